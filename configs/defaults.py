@@ -1,0 +1,220 @@
+"""The whole config tree: every key, its default value and what it means.
+
+The names and the default values are those of reid-strong-baseline -> DMT -> NAIC-ReID, so that their YAML files
+load here. Where an old default could not stand, the comment says what it was. Keys that were strings 'on' / 'off'
+or 'yes' / 'no' are booleans now; the old spellings are still understood in files and on the command line.
+`configs/schema.py` holds a rule for every leaf of this tree.
+"""
+from yacs.config import CfgNode
+
+_C = CfgNode()
+
+# ---------------------------------------------------------------- MODEL
+_C.MODEL = CfgNode()
+# Where to compute: auto (CUDA where there is one, else the CPU) | cuda | cpu. The lineage's default was 'cuda'.
+_C.MODEL.DEVICE = "auto"
+# CUDA device numbers, comma separated; the first is used. Ignored on the CPU.
+_C.MODEL.DEVICE_ID = "0"
+# Backbone, a name of model.backbones.BACKBONES.
+_C.MODEL.NAME = "resnet50"
+# Stride of the backbone's last stage: 1 (256x128 gives a 16x8 map) | 2 (8x4).
+_C.MODEL.LAST_STRIDE = 1
+# File with the weights to start from; its format follows PRETRAIN_CHOICE. "" = none given.
+_C.MODEL.PRETRAIN_PATH = ""
+# imagenet: PRETRAIN_PATH holds the backbone's ImageNet weights | self, finetune: PRETRAIN_PATH holds a whole model
+# trained here or by the lineage; its backbone and neck are taken, class-count heads are not | none: random weights.
+_C.MODEL.PRETRAIN_CHOICE = "imagenet"
+# bnneck: batch norm between the metric feature and the classifier | no: none.
+_C.MODEL.NECK = "bnneck"
+# The lineage's second switch for the center loss; it must not contradict METRIC_LOSS_TYPE, which decides.
+_C.MODEL.IF_WITH_CENTER = False
+# Metric loss beside the ID loss: triplet | center | triplet_center. Read when DATALOADER.SAMPLER has 'triplet' in it.
+_C.MODEL.METRIC_LOSS_TYPE = "triplet"
+# True: soft margin log(1 + exp(d_ap - d_an)); False: relu(d_ap - d_an + SOLVER.MARGIN).
+_C.MODEL.NO_MARGIN = False
+# True: cross entropy with label smoothing, epsilon 0.1.
+_C.MODEL.IF_LABELSMOOTH = True
+# Obsolete (configs.schema.OBSOLETE): ID_LOSS_TYPE 'arcface' is what it stood for.
+_C.MODEL.COS_LAYER = False
+# Freeze the stem and the first n stages (weights and batch-norm statistics): 0 = the stem alone, -1 = nothing.
+_C.MODEL.FROZEN = -1
+# Pooling of the last map: avg | GeM (generalised mean, clamp 1e-6).
+_C.MODEL.POOLING_METHOD = "avg"
+# Exponent of GeM, > 0.
+_C.MODEL.GEM_P = 3.0
+# True: GeM's exponent is learned, at ten times the base lr and without decay; False: it stays GEM_P.
+_C.MODEL.GEM_LEARN_P = False
+# Classifier of the ID loss: softmax (linear) | arcface | cosface | amsoftmax (cosface by another name) | circle.
+_C.MODEL.ID_LOSS_TYPE = "softmax"
+# Weight of the ID loss.
+_C.MODEL.ID_LOSS_WEIGHT = 1.0
+# Weight of the triplet loss.
+_C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0
+# True: softmax-weighted triplet over all pairs of a batch; False: batch-hard triplet.
+_C.MODEL.WEIGHTED_TRIPLET = False
+# Obsolete (configs.schema.OBSOLETE): the pseudo-labelling threshold of the lineage's UDA script, in radians.
+_C.MODEL.THRESH = 0.0
+# Part (PCB) heads. Only False is accepted: they are not part of this version.
+_C.MODEL.IF_USE_PCB = False
+# Obsolete while IF_USE_PCB is False.
+_C.MODEL.MERGE_PCB_FEAT = True
+
+# ---------------------------------------------------------------- INPUT
+_C.INPUT = CfgNode()
+# Height and width of a training image, pixels.
+_C.INPUT.SIZE_TRAIN = [384, 128]
+# Height and width of a test image, pixels.
+_C.INPUT.SIZE_TEST = [384, 128]
+# Probability of the horizontal flip, 0..1.
+_C.INPUT.PROB = 0.5
+# Probability of random erasing, 0..1 (area 0.02-0.4, aspect 0.3-3.3, filled with PIXEL_MEAN).
+_C.INPUT.RE_PROB = 0.5
+# Mean of the R, G and B channels, images scaled to 0..1.
+_C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]
+# Standard deviation of the R, G and B channels, images scaled to 0..1; > 0.
+_C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
+# Zero padding on every side before the random crop back to SIZE_TRAIN, pixels.
+_C.INPUT.PADDING = 10
+
+# ---------------------------------------------------------------- DATASETS
+_C.DATASETS = CfgNode()
+# Data set, a name of datasets.make_dataloader.DATASETS. The lineage's default is kept, and is not one of them yet.
+_C.DATASETS.NAMES = "market1501"
+# Folder that holds the data set's own folder (NAIC: the one with MyDataSet/ in it, or MyDataSet itself).
+_C.DATASETS.ROOT_DIR = "../data"
+# True: colour jitter (.5, .5, .5, .2) and scale .9-1.1 as well.
+_C.DATASETS.HARD_AUG = False
+# True: train on the pseudo-labelled set unlabel/ (images/ and label.txt), too.
+_C.DATASETS.USE_UNLABEL = False
+# Which training sets of NAIC to use: of 2019_cs, 2019_fs, 2020_cs, 2020_fs. [] = all four, and all must be there.
+_C.DATASETS.TRAIN_SETS = []
+# The test folder's name inside MyDataSet/: query/, gallery/ and, where it is known, ground_truth.json.
+_C.DATASETS.TEST_DIR = "image_B_v1_1"
+# Folder of derived lists (domain lists query_green.txt ..., cleaned training lists), looked at after the data's own
+# folders. "" = the folder `derived` beside OUTPUT_DIR, where run.sh puts them.
+_C.DATASETS.DERIVED_DIR = ""
+
+# ---------------------------------------------------------------- DATALOADER
+_C.DATALOADER = CfgNode()
+# Processes that read and decode images; 0 = the main process. Results do not depend on it.
+_C.DATALOADER.NUM_WORKERS = 8
+# softmax: shuffled batches, ID loss only | triplet: P x K batches, metric loss only | softmax_triplet: P x K, both.
+_C.DATALOADER.SAMPLER = "softmax"
+# K, images of one identity in a P x K batch, >= 2 there.
+_C.DATALOADER.NUM_INSTANCE = 16
+
+# ---------------------------------------------------------------- SOLVER
+_C.SOLVER = CfgNode()
+# Optimiser, a name of solver.make_optimizer.OPTIMIZERS: SGD | Adam | AdamW | Ranger.
+_C.SOLVER.OPTIMIZER_NAME = "Adam"
+# Epochs to train, counted from 1.
+_C.SOLVER.MAX_EPOCHS = 100
+# Base learning rate.
+_C.SOLVER.BASE_LR = 3e-4
+# True: the classifier learns at twice the base lr.
+_C.SOLVER.LARGE_FC_LR = False
+# Factor on the lr of biases.
+_C.SOLVER.BIAS_LR_FACTOR = 1.0
+# Factor on the lr of the backbone (weights and biases).
+_C.SOLVER.BACKBONE_LR_FACTOR = 1.0
+# Momentum of SGD, 0..1.
+_C.SOLVER.MOMENTUM = 0.9
+# True: Nesterov momentum in SGD.
+_C.SOLVER.NESTEROV = False
+# True: Ranger subtracts each weight gradient's mean over all but its first dimension (gradient centralisation).
+_C.SOLVER.GRADIENT_CENTRALIZATION = False
+# Margin of the triplet loss where MODEL.NO_MARGIN is False.
+_C.SOLVER.MARGIN = 0.3
+# Obsolete (configs.schema.OBSOLETE): belonged to a cluster loss that no version had.
+_C.SOLVER.CLUSTER_MARGIN = 0.3
+# Learning rate of the class centres (their own SGD without momentum).
+_C.SOLVER.CENTER_LR = 0.5
+# Weight of the center loss in the sum; the centres' own gradient is not weighted by it.
+_C.SOLVER.CENTER_LOSS_WEIGHT = 0.0005
+# Obsolete, as are the four below (configs.schema.OBSOLETE): belonged to a range loss that no version had.
+_C.SOLVER.RANGE_K = 2
+# Obsolete.
+_C.SOLVER.RANGE_MARGIN = 0.3
+# Obsolete.
+_C.SOLVER.RANGE_ALPHA = 0
+# Obsolete.
+_C.SOLVER.RANGE_BETA = 1
+# Obsolete.
+_C.SOLVER.RANGE_LOSS_WEIGHT = 1
+# Weight decay of weights.
+_C.SOLVER.WEIGHT_DECAY = 0.0005
+# Weight decay of biases.
+_C.SOLVER.WEIGHT_DECAY_BIAS = 0.0005
+# multistep: times GAMMA after each epoch of STEPS | cosine: from BASE_LR to MIN_LR over the epochs after warm-up.
+_C.SOLVER.LR_SCHEDULER = "multistep"
+# Lowest lr of the cosine schedule, for a parameter at the base lr; the others in proportion.
+_C.SOLVER.MIN_LR = 0.0
+# Factor on the lr after each epoch of STEPS.
+_C.SOLVER.GAMMA = 0.1
+# Epochs after which the lr is multiplied by GAMMA, increasing.
+_C.SOLVER.STEPS = [40, 70]
+# First epoch's factor on the lr.
+_C.SOLVER.WARMUP_FACTOR = 0.01
+# Length of the warm-up, epochs; 0 = none.
+_C.SOLVER.WARMUP_EPOCHS = 10
+# linear: from WARMUP_FACTOR to 1 | constant: WARMUP_FACTOR until the warm-up ends.
+_C.SOLVER.WARMUP_METHOD = "linear"
+# Margin m of arcface (radians), cosface / amsoftmax (cosine) and circle (relaxation).
+_C.SOLVER.COSINE_MARGIN = 0.5
+# Scale s of arcface, cosface / amsoftmax and circle.
+_C.SOLVER.COSINE_SCALE = 30.0
+# Write a checkpoint NAME_EPOCH.pth every n epochs (and after the last).
+_C.SOLVER.CHECKPOINT_PERIOD = 10
+# Write a log line every n iterations.
+_C.SOLVER.LOG_PERIOD = 100
+# Evaluate on the test folder every n epochs, where it has ground truth; 0 = never.
+_C.SOLVER.EVAL_PERIOD = 10
+# True: mixed precision (torch.amp, float16 with loss scaling) on a device that has it; the CPU trains in float32.
+_C.SOLVER.FP16 = True
+# Images in a training batch, over all devices.
+_C.SOLVER.IMS_PER_BATCH = 64
+# Seed of every random draw.
+_C.SOLVER.SEED = 1234
+
+# ---------------------------------------------------------------- TEST
+_C.TEST = CfgNode()
+# Images in a batch at inference.
+_C.TEST.IMS_PER_BATCH = 128
+# True: k-reciprocal re-ranking of the distances.
+_C.TEST.RE_RANKING = False
+# Checkpoint to test.
+_C.TEST.WEIGHT = ""
+# Embedding taken before or after the BNNeck: before | after.
+_C.TEST.NECK_FEAT = "after"
+# True: L2-normalise the features before the distance.
+_C.TEST.FEAT_NORM = True
+# Distance of two features without re-ranking: euclidean | cosine.
+_C.TEST.DISTANCE = "euclidean"
+# Obsolete (configs.schema.OBSOLETE): see `tools/test.py --save-distmat`.
+_C.TEST.DIST_MAT = "dist_mat.npy"
+# True: add the features of the mirrored image before averaging.
+_C.TEST.FLIP_FEATS = False
+# Obsolete (configs.schema.OBSOLETE): metrics are computed wherever there is ground truth.
+_C.TEST.EVAL = False
+# k1, k2 and lambda of re-ranking; lambda in 0..1 is the share of the original distance.
+_C.TEST.RE_RANKING_PARAMETER = [30, 2, 0.8]
+# Length of a query's list in the submission, and the k of mAP@k.
+_C.TEST.TOP_K = 200
+# True: gallery images of the query's own pid and camera are left out of the metrics (Market-1501's protocol);
+# False: they count (NAIC's). Read only where there is ground truth.
+_C.TEST.DROP_SAME_CAMERA = False
+# Obsolete while IF_USE_PCB is False, as are the two below.
+_C.TEST.USE_LOCAL = True
+# Obsolete while IF_USE_PCB is False.
+_C.TEST.PCB_GLOBAL_FEAT_ENSEMBLE = False
+# Obsolete while IF_USE_PCB is False.
+_C.TEST.USE_PCB_MERGE_FEAT = True
+
+# ---------------------------------------------------------------- other
+# Folder for checkpoints, logs, features and results. "" = output/<name of the config file>.
+_C.OUTPUT_DIR = ""
+
+
+def get_cfg_defaults() -> CfgNode:
+    """A fresh, unfrozen copy of the default tree."""
+    return _C.clone()

@@ -1,0 +1,1 @@
+"""Data sets: finding, reading, augmenting and batching pictures."""

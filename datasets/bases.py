@@ -1,0 +1,126 @@
+"""What every data set hands over: samples, query/gallery pairs, and a table of what there is."""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+UNKNOWN_PID = -1  # a test image without ground truth
+UNKNOWN_CAMID = 0  # the data set does not say which camera took the picture
+
+
+class Sample(NamedTuple):
+    """One image. A tuple, not a dataclass: there are close to a million of them.
+
+    Attributes:
+        key: what `ImageSource.read` takes: the path below the data root, with forward slashes.
+        pid: training: class index, 0 … num_classes - 1; test: identity number, UNKNOWN_PID without ground truth.
+        camid: camera, UNKNOWN_CAMID where the data set does not say.
+    """
+
+    key: str
+    pid: int
+    camid: int
+
+
+@dataclass(frozen=True)
+class QueryGallery:
+    """One evaluation: the images asked about and the images searched.
+
+    Attributes:
+        query: sorted by key.
+        gallery: sorted by key.
+        has_truth: True: every pid and camid is known; False: every pid is UNKNOWN_PID.
+        pid_names: test identity number -> name, empty without ground truth. The evaluation sets of one data set
+            share it, so that pids can be compared between them; they have nothing to do with class indices.
+    """
+
+    query: list[Sample]
+    gallery: list[Sample]
+    has_truth: bool
+    pid_names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ReIDData:
+    """A whole data set, or the part of it that was asked for (the rest is empty).
+
+    Attributes:
+        train: in a fixed order.
+        num_classes: number of training identities, `len(pid_names)`.
+        pid_names: class index -> stable identity name.
+        eval_sets: name -> evaluation; NAIC: "green" and "normal", as far as both query and gallery have images.
+    """
+
+    train: list[Sample] = field(default_factory=list)
+    num_classes: int = 0
+    pid_names: list[str] = field(default_factory=list)
+    eval_sets: dict[str, QueryGallery] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.num_classes == len(self.pid_names), (self.num_classes, len(self.pid_names))
+
+
+class Problems:
+    """Collects the faults of files, so that a user sees them all in one error instead of one a run.
+
+    The first `shown` are kept as text, the others counted.
+    """
+
+    def __init__(self, shown: int = 20) -> None:
+        self.shown = shown
+        self.count = 0
+        self._texts: list[str] = []
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self._texts) < self.shown:
+            self._texts.append(text)
+
+    def raise_if_any(self, what: str, advice: str = "") -> None:
+        """Raise what was collected.
+
+        Raises:
+            ValueError: there was a fault; one line each under "WHAT: N problems", and the advice last.
+        """
+        if not self.count:
+            return
+        lines = [f"{what}: {self.count} problem{'s' * (self.count > 1)}", *self._texts]
+        if self.count > len(self._texts):
+            lines.append(f"… and {self.count - len(self._texts)} more")
+        raise ValueError("\n".join([*lines, advice] if advice else lines))
+
+
+def some(names: Iterable[str], shown: int = 3) -> str:
+    """The first few of sorted names, for a message: "a.png, b.png, c.png, … (7 in all)"."""
+    names = sorted(names)
+    head = ", ".join(names[:shown])
+    return head if len(names) <= shown else f"{head}, … ({len(names)} in all)"
+
+
+def statistics(data: ReIDData) -> str:
+    """A table of images, identities and cameras, for the log; '-' where the data set does not say.
+
+    Training sets are told apart by the first folder of their keys; an identity belongs to one set.
+    """
+    by_set: dict[str, list[Sample]] = defaultdict(list)
+    for sample in data.train:
+        by_set[sample.key.split("/", 1)[0]].append(sample)
+    rows = [(name, *_counts(samples)) for name, samples in by_set.items()]
+    if len(by_set) > 1:
+        rows.append(("train, all", *_counts(data.train)))
+    for name, pair in data.eval_sets.items():
+        rows.append((f"{name} query", *_counts(pair.query)))
+        rows.append((f"{name} gallery", *_counts(pair.gallery)))
+    table = [("subset", "images", "identities", "cameras"), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(4)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0])] + [row[c].rjust(widths[c]) for c in (1, 2, 3)]) for row in table)
+
+
+def _counts(samples: list[Sample]) -> tuple[str, str, str]:
+    """Images, identities and cameras as texts."""
+    pids = {sample.pid for sample in samples} - {UNKNOWN_PID}
+    cameras = {sample.camid for sample in samples} - {UNKNOWN_CAMID}
+    return f"{len(samples):,}", f"{len(pids):,}" if pids else "-", f"{len(cameras):,}" if cameras else "-"

@@ -1,0 +1,195 @@
+"""From a key to pixels: where image files lie, what is in a folder, and decoding."""
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+# Absolute, a drive letter, a backslash, NUL, or a component that is empty, '.' or '..'. The same on every system, so
+# that a list that is good on one machine is good on another; a name that starts like a drive ('a:b.png') is refused.
+_UNSAFE = re.compile(r"[A-Za-z]:|.*[\\\0]|(?:.*/)?\.{0,2}(?:/|$)", re.DOTALL)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+# Upper bound of the work one picture may cause; a crop of a person has about 0.03 million pixels.
+_MAX_PIXELS = 1 << 26
+
+
+def is_safe_path(path: str) -> bool:
+    """True: a relative path with forward slashes that cannot climb out of the folder it is joined to."""
+    return _UNSAFE.match(path) is None
+
+
+class ImageSource(Protocol):
+    """Where the bytes of images come from; picklable, since loader workers get a copy."""
+
+    def read(self, key: str) -> bytes:
+        """The bytes of the image file `key`.
+
+        Raises:
+            OSError: there is no such image, or it cannot be read; the message names it.
+            ValueError: the key leads out of the source.
+        """
+        ...
+
+
+class FolderSource:
+    """Image files below a folder.
+
+    Args:
+        root: the folder that keys are relative to.
+    Raises:
+        NotADirectoryError: root is no folder.
+    """
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise NotADirectoryError(f"image folder {self.root} does not exist or is no folder")
+
+    def read(self, key: str) -> bytes:
+        """The bytes of `root/key`; see `ImageSource.read`.
+
+        Linked folders are followed, since a user may well keep the sets on several disks; a file that is itself a
+        link must lead to a place inside the root or inside the folder it lies in.
+        """
+        if not is_safe_path(key):
+            raise ValueError(f"image key {key!r} leads out of {self.root}; keys are relative, with forward slashes")
+        path = os.path.join(self.root, key)
+        if os.path.islink(path) and not (is_inside(path, self.root) or is_inside(path, os.path.dirname(path))):
+            raise ValueError(f"image key {key!r} is a link that leads out of {self.root}")
+        with open(path, "rb") as image:
+            return image.read()
+
+    def __repr__(self) -> str:
+        return f"FolderSource({str(self.root)!r})"
+
+
+def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """True: `path`, all links followed, lies in `folder`, all links followed, or is it."""
+    real, base = os.path.realpath(path), os.path.realpath(folder)
+    return real == base or real.startswith(os.path.join(base, ""))
+
+
+def list_images(folder: str | os.PathLike) -> list[str]:
+    """Sorted names of the image files in a folder, not below it; hidden files and other suffixes are passed over.
+
+    Raises:
+        OSError: there is no such folder.
+        ValueError: an image is a link that leaves the folder.
+    """
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                continue
+            if entry.is_symlink() and not is_inside(entry.path, folder):
+                raise ValueError(f"{entry.path}: is a link that leads out of its folder; put the image itself there")
+            if entry.is_file():
+                names.append(entry.name)
+    return sorted(names)
+
+
+def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "image") -> np.ndarray:
+    """Decode a PNG, JPEG, BMP or WebP file, told by its content and not by its name.
+
+    Grey, palette and 16-bit pictures become 8-bit RGB; transparency is dropped and EXIF orientation ignored, as the
+    lineage's PIL `convert("RGB")` does.
+
+    Args:
+        data: a whole image file.
+        size: (height, width) to resize to; None = as it is.
+        name: the image's name, for errors.
+    Returns:
+        uint8 [h, w, 3], RGB, contiguous.
+    Raises:
+        ValueError: the file is empty, of another kind, cut off or damaged; the message begins with the name.
+    """
+    problem = _find_problem(data)
+    if problem:
+        raise ValueError(f"{name}: {problem}")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise ValueError(f"{name}: cannot be decoded ({error.err or error})") from error
+    if image is None:
+        raise ValueError(f"{name}: cannot be decoded; the file is damaged")
+    # Resized before the channels change places: either order gives the same bytes.
+    return cv2.cvtColor(image if size is None else resize(image, size), cv2.COLOR_BGR2RGB)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image, each direction by the method that suits it.
+
+    Shrinking averages areas, since interpolation would skip pixels. Enlarging is bilinear in fixed point: within one
+    grey level of PIL's bilinear filter, which the lineage trained with, and the same bytes on every machine.
+
+    Args:
+        image: uint8 [h, w, 3].
+        size: (height, width).
+    Returns:
+        uint8 [height, width, 3]; the input itself where it has that size.
+    """
+    height, width = size
+    # A direction that shrinks goes first, alone: INTER_AREA is bilinear, without averaging, as soon as one enlarges.
+    least = min(height, image.shape[0]), min(width, image.shape[1])
+    if least != image.shape[:2]:
+        image = cv2.resize(image, least[::-1], interpolation=cv2.INTER_AREA)
+    if least != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+    return image
+
+
+def _find_problem(data: bytes) -> str | None:
+    """Why a file is no whole image, or None. OpenCV may return a half-grey picture, with a warning, for those."""
+    if not data:
+        return "the file is empty"
+    if data.startswith(_PNG):
+        return _png_problem(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        return None if _has_jpeg_end(data) else "the JPEG file is cut off"
+    if data.startswith(b"BM"):
+        return "the BMP file is cut off" if int.from_bytes(data[2:6], "little") > len(data) else None
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "the WebP file is cut off" if int.from_bytes(data[4:8], "little") + 8 > len(data) else None
+    kind = "a GIF file" if data.startswith((b"GIF87a", b"GIF89a")) else f"it begins with {data[:8]!r}"
+    return f"not a PNG, JPEG, BMP or WebP file ({kind})"
+
+
+def _png_problem(data: bytes) -> str | None:
+    """Walk a PNG's chunks: all must be there and the critical ones undamaged (3 % of the time that decoding takes)."""
+    position = len(_PNG)
+    if data[position + 4:position + 8] == b"IHDR":
+        width, height = (int.from_bytes(data[at:at + 4], "big") for at in (position + 8, position + 12))
+        if width * height > _MAX_PIXELS:
+            return f"the picture is {width} x {height} pixels, more than {_MAX_PIXELS:,}"
+    while position + 12 <= len(data):
+        end = position + 12 + int.from_bytes(data[position:position + 4], "big")
+        kind = data[position + 4:position + 8]
+        if end > len(data):
+            break
+        checksum = int.from_bytes(data[end - 4:end], "big")
+        if kind in _PNG_CRITICAL and zlib.crc32(memoryview(data)[position + 4:end - 4]) != checksum:
+            return f"the PNG file is damaged (checksum of its {kind.decode()} chunk)"
+        if kind == b"IEND":
+            return None
+        position = end
+    return "the PNG file is cut off"
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    """True: an end-of-image marker follows the first scan; one before it would belong to an embedded thumbnail."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xDA:  # start of scan; in what follows, FF D9 is never data
+            return data.find(b"\xff\xd9", position) >= 0
+        # FF may be repeated as padding; every other segment before the scan has a length.
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2:position + 4], "big")
+    return False

@@ -1,0 +1,124 @@
+"""The criterion: the weighted sum of the losses that the config asks for, with its terms by name."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from loss.center_loss import CenterLoss
+from loss.softmax_loss import IDLoss
+from loss.triplet_loss import TripletLoss, WeightedTripletLoss
+
+# METRIC_LOSS_TYPE -> the metric losses that it stands for.
+METRIC_LOSSES: dict[str, tuple[str, ...]] = {
+    "triplet": ("triplet",),
+    "center": ("center",),
+    "triplet_center": ("triplet", "center"),
+}
+# SAMPLER -> (is there an ID loss, are there metric losses).
+SAMPLERS: dict[str, tuple[bool, bool]] = {
+    "softmax": (True, False),
+    "triplet": (False, True),
+    "softmax_triplet": (True, True),
+}
+LABEL_SMOOTHING = 0.1
+
+
+class Criterion(nn.Module):
+    """Weighted sum of the losses of all branches.
+
+    Its only parameters are the class centres, and only where there is a center loss.
+
+    Args:
+        id_loss, triplet: the losses, None where unused.
+        centers: a CenterLoss for each branch, or None.
+        weights: factor of each term: "id", "triplet", "center".
+    """
+
+    def __init__(
+        self,
+        id_loss: nn.Module | None,
+        triplet: nn.Module | None,
+        centers: nn.ModuleDict | None,
+        weights: dict[str, float],
+    ):
+        super().__init__()
+        self.id_loss, self.triplet, self.centers, self.weights = id_loss, triplet, centers, dict(weights)
+
+    def forward(self, outputs: dict, pids: Tensor, metric_pids: Tensor | None = None) -> tuple[Tensor, dict]:
+        """The loss of one batch.
+
+        Args:
+            outputs: {branch: an object with logits [B, K] and metric_feat [M, D]}.
+            pids: [B] int64 class indices of the logits.
+            metric_pids: [M] those of metric_feat, where it was gathered from several processes; None: pids.
+        Returns:
+            the scalar to minimise, and {term: detached scalar, unweighted}; a term of another branch than "global"
+            is named `term_branch`.
+        """
+        metric_pids = pids if metric_pids is None else metric_pids
+        total, terms = 0.0, {}
+        for branch, out in outputs.items():
+            for name, value in self._branch_terms(branch, out, pids, metric_pids):
+                total = total + self.weights[name] * value
+                terms[name if branch == "global" else f"{name}_{branch}"] = value.detach()
+        return total, terms
+
+    def _branch_terms(self, branch, out, pids, metric_pids):
+        if self.id_loss is not None:
+            yield "id", self.id_loss(out.logits, pids)
+        if self.triplet is not None:
+            yield "triplet", self.triplet(out.metric_feat, metric_pids)
+        if self.centers is not None:
+            yield "center", self.centers[branch](out.metric_feat, metric_pids)
+
+    @torch.no_grad()
+    def unweight_center_gradient(self) -> None:
+        """Divide the centres' gradients by the center loss's weight: the weight is meant for the features alone.
+
+        Call it after backward (and after a gradient scaler's unscale) and before the centres' optimiser steps.
+        With a weight of 0 the centres have a gradient of 0, which stays: the term is then only reported.
+        """
+        weight = self.weights["center"]
+        for parameter in self.parameters():
+            if parameter.grad is not None and weight != 0:
+                parameter.grad.div_(weight)
+
+
+def make_loss(cfg, num_classes: int, feat_dims: dict[str, int]) -> Criterion:
+    """The criterion of the config.
+
+    DATALOADER.SAMPLER says whether there is an ID loss, metric losses or both; MODEL.METRIC_LOSS_TYPE which metric
+    losses.
+
+    Args:
+        num_classes: K, identities in training.
+        feat_dims: {branch: D}, the model's `feat_dims`.
+    Raises:
+        ValueError: one of the two is unknown, or asks for a center loss alone.
+    """
+    sampler, metric = cfg.DATALOADER.SAMPLER, cfg.MODEL.METRIC_LOSS_TYPE
+    if sampler not in SAMPLERS:
+        raise ValueError(f"DATALOADER.SAMPLER={sampler!r} is unknown; choices: {', '.join(SAMPLERS)}")
+    if metric not in METRIC_LOSSES:
+        raise ValueError(f"MODEL.METRIC_LOSS_TYPE={metric!r} is unknown; choices: {', '.join(METRIC_LOSSES)}")
+    with_id, with_metric = SAMPLERS[sampler]
+    metrics = METRIC_LOSSES[metric] if with_metric else ()
+    if not with_id and metrics == ("center",):
+        raise ValueError(
+            "MODEL.METRIC_LOSS_TYPE=center with DATALOADER.SAMPLER=triplet: a center loss alone draws all features "
+            "to one point; use SAMPLER softmax_triplet or METRIC_LOSS_TYPE triplet_center"
+        )
+    id_loss = IDLoss(LABEL_SMOOTHING if cfg.MODEL.IF_LABELSMOOTH else 0.0) if with_id else None
+    triplet = None
+    if "triplet" in metrics:
+        kind = WeightedTripletLoss if cfg.MODEL.WEIGHTED_TRIPLET else TripletLoss
+        triplet = kind(None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN)
+    centers = None
+    if "center" in metrics:
+        centers = nn.ModuleDict({branch: CenterLoss(num_classes, dim) for branch, dim in feat_dims.items()})
+    weights = {
+        "id": cfg.MODEL.ID_LOSS_WEIGHT,
+        "triplet": cfg.MODEL.TRIPLET_LOSS_WEIGHT,
+        "center": cfg.SOLVER.CENTER_LOSS_WEIGHT,
+    }
+    return Criterion(id_loss, triplet, centers, weights)

@@ -1,0 +1,1 @@
+"""Backbones, pooling, heads and classifiers: images in, embeddings or logits out."""

@@ -1,0 +1,35 @@
+"""The backbones by name. A new family is one file and one entry in _FAMILIES."""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from model.backbones import resnet, resnet_ibn_b
+from model.backbones.base import Backbone, freeze_stages
+
+__all__ = ["BACKBONES", "WEIGHTS_URLS", "Backbone", "build_backbone", "freeze_stages"]
+
+_FAMILIES = (
+    resnet,
+    resnet_ibn_b,
+)
+# Name -> constructor, called with last_stride=1 or 2.
+BACKBONES: dict[str, Callable[..., Backbone]] = {k: v for family in _FAMILIES for k, v in family.BACKBONES.items()}
+# Name -> where its ImageNet weights are published; a name without an entry has none.
+WEIGHTS_URLS: dict[str, str] = {k: v for family in _FAMILIES for k, v in family.WEIGHTS_URLS.items()}
+
+
+def build_backbone(name: str, last_stride: int = 1) -> Backbone:
+    """A backbone with random weights (Kaiming normal, fan out).
+
+    Args:
+        name: a key of BACKBONES.
+        last_stride: stride of the last stage, 1 or 2.
+    Raises:
+        ValueError: the name is unknown (the choices and the nearest spelling are given), or a stride is not possible.
+    """
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"MODEL.NAME={name!r} is not a backbone{hint}; choices: {', '.join(BACKBONES)}")
+    return BACKBONES[name](last_stride=last_stride)

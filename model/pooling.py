@@ -1,0 +1,45 @@
+"""Pooling of a feature map [B, C, h, w] to a feature [B, C], in float32 also under autocast."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AvgPool(nn.Module):
+    """The mean of each channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().flatten(2).mean(2)
+
+
+class GeM(nn.Module):
+    """Generalised mean of each channel: (mean x^p)^(1/p), negative values counted as eps.
+
+    Args:
+        p: the exponent, > 0; 1 is the mean, and large values come near the maximum.
+        learn: True makes p a parameter (state_dict key `p`, shape [1]); False keeps it a plain number.
+        eps: the least value of x, so that the root has a gradient everywhere.
+    Raises:
+        ValueError: p is not positive.
+    Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2019, eq. 3.
+    """
+
+    def __init__(self, p: float = 3.0, learn: bool = False, eps: float = 1e-6):
+        super().__init__()
+        if not p > 0:
+            raise ValueError(f"MODEL.GEM_P={p}: expected a number > 0")
+        self.p = nn.Parameter(torch.full((1,), float(p))) if learn else float(p)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # float32: eps^3 is below what float16 can hold, and so is the cube of a small activation.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float().clamp(min=self.eps).pow(self.p)
+            return x.flatten(2).mean(2).pow(1.0 / self.p)
+
+
+# MODEL.POOLING_METHOD -> constructor(p, learn).
+POOLINGS = {
+    "avg": lambda p, learn: AvgPool(),
+    "GeM": GeM,
+}

@@ -1,0 +1,1 @@
+"""Training, inference and the pipeline: where the other rooms meet."""

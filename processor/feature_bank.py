@@ -1,0 +1,127 @@
+"""The features of a test set on disk: what a tested model leaves for re-ranking, ensembling and later questions.
+
+A bank is a folder: `index.json` (written last: a bank without it is not one) and, for each domain,
+`DOMAIN.names.npy`, `DOMAIN.pids.npy`, `DOMAIN.camids.npy` and one `DOMAIN.BRANCH.npy` a branch, queries first.
+"""
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.files import read_json, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How a model's features become distances: the TEST section, as the bank remembers it.
+
+    re_ranking: (k1, k2, lambda) or None.
+    """
+
+    feat_norm: bool
+    distance: str
+    re_ranking: tuple[int, int, float] | None
+
+    @classmethod
+    def from_cfg(cls, cfg) -> Ranking:
+        k1, k2, lambda_value = cfg.TEST.RE_RANKING_PARAMETER
+        re_ranking = (int(k1), int(k2), float(lambda_value)) if cfg.TEST.RE_RANKING else None
+        return cls(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, re_ranking)
+
+
+@dataclass
+class FeatureBank:
+    """One domain: feats {branch: [N, D] float32}, pids [N], camids [N], names [N]; the first num_query are queries."""
+
+    feats: dict[str, np.ndarray]
+    pids: np.ndarray
+    camids: np.ndarray
+    names: np.ndarray
+    num_query: int
+    has_truth: bool
+
+    @property
+    def query_names(self) -> np.ndarray:
+        return self.names[: self.num_query]
+
+    @property
+    def gallery_names(self) -> np.ndarray:
+        return self.names[self.num_query:]
+
+    def branch(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """query [Q, D] and gallery [G, D] of one branch."""
+        return self.feats[name][: self.num_query], self.feats[name][self.num_query:]
+
+
+class BankWriter:
+    """Collects a bank in a temporary folder; `finish` puts it in place, so that a reader sees a whole one or none."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._partial = folder, folder.with_name(folder.name + ".partial")
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self._domains: dict[str, dict] = {}
+
+    def array(self, domain: str, branch: str, shape: tuple[int, int]) -> np.ndarray:
+        """A memory-mapped [N, D] float32 array to fill."""
+        path = self._partial / f"{domain}.{branch}.npy"
+        return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+
+    def add(self, domain: str, bank: FeatureBank) -> None:
+        """Record a domain whose feature arrays came from `array`."""
+        for leaf in ("pids", "camids", "names"):
+            np.save(self._partial / f"{domain}.{leaf}.npy", getattr(bank, leaf), allow_pickle=False)
+        for feats in bank.feats.values():
+            feats.flush()
+        self._domains[domain] = {
+            "branches": {name: int(feats.shape[1]) for name, feats in bank.feats.items()},
+            "num_query": bank.num_query, "num_gallery": len(bank.names) - bank.num_query, "has_truth": bank.has_truth,
+        }
+
+    def finish(self, ranking: Ranking, **about: object) -> None:
+        """Write the index and move the bank to its place."""
+        index = {"format": FORMAT, "domains": self._domains, "ranking": asdict(ranking), **about}
+        write_json(self._partial / "index.json", index)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._partial.rename(self.folder)
+
+
+def read_bank(folder: Path) -> tuple[dict[str, FeatureBank], dict]:
+    """Open a bank: ({domain: FeatureBank with memory-mapped features}, its index).
+
+    Raises:
+        ValueError: the folder holds no complete bank, or its arrays do not fit the index.
+    """
+    if not (folder / "index.json").is_file():
+        raise ValueError(f"{folder} holds no complete feature bank (no index.json); run tools/test.py for this model")
+    index = read_json(folder / "index.json")
+    if index.get("format") != FORMAT:
+        raise ValueError(f"{folder / 'index.json'}: format {index.get('format')}, this version reads {FORMAT}")
+    return {domain: _read_domain(folder, domain, entry) for domain, entry in index["domains"].items()}, index
+
+
+def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
+    arrays = {leaf: np.load(folder / f"{domain}.{leaf}.npy", allow_pickle=False)
+              for leaf in ("pids", "camids", "names")}
+    count = entry["num_query"] + entry["num_gallery"]
+    feats = {}
+    for branch, dim in entry["branches"].items():
+        path = folder / f"{domain}.{branch}.npy"
+        feats[branch] = np.load(path, mmap_mode="r", allow_pickle=False)
+        if feats[branch].shape != (count, dim) or feats[branch].dtype != np.float32:
+            raise ValueError(f"{path}: {feats[branch].dtype} {feats[branch].shape}, expected float32 {(count, dim)}")
+    if any(len(array) != count for array in arrays.values()):
+        raise ValueError(f"{folder}: the lists of domain {domain} do not have {count} entries as index.json says")
+    return FeatureBank(feats, num_query=entry["num_query"], has_truth=entry["has_truth"], **arrays)
+
+
+def read_ranking(index: dict) -> Ranking:
+    """The Ranking that a bank's index remembers."""
+    ranking = index["ranking"]
+    re_ranking = tuple(ranking["re_ranking"]) if ranking["re_ranking"] else None
+    return Ranking(ranking["feat_norm"], ranking["distance"], re_ranking)

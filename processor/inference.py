@@ -1,0 +1,119 @@
+"""Images -> features -> ranking -> files, top to bottom."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.make_dataloader import DataLoaders, TestLoader, make_dataloader
+from datasets.transforms import Normalize
+from model.make_model import ReIDModel, make_model
+from model.pretrained import MODEL_HEADS, load_pretrained
+from processor.feature_bank import BankWriter, FeatureBank, Ranking
+from processor.ranking import Evaluation, bank_source, rank_domains, write_results
+from utils.files import sha256_of
+from utils.precision import Precision, select_device
+from utils.progress import progress
+
+logger = logging.getLogger(__name__)
+MakeArray = Callable[[str, tuple[int, int]], np.ndarray]
+
+
+def in_memory(_: str, shape: tuple[int, int]) -> np.ndarray:
+    """An array to fill that is not on disk."""
+    return np.empty(shape, np.float32)
+
+
+@torch.inference_mode()
+def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, flip: bool, precision: Precision,
+                     make_array: MakeArray = in_memory, title: str = "") -> FeatureBank:
+    """Embed every image of a domain.
+
+    Args:
+        model: on the device, in any mode; it is left in eval mode.
+        flip: average the features of the image and its mirror image, in float32, before any normalisation.
+        make_array: (branch, (N, D)) -> the float32 array to fill, memory-mapped or not.
+    Returns:
+        A FeatureBank in the loader's order, queries first.
+    """
+    model.eval()
+    feats: dict[str, np.ndarray] = {}
+    done = 0
+    for batch in progress(test.loader, title, "batch"):
+        images = normalize(batch.images.to(precision.device, non_blocking=True))
+        views = [images, images.flip(3)] if flip else [images]
+        with precision.autocast():
+            outputs = [model(view) for view in views]
+        rows = slice(done, done + len(batch.pids))
+        for branch in outputs[0]:
+            mean = torch.stack([output[branch].float() for output in outputs]).mean(0)
+            if branch not in feats:
+                feats[branch] = make_array(branch, (len(test.samples), mean.shape[1]))
+            feats[branch][rows] = mean.cpu().numpy()
+        done = rows.stop
+    return FeatureBank(
+        feats,
+        pids=np.array([sample.pid for sample in test.samples]),
+        camids=np.array([sample.camid for sample in test.samples]),
+        names=np.array([Path(sample.key).name for sample in test.samples]),
+        num_query=test.num_query, has_truth=test.has_truth,
+    )
+
+
+def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision) -> dict:
+    """Metrics of a model on the test folder without re-ranking, features in memory: the check during training.
+
+    Returns {domain or 'all': {'plain': figures}}, {} where no domain has ground truth.
+    """
+    ranking = Ranking(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, None)
+    domains = {}
+    for domain, test in loaders.test.items():
+        if test.has_truth:
+            bank = extract_features(model, test, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain)
+            domains[domain] = [bank_source("model", bank, ranking)]
+    return rank_domains(domains, [1.0], Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)).metrics()
+
+
+def do_inference(cfg, save_distmat: bool = False) -> dict:
+    """Test one checkpoint: leave its feature bank, submission.json and metrics.json in cfg.OUTPUT_DIR.
+
+    Args:
+        cfg: the config tree; TEST.WEIGHT names the checkpoint.
+        save_distmat: write the original's distmat_{1,2}.npy and lists, too.
+    Returns:
+        The metrics, {} where the truth is unknown.
+    Raises:
+        ValueError, FileNotFoundError: the checkpoint or the test data cannot be used; said before anything slow.
+    """
+    out = Path(cfg.OUTPUT_DIR)
+    weight = Path(cfg.TEST.WEIGHT)
+    if not cfg.TEST.WEIGHT:
+        raise ValueError("TEST.WEIGHT is empty: name the checkpoint to test, e.g. TEST.WEIGHT output/NAME_60.pth")
+    precision = Precision(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID), cfg.SOLVER.FP16)
+    model = make_model(cfg, num_class=1, pretrained=False)  # the classifier is of no use here
+    load_pretrained(model, weight, skip=MODEL_HEADS)
+    model.to(precision.device, memory_format=torch.channels_last)
+    loaders = make_dataloader(cfg, train=False)
+    if not loaders.test:
+        raise ValueError(f"no domain of {cfg.DATASETS.TEST_DIR} has both queries and gallery images: nothing to rank")
+    ranking = Ranking.from_cfg(cfg)
+    evaluation = Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)
+
+    writer = BankWriter(out / "features")
+    domains = {}
+    for domain, part in loaders.test.items():
+        logger.info("%s: %d queries, %d gallery images", domain, part.num_query, len(part.samples) - part.num_query)
+        bank = extract_features(
+            model, part, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
+            make_array=lambda branch, shape, domain=domain: writer.array(domain, branch, shape),
+        )
+        writer.add(domain, bank)
+        domains[domain] = [bank_source(cfg.MODEL.NAME, bank, ranking)]
+    writer.finish(ranking, evaluation=vars(evaluation), weight=weight.name, weight_sha256=sha256_of(weight),
+                  model=cfg.MODEL.NAME, size=list(cfg.INPUT.SIZE_TEST))
+
+    ranked = rank_domains(domains, [1.0], evaluation, save_distmat=out if save_distmat else None)
+    return write_results(out / "submission.json", ranked, weight=weight.name)

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Train, infer, re-rank, ensemble, write the submission. `bash run.sh --help` says how.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+    cat <<'TEXT'
+bash run.sh              set up, then prepare -> train each resolution -> test -> ensemble -> submission
+bash run.sh --dry-run    print the stages with their commands
+bash run.sh test [--all] set up, then ruff and the tests (--all: the slow ones, too); other words go to pytest
+
+Environment (all optional):
+  DATA_ROOT    folder that holds MyDataSet/; without it the embedded demo set is made
+  RECIPE       demo (default: a small network, three small resolutions, minutes on two cores)
+               naic (resnet101_ibn_b at 256x128, 384x192 and 480x240, for GPUs)
+  WEIGHTS      folder of checkpoints to test instead of training
+  OUTPUT_ROOT  where results go (default: output): a folder a model, submission.json, summary.json
+  SEED         seed of the demo data and of the training (default: the recipe's)
+  PYTHON       interpreter to use where it has what requirements.txt asks for (Python 3.10 or newer)
+
+A second run skips what is done; a killed one goes on where it stopped.
+TEXT
+}
+
+# The first interpreter that is new enough and has every package of the given requirement files, else .venv.
+setup() {
+    local candidate base=""
+    for candidate in "${PYTHON:-}" .venv/bin/python python3 python; do
+        [ -n "$candidate" ] && command -v "$candidate" >/dev/null || continue
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue
+        [ -n "$base" ] || [ "$candidate" = .venv/bin/python ] || base=$candidate
+        if "$candidate" tools/check_requirements.py --quiet "$@"; then
+            interpreter=$candidate
+            return
+        fi
+    done
+    [ -n "$base" ] || { echo "error: no Python 3.10 or newer found; set PYTHON to one" >&2; exit 1; }
+    echo "installing into .venv with $base ($*)" >&2
+    [ -x .venv/bin/python ] || "$base" -m venv .venv || {
+        rm -rf .venv
+        echo "error: '$base -m venv' failed; install its venv module (Debian: python3-venv) or set PYTHON" >&2
+        exit 1
+    }
+    local file
+    for file in "$@"; do .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file"; done
+    .venv/bin/python tools/check_requirements.py "$@"
+    interpreter=.venv/bin/python
+}
+
+case "${1:-}" in
+    -h | --help) usage ;;
+    test)
+        shift
+        selection=(-m "not slow")
+        [ "${1:-}" != --all ] || { selection=(); shift; }
+        setup requirements.txt requirements-test.txt
+        "$interpreter" -m ruff check .
+        exec "$interpreter" -m pytest "${selection[@]}" "$@"
+        ;;
+    "" | --dry-run)
+        setup requirements.txt
+        exec "$interpreter" tools/pipeline.py "$@"
+        ;;
+    *)
+        usage >&2
+        echo "error: unknown argument: $1" >&2
+        exit 2
+        ;;
+esac

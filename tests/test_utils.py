@@ -1,0 +1,160 @@
+"""utils: draws, files, checkpoints, the run lock and commands."""
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.checkpoint import epoch_checkpoints, read_checkpoint, save_checkpoint
+from utils.files import atomic_path, read_json, write_json
+from utils.logger import user_message
+from utils.precision import Precision, select_device
+from utils.process import RunLock, run_logged
+from utils.seed import uniform
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ------------------------------------------------------------------ draws
+def test_a_draw_depends_on_its_position_and_not_on_its_batch():
+    whole = uniform(7, 3, np.arange(100), "flip", 5)
+    part = uniform(7, 3, np.array([42, 7]), "flip", 5)
+    assert np.array_equal(whole[[42, 7]], part)
+
+
+@pytest.mark.parametrize("other", [(8, 3, "flip"), (7, 4, "flip"), (7, 3, "crop")])
+def test_seed_epoch_and_purpose_each_change_the_draws(other):
+    first = uniform(7, 3, np.arange(500), "flip", 2)
+    seed, epoch, purpose = other
+    second = uniform(seed, epoch, np.arange(500), purpose, 2)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.15
+    assert not np.isin(first, second).any()
+
+
+def test_draws_are_uniform_and_independent_across_columns():
+    draws = uniform(1, 1, np.arange(20000), "x", 3)
+    assert ((draws >= 0) & (draws < 1)).all()
+    counts = np.histogram(draws, bins=20, range=(0, 1))[0]
+    assert (abs(counts - 3000) < 5 * 3000**0.5).all()
+    assert (abs(np.corrcoef(draws.T) - np.eye(3)) < 0.03).all()
+
+
+# ------------------------------------------------------------------ files
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "a.json", {"old": 1})
+
+    def interrupted():
+        with atomic_path(tmp_path / "a.json") as temporary:
+            temporary.write_text("{half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert read_json(tmp_path / "a.json") == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_broken_json_file_is_named(tmp_path):
+    (tmp_path / "b.json").write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"b\.json: not a JSON file"):
+        read_json(tmp_path / "b.json")
+
+
+# ------------------------------------------------------------------ checkpoints
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    data = {"model": {"w": torch.randn(3)}, "epoch": 4, "pid_names": ["a", "b"], "scaler": {}}
+    save_checkpoint(tmp_path / "net_4.pth", data)
+    back = read_checkpoint(tmp_path / "net_4.pth")
+    assert torch.equal(back["model"]["w"], data["model"]["w"])
+    assert {key: back[key] for key in ("epoch", "pid_names", "scaler")} == {
+        "epoch": 4, "pid_names": ["a", "b"], "scaler": {}}
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
+    save_checkpoint(tmp_path / "net_1.pth", {"w": torch.randn(1000)})
+    whole = (tmp_path / "net_1.pth").read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "net_1.pth").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"net_1\.pth"):
+            read_checkpoint(tmp_path / "net_1.pth")
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    with open(tmp_path / "bomb.pth", "wb") as out:
+        pickle.dump({"model": Bomb()}, out)
+    torch.save({"model": Bomb()}, tmp_path / "bomb2.pth")
+    for name in ("bomb.pth", "bomb2.pth"):
+        with pytest.raises(ValueError, match="never as code"):
+            read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_epoch_checkpoints_are_found_by_number(tmp_path):
+    for name in ("net_2.pth", "net_10.pth", "net_x.pth", "net_3.pth.tmp", "net_b_4.pth"):
+        (tmp_path / name).touch()
+    assert [*epoch_checkpoints(tmp_path, "net")] == [2, 10]
+
+
+# ------------------------------------------------------------------ devices
+def test_asking_for_cuda_where_there_is_none_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE=cuda"):
+        select_device("cuda", "0")
+    assert select_device("auto", "0,1").type == "cpu"
+
+
+def test_half_precision_is_off_on_the_cpu():
+    assert not Precision(torch.device("cpu"), fp16=True).enabled
+
+
+def test_an_error_from_a_loader_worker_is_cut_to_its_message():
+    wrapped = ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+                         "last):\n  File x\nValueError: a.png: truncated")
+    assert user_message(wrapped) == "a.png: truncated"
+
+
+# ------------------------------------------------------------------ processes
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    with RunLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another run"), RunLock(tmp_path / ".lock"):
+        pass
+    with RunLock(tmp_path / ".lock"):
+        pass
+
+
+def test_a_logged_command_gives_its_code_and_keeps_its_output(tmp_path, capfd):
+    code = run_logged([sys.executable, "-c", "import sys; print('seen'); sys.exit(3)"], tmp_path / "a.log", tmp_path)
+    assert code == 3
+    assert "seen" in (tmp_path / "a.log").read_text()
+    assert "seen" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")
+def test_a_killed_run_takes_its_command_along(tmp_path):
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    parent = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+              "from pathlib import Path\nfrom utils.process import run_logged\n"
+              f"run_logged([sys.executable, '-c', {child!r}], Path('child.log'), Path('.'))")
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    log = tmp_path / "child.log"
+    _wait_until(lambda: log.is_file() and log.read_text().strip())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    status = Path(f"/proc/{int(log.read_text())}/status")
+    _wait_until(lambda: not status.exists() or "zombie" in status.read_text())
+
+
+def _wait_until(condition, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,65 @@
+"""Does this interpreter have what requirement files ask for? Exit code 0 = yes. Needs nothing but Python.
+
+Understands the lines that our files have: NAME, NAME>=VERSION and comments. opencv-python and its variants are one.
+"""
+import argparse
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+_SAME = {"opencv-python-headless": ("opencv-python-headless", "opencv-python", "opencv-contrib-python",
+                                    "opencv-contrib-python-headless")}
+
+
+def release(version: str) -> tuple[int, ...]:
+    """'2.11.0+cu128' -> (2, 11, 0)."""
+    return tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version).group().split("."))
+
+
+def installed(name: str) -> str | None:
+    """The version of a package or of one that stands in for it."""
+    for candidate in _SAME.get(name, (name,)):
+        try:
+            return metadata.version(candidate)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def problems(path: Path) -> list[str]:
+    """One line for each requirement that is not met.
+
+    Raises:
+        ValueError: a line of another form.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        line = line.split("#")[0].strip()
+        if not line:
+            continue
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:>=([0-9.]+))?", line)
+        if not match:
+            raise ValueError(f"{path}:{number}: expected NAME or NAME>=VERSION, got {line!r}")
+        name, least = match.groups()
+        version = installed(name)
+        if version is None:
+            found.append(f"{name} is not installed")
+        elif least and release(version) < release(least):
+            found.append(f"{name} {version} is older than {least}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--quiet", action="store_true")
+    args = parser.parse_args()
+    found = [problem for path in args.files for problem in problems(path)]
+    if found and not args.quiet:
+        print("\n".join(found), file=sys.stderr)
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Combine tested models: python tools/ensemble.py --inputs DIR DIR ... [--weights W W ...] --output submission.json
+
+Sums the (re-ranked) distances of several models, block by block, from their feature banks or saved distmats, and
+writes the submission and, beside it, metrics.json where the truth is known.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from processor.ranking import ensemble
+from utils.logger import run_tool, setup_logger
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", nargs="+", type=Path, required=True, metavar="DIR",
+                        help="OUTPUT_DIRs of tools/test.py")
+    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one a folder; default: equal")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the submission JSON to write")
+    parser.add_argument("--mode", choices=("sum", "concat"), default="sum",
+                        help="sum distances (default), or concatenate the normalised features and rank once")
+    parser.add_argument("--top_k", type=int, help="length of a query's list; default: as the models were tested")
+    parser.add_argument("--distmats", action="store_true", help="read saved distmats even beside a feature bank")
+    args = parser.parse_args()
+    setup_logger(args.output.parent, "ensemble_log.txt")
+    ensemble(args.inputs, args.weights, args.output, args.mode, args.top_k, args.distmats)
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

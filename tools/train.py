@@ -1,0 +1,26 @@
+"""Train a model: python tools/train.py --config_file configs/naic/r101_ibn_b_192.yml [KEY VALUE ...]"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from configs import load_cfg
+from processor.trainer import do_train
+from utils.logger import run_tool, setup_logger
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config_file", default=None, help="YAML file; without it the defaults")
+    parser.add_argument("--resume", nargs="?", const="auto", default="none", metavar="CHECKPOINT",
+                        help="go on from this checkpoint, or without a name from OUTPUT_DIR's newest")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
+    args = parser.parse_intermixed_args()
+    cfg = load_cfg(args.config_file, args.opts)
+    setup_logger(cfg.OUTPUT_DIR, "train_log.txt").info("config:\n%s", cfg)
+    do_train(cfg, args.resume)
+
+
+if __name__ == "__main__":
+    run_tool(main)

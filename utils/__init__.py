@@ -1,0 +1,1 @@
+"""Generic helpers; imports nothing else of this project."""

@@ -1,0 +1,60 @@
+"""Logging of a tool: short lines on the terminal, everything in a file."""
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
+
+
+def setup_logger(output_dir: str | Path | None = None, filename: str = "log.txt") -> logging.Logger:
+    """Send the root logger's INFO lines to the terminal and, with `output_dir`, all lines to a file there too.
+
+    The file is appended to, so that a resumed run keeps its history. Handlers of an earlier call are replaced.
+    """
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG)
+    for handler in list(root.handlers):
+        if getattr(handler, "_of_setup_logger", False):
+            root.removeHandler(handler)
+            handler.close()
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers[0].setLevel(logging.INFO)
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if output_dir:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(Path(output_dir) / filename, encoding="utf-8"))
+        handlers[1].setFormatter(logging.Formatter(_FORMAT))
+    for handler in handlers:
+        handler._of_setup_logger = True
+        root.addHandler(handler)
+    for noisy in ("matplotlib", "PIL", "tensorboard", "h5py"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return root
+
+
+def user_message(error: BaseException) -> str:
+    """What went wrong, in the words of whoever raised it; a data loader's worker wraps them in its traceback."""
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback" in text:
+        text = text.rsplit("\n", 1)[-1].split(": ", 1)[-1]
+    return text
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Call a tool's main; a user's mistake becomes one line and exit code 2, its traceback goes to the log file.
+
+    ValueError and OSError are how our rooms report mistakes in configs, lists, images and files.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        logging.getLogger("traceback").debug("%s", traceback.format_exc())
+        sys.stderr.write(f"error: {user_message(error)}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

@@ -1,0 +1,63 @@
+"""Running commands: one at a time in a folder, output both seen and kept, no orphans."""
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+class RunLock:
+    """Holds a folder for one run; the system lets go of it however the run ends."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> RunLock:
+        self._file = open(self.path, "w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise ValueError(
+                f"another run is at work in {self.path.parent}; wait for it or use another folder"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def run_logged(command: list[str], log: Path, cwd: Path) -> int:
+    """Run a command, showing its output as it comes and keeping it in `log`; return its exit code.
+
+    The command dies with this process, even at a kill -9 (Linux), so that it cannot go on writing beside the next run.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def die_with_parent() -> None:
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with open(log, "wb", buffering=0) as kept, subprocess.Popen(
+        command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=die_with_parent,
+    ) as process:
+        try:
+            while piece := os.read(process.stdout.fileno(), 1 << 16):
+                kept.write(piece)
+                sys.stderr.buffer.write(piece)
+                sys.stderr.buffer.flush()
+        except BaseException:
+            process.terminate()
+            raise
+    return process.returncode
