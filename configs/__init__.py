@@ -10,7 +10,7 @@ import yaml
 from yacs.config import CfgNode
 
 from configs.defaults import get_cfg_defaults
-from configs.schema import RULES, ConfigError, coerce, cross_problems, remarks
+from configs.schema import OBSOLETE, RULES, ConfigError, coerce, cross_problems, remarks
 
 __all__ = ["ConfigError", "dump_cfg", "flatten_cfg", "load_cfg", "load_cfg_text"]
 
@@ -43,7 +43,8 @@ def load_cfg(config_file: str | Path | None, opts: Sequence[Any] | None = None) 
         except ConfigError as error:
             draft.give_up(str(error))
     draft.add("command line", _read_opts(opts or [], draft.problems))
-    return draft.finish(str(config_file or "defaults"), stem, speak=True)
+    sources = ([str(config_file)] if config_file is not None else []) + (["command line"] if opts else [])
+    return draft.finish(" + ".join(sources) or "defaults", stem, speak=True)
 
 
 def load_cfg_text(text: str, name: str = "config text") -> CfgNode:
@@ -64,8 +65,18 @@ def load_cfg_text(text: str, name: str = "config text") -> CfgNode:
 
 
 def dump_cfg(cfg: CfgNode) -> str:
-    """The whole tree as YAML that `load_cfg` and `load_cfg_text` read back to the same tree."""
-    return yaml.dump(_plain(cfg), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+    """The tree as YAML that `load_cfg` and `load_cfg_text` read back to the same tree.
+
+    Obsolete keys at their default are left out, so that the text does not set them and loads without a warning.
+    """
+    defaults = flatten_cfg(get_cfg_defaults())
+    tree: dict[str, Any] = {}
+    for key, value in flatten_cfg(cfg).items():
+        if key in OBSOLETE and value == defaults[key]:
+            continue
+        section, _, name = key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = value
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
 
 
 def flatten_cfg(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
@@ -84,7 +95,7 @@ class _Draft:
 
     def __init__(self) -> None:
         self.cfg = get_cfg_defaults()
-        self.values = flatten_cfg(self.cfg)
+        self.values = {key: coerce(key, value) for key, value in flatten_cfg(self.cfg).items()}
         self.given: list[str] = []
         self.problems: list[str] = []
         self.refused: set[str] = set()
@@ -114,11 +125,8 @@ class _Draft:
             logger.warning("%s: %s", source, remark)
         self.values["OUTPUT_DIR"] = self.values["OUTPUT_DIR"] or f"output/{stem}"
         for key, value in self.values.items():
-            *sections, name = key.split(".")
-            node = self.cfg
-            for section in sections:
-                node = node[section]
-            node[name] = value
+            section, _, name = key.rpartition(".")
+            (self.cfg[section] if section else self.cfg)[name] = value
         self.cfg.freeze()
         return self.cfg
 
@@ -130,18 +138,16 @@ class _TextLoader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that writes lists on one line."""
+    """SafeDumper that writes lists on one line, and escapes texts with unusual line ends."""
 
 
 for _tag in ("bool", "int", "float", "timestamp"):
     _TextLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda loader, node: loader.construct_scalar(node))
 _Dumper.add_representer(
     list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
-
-
-def _plain(cfg: CfgNode) -> dict:
-    """The tree as dicts and lists of our own."""
-    return {key: _plain(value) if isinstance(value, CfgNode) else value for key, value in cfg.items()}
+# Unquoted, U+0085 and its like would be read back as a line end.
+_Dumper.add_representer(str, lambda dumper, data: dumper.represent_scalar(
+    "tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"'))
 
 
 def _read_file(path: Path) -> str:
@@ -173,7 +179,8 @@ def _read_yaml(text: str, source: str, problems: list[str]) -> Iterator[tuple[st
         line = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{source}: {line}not YAML that a config can hold: {error.problem}") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{source}: not YAML that a config can hold: {str(error) or 'nested too deeply'}") from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise ConfigError(f"{source}: not YAML that a config can hold: {reason}") from None
     if data is None:
         return iter(())
     if not isinstance(data, dict):
@@ -193,7 +200,7 @@ def _given_twice(node: yaml.MappingNode, lines: dict[str, int], prefix: str = ""
 
 
 def _settings(data: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested mapping. What lies deeper than a key in a section stays a mapping, which no rule takes."""
+    """The leaves of a nested mapping. A mapping below a section's key stays one, and no rule takes it."""
     for name, value in data.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and not prefix and key not in RULES:

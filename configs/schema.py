@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 # str(rule), which completes "expected ...". parse(parse(raw)) == parse(raw), so that a written config reads back.
 
 _BOOLEANS = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
-_INTEGER = re.compile(r"[+-]?[0-9]+")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _BRACKETED_STRING = re.compile(r"\(\s*(['\"])(.*)\1\s*\)", re.DOTALL)
 _NULLS = ("null", "Null", "NULL", "None", "~")
@@ -369,7 +369,8 @@ def _suggestion(key: str) -> str:
     same_name = [known for known in RULES if known.rsplit(".", 1)[-1] == name]
     if same_name and "." not in key:
         return f"; did you mean {' or '.join(same_name)}?"
-    near = difflib.get_close_matches(key.upper(), same_name or (*RULES, *SECTIONS), n=1, cutoff=0.0 if same_name else 0.6)
+    candidates, cutoff = (same_name, 0.0) if same_name else ((*RULES, *SECTIONS), 0.6)
+    near = difflib.get_close_matches(key.upper(), candidates, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else "; configs/defaults.py has them all"
 
 
@@ -387,7 +388,7 @@ def coerce(key: str, raw: Any) -> Any:
     if key in SECTIONS:
         raise ConfigError(f"{key}: expected a section, its keys indented below it, got {_shown(raw)}")
     if key not in RULES:
-        raise ConfigError(f"{key}: unknown key{_suggestion(key)}")
+        raise ConfigError(f"{_shown(key)}: unknown key{_suggestion(key)}")
     rule = RULES[key]
     if raw is None or (isinstance(raw, str) and raw in _NULLS):
         raise ConfigError(f"{key}: null is not a value here; expected {rule}")

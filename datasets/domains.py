@@ -18,9 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.bases import Problems
-from datasets.images import FolderSource, decode, list_images
+from datasets.images import decode, list_images
 from utils.files import write_text
 
+PARTS = ("query", "gallery")
 DOMAINS = ("green", "normal")
 GREEN_MEAN = 65  # all three channel means must exceed this
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def list_name(part: str, domain: str) -> str:
-    """File name of a domain list: part "query" or "gallery", domain of DOMAINS."""
+    """File name of a domain list: part of PARTS, domain of DOMAINS."""
     return f"{part}_{domain}.txt"
 
 
@@ -64,44 +65,45 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
         workers = min(8, os.cpu_count() or 1)
     if workers < 1:
         raise ValueError(f"workers={workers}: it takes at least one process")
-    problems = Problems()
-    lists: dict[str, list[str]] = {}
+    images: list[tuple[str, Path, str]] = []  # part, folder, name
     for part, folder in (("query", Path(query_dir)), ("gallery", Path(gallery_dir))):
         if not folder.is_dir():
             raise NotADirectoryError(f"{part} folder {folder} does not exist or is no folder")
         names = list_images(folder)
         if not names:
             raise ValueError(f"{part} folder {folder} holds no image")
-        for domain in DOMAINS:
-            lists[f"{part}_{domain}"] = []
-        for name, (domain, problem) in zip(names, _classify(folder, names, workers, part, progress), strict=True):
-            problem = problem or _unlistable(name)
-            if problem:
-                problems.add(f"{folder / name!s}: {problem}")
-            else:
-                lists[f"{part}_{domain}"].append(name)
+        images += [(part, folder, name) for name in names]
+    problems = Problems()
+    lists: dict[str, list[str]] = {list_name(part, domain): [] for part in PARTS for domain in DOMAINS}
+    results = _classify([folder / name for _, folder, name in images], workers, progress)
+    for (part, folder, name), (domain, problem) in zip(images, results, strict=True):
+        problem = problem or _unlistable(name)
+        if problem:
+            problems.add(f"{folder / name}: {problem}")
+        else:
+            lists[list_name(part, domain)].append(name)
     problems.raise_if_any("images that cannot be split into domains", "Nothing was written.")
-    for name, images in lists.items():
-        write_text(Path(save_dir) / f"{name}.txt", "".join(f"{image}\n" for image in images))
-    return {name: len(images) for name, images in lists.items()}
+    for file, names in lists.items():
+        write_text(Path(save_dir) / file, "".join(f"{name}\n" for name in names))
+    return {file.removesuffix(".txt"): len(names) for file, names in lists.items()}
 
 
-def _classify(folder: Path, names: list[str], workers: int, part: str, progress: bool) -> Iterator[tuple[str, str]]:
+def _classify(paths: list[Path], workers: int, progress: bool) -> Iterator[tuple[str, str]]:
     """(domain, "") or ("", problem) of each image, in order."""
-    classify = functools.partial(_classify_one, FolderSource(folder))
-    bar = functools.partial(tqdm, total=len(names), desc=part, unit="image", disable=not progress)
-    if workers == 1 or len(names) < 64:  # a process takes longer to start than 64 images to decode
-        yield from bar(map(classify, names))
+    bar = functools.partial(tqdm, total=len(paths), desc="splitting", unit="image", disable=not progress)
+    workers = min(workers, len(paths) // 128)  # a process takes as long to start as some hundred images to decode
+    if workers < 2:
+        yield from bar(map(_classify_one, paths))
         return
     # Spawned, not forked: the caller may hold threads (OpenCV's, torch's), and a fork of those can hang.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (0,)) as pool:
-        yield from bar(pool.map(classify, names, chunksize=32))
+        yield from bar(pool.map(_classify_one, paths, chunksize=32))
 
 
-def _classify_one(source: FolderSource, name: str) -> tuple[str, str]:
+def _classify_one(path: Path) -> tuple[str, str]:
     """A worker's unit of work; a fault is returned, not raised, so that all of them can be named."""
     try:
-        return domain_of(decode(source.read(name), name="")), ""
+        return domain_of(decode(path.read_bytes(), name="")), ""
     except ValueError as error:
         return "", str(error).removeprefix(": ")
     except OSError as error:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -167,6 +167,6 @@ def _load(entry: DatasetEntry, cfg, train: bool, test: bool) -> tuple[ReIDData, 
     if not test:
         return data, "not asked for"
     try:
-        return data._replace(eval_sets=entry.load(cfg, ("test",)).eval_sets), ""
+        return replace(data, eval_sets=entry.load(cfg, ("test",)).eval_sets), ""
     except (ValueError, OSError) as error:
         return data, str(error)

@@ -17,13 +17,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs import dump_cfg, flatten_cfg, load_cfg_text
+from datasets.bases import statistics
 from datasets.make_dataloader import Batch, DataLoaders, make_dataloader
 from loss.make_loss import make_loss
 from model.make_model import make_model
 from processor.inference import evaluate
 from processor.ranking import describe
-from solver.lr_scheduler import make_scheduler
-from solver.make_optimizer import make_optimizer
+from solver.make_optimizer import make_optimizer, make_scheduler
 from utils.checkpoint import epoch_checkpoints, read_checkpoint, save_checkpoint
 from utils.files import write_text
 from utils.meter import MeanMeter
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 _FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR", "DATASETS.TEST_DIR",
               "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "SOLVER.EVAL_PERIOD",
               "MODEL.PRETRAIN_", "MODEL.DEVICE", "INPUT.SIZE_TEST")
+
+
+_EVALUATED = ("rank1", "mAP", "mINP", "naic_score")  # what the record keeps of an evaluation
 
 
 @dataclass
@@ -164,9 +167,11 @@ def report(run: Training, means: dict[str, float], epoch: int, iteration: int, n
 def evaluate_epoch(run: Training, epoch: int) -> None:
     """Metrics on the test folder, without re-ranking, where it can be read and has ground truth."""
     metrics = evaluate(run.cfg, run.model, run.loaders, run.precision)
+    figures = {}
     for domain, by_kind in metrics.items():
         logger.info("Epoch[%d] %s: %s", epoch, domain, describe(by_kind["plain"]))
-        figures = {f"{domain}/{name}": value for name, value in by_kind["plain"].items() if isinstance(value, float)}
+        figures.update({f"{domain}/{name}": value for name, value in by_kind["plain"].items() if name in _EVALUATED})
+    if figures:
         run.record.write(epoch * len(run.loaders.train), epoch, **figures)
 
 
@@ -176,7 +181,7 @@ def build(cfg, resume: str) -> tuple[Training, int]:
     precision = Precision(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID), cfg.SOLVER.FP16)
     found = find_checkpoint(cfg, resume)
     loaders = make_dataloader(cfg, test=cfg.SOLVER.EVAL_PERIOD > 0)
-    logger.info("training data:\n%s", loaders.data.statistics())
+    logger.info("training data:\n%s", statistics(loaders.data))
     if cfg.SOLVER.EVAL_PERIOD and not any(test.has_truth for test in loaders.test.values()):
         reason = loaders.no_test_reason or "the test folder has no ground truth"
         logger.info("no evaluation during training: %s", reason)

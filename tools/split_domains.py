@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.domains import split_domains  # noqa: E402
-from utils.logger import run_tool  # noqa: E402
+from datasets.domains import split_domains
+from utils.logger import run_tool
 
 
 def parse_args() -> argparse.Namespace:

@@ -16,9 +16,9 @@ Features = np.ndarray | Tensor
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # tiles a, |a|², b, |b|² -> [TILE, TILE]
 Block = tuple[slice, np.ndarray]  # (rows of the query, float32 distances [len(rows), G])
 
-TILE = 512
+TILE = 1024
 # |a|² + |b|² - 2ab cancels for close vectors. Below this share of |a|² + |b|² the pair is computed in float64 …
-NEAR = 1e-4
+NEAR = 1e-3
 # … and below this one (1e-6 of the length) the vectors are the same as far as float32 can tell: distance 0.
 SAME = 1e-12
 
@@ -116,19 +116,21 @@ def squared_euclidean(a: Tensor, a_norms: Tensor, b: Tensor, b_norms: Tensor) ->
     Args:
         a, b: [T, D] float32;  a_norms, b_norms: [T] their squared lengths.
     Returns:
-        [T, T] float32, not negative; exactly 0 where the two vectors are equal.
+        [T, T] float32, not negative; exactly 0 where the two vectors are equal. Where a is b, the halves above and
+        below the diagonal may differ in the last bit.
     """
-    scale = a_norms[:, None] + b_norms[None, :]
-    squared = torch.addmm(scale, a, b.T, alpha=-2)
-    near = squared < NEAR * scale
-    rows = near.any(1).nonzero().flatten()
+    squared = (a_norms[:, None] + b_norms[None, :]).addmm_(a, b.T, alpha=-2)
+    if a is b:
+        squared.fill_diagonal_(torch.inf)  # an image coincides with itself: no reason to look closer
+    # With b's largest length this picks rows a little too generously, and spares most tiles a full comparison.
+    rows = (squared.amin(1) < NEAR * (a_norms + b_norms.amax())).nonzero().flatten()
     if len(rows):
         left, right = a[rows].double(), b.double()
         length = left.square().sum(1)[:, None] + right.square().sum(1)[None, :]
         precise = torch.addmm(length, left, right.T, alpha=-2)
         precise[precise < SAME * length] = 0
-        squared[rows] = torch.where(near[rows], precise.float(), squared[rows])
-    return squared.clamp_(min=0)
+        squared[rows] = torch.where(precise < NEAR * length, precise.float(), squared[rows])
+    return squared.fill_diagonal_(0) if a is b else squared
 
 
 def _euclidean(a: Tensor, a_norms: Tensor, b: Tensor, b_norms: Tensor) -> Tensor:

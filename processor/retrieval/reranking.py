@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 8192   # of the sparse matrices
 PAIRS_AT_ONCE = 256   # of features gathered from here and there: few enough for the processor's cache
-NO_KEY = torch.iinfo(torch.int64).max
+NO_KEY = (0x7F800000 << 32) | 0xFFFFFFFF  # rank_keys of an infinite distance: an empty place in a list
 
 
 class Neighbours(NamedTuple):
@@ -135,7 +135,7 @@ def nearest_neighbours(features: FeatureRows, k: int) -> Neighbours:
                 tile = tile.triu(1) + tile.triu(1).T
                 tile.fill_diagonal_(-1)
             else:
-                _keep_nearest(keys[columns], farthest[columns], tile.T.contiguous(), rows.start)
+                _keep_nearest(keys[columns], farthest[columns], tile.T, rows.start)
             _keep_nearest(keys[rows], farthest[rows], tile, columns.start)
     distances, indices = split_keys(keys.sort(dim=1).values)
     return Neighbours(indices.to(torch.int32).cpu().numpy(), distances.clamp_(min=0).cpu().numpy(),
@@ -144,10 +144,16 @@ def nearest_neighbours(features: FeatureRows, k: int) -> Neighbours:
 
 def _keep_nearest(keys: Tensor, farthest: Tensor, tile: Tensor, first_column: int) -> None:
     """Merge a tile's columns into the rows' lists and maxima, in place."""
-    columns = torch.arange(first_column, first_column + tile.shape[1], device=tile.device)
-    found = torch.cat([keys, rank_keys(tile, columns)], dim=1)
-    keys.copy_(found.topk(keys.shape[1], largest=False, sorted=False).values)
     torch.maximum(farthest, tile.amax(1), out=farthest)
+    # After the first tiles few distances can still enter a list: only these are made into keys.
+    worst, _ = split_keys(keys.amax(1))
+    rows, columns = (tile <= worst[:, None]).nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(keys))
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    found = keys.new_full((len(keys), keys.shape[1] + int(counts.max())), NO_KEY)
+    found[:, : keys.shape[1]] = keys
+    found[rows, keys.shape[1] + places] = rank_keys(tile[rows, columns], columns + first_column)
+    keys.copy_(found.topk(keys.shape[1], largest=False, sorted=False).values)
 
 
 def encode(features: FeatureRows, neighbours: Neighbours, k1: int, k2: int) -> sparse.csr_matrix:

@@ -1,0 +1,447 @@
+"""The NAIC person re-ID data of 2019 and 2020, as the competition laid it out on disk.
+
+    ROOT/MyDataSet/                       or ROOT is this folder itself
+        train_2019_cs/  train/*.png       train_list.txt: `train/NAME.png PID`
+        train_2019_fs/  train/*.png       train_list.txt: `train/NAME.png PID`
+        train_2020_cs/  images/*.png      train_list.txt: `NAME.png:PID`
+        train_2020_fs/  images/*.png      train_list.txt: `NAME.png:PID`
+        unlabel/        images/*.png      label.txt:      `NAME.png:PID`     pseudo-labelled, optional
+        image_B_v1_1/   query/ gallery/   ground_truth.json, optional, may stand in MyDataSet/ instead
+                        query_green.txt query_normal.txt gallery_green.txt gallery_normal.txt, or in the derived folder
+
+**Lists.** UTF-8, with or without a byte-order mark, LF or CRLF; blank lines are passed over. Either separator is read
+in any list, blanks around it do not matter, and a line is split at its last one, so that names may hold blanks and
+colons. A pid is a number: `007` and `7` are one identity. A name begins at the set's image folder (2019: with
+`train/` before it) and must stay inside it, through `..`, drive letters and links as well. An image that is listed
+twice under one pid counts once; under two pids it is an error. All faults of all lists stand in one error.
+
+**Identities.** A pid counts within its set: pid 7 of train_2019_cs and pid 7 of train_2020_fs are two people, named
+`train_2019_cs_7` and `train_2020_fs_7`. Identities with one image are dropped. Class indices follow the names sorted
+as strings, so they are the same on every machine and for any order of the lines.
+
+**Cameras.** Training images have camid 0, unknown: NAIC does not tell.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets.bases import UNKNOWN_CAMID, UNKNOWN_PID, Problems, QueryGallery, ReIDData, Sample, some
+from datasets.domains import DOMAINS, PARTS, list_name
+from datasets.images import is_inside, is_safe_path, list_images
+from utils.files import read_json
+
+FOLDER = "MyDataSet"
+TEST_DIR = "image_B_v1_1"
+TRUTH = "ground_truth.json"
+
+logger = logging.getLogger(__name__)
+
+
+class TrainSet(NamedTuple):
+    """How one training set lies on disk.
+
+    Attributes:
+        folder: inside MyDataSet/, and what the set's keys begin with.
+        images: its image folder.
+        prefix: what its list writes before a file name.
+        list_file: its list.
+        cleaned: name of a cleaned list that is taken instead where there is one, or "".
+        identity: what stands before `_PID` in the names of its identities.
+        mislabelled: files of its image folder known to carry a wrong label; they are dropped.
+    """
+
+    folder: str
+    images: str
+    prefix: str
+    list_file: str
+    cleaned: str
+    identity: str
+    mislabelled: frozenset[str] = frozenset()
+
+
+TRAIN_SETS: dict[str, TrainSet] = {
+    "2019_cs": TrainSet("train_2019_cs", "train", "train/", "train_list.txt", "new_2019_cs_train_list.txt",
+                        "train_2019_cs"),
+    "2019_fs": TrainSet("train_2019_fs", "train", "train/", "train_list.txt", "", "train_2019_fs",
+                        frozenset({"105180993.png", "829283568.png", "943445997.png"})),
+    "2020_cs": TrainSet("train_2020_cs", "images", "", "train_list.txt", "new_train_list.txt", "train_2020_cs"),
+    "2020_fs": TrainSet("train_2020_fs", "images", "", "train_list.txt", "", "train_2020_fs"),
+}
+UNLABEL = TrainSet("unlabel", "images", "", "label.txt", "", "train_2020_fs_unlabel")
+
+# NAME, one separator with any blanks around it, PID: the greedy name makes it the last separator of the line.
+_LINE = re.compile(r"(.*[^\s:])\s*[:\s]\s*(\S+)", re.DOTALL)
+_OUTSIDE = "a list may only name files inside its own folder"
+
+
+# ------------------------------------------------------------------------------------------------------- the whole
+def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_unlabel: bool = False,
+              test_dir: str = TEST_DIR, derived_dir: str | os.PathLike | None = None,
+              parts: Collection[str] = ("train", "test")) -> ReIDData:
+    """Read the lists of NAIC and check them against the disk; no image is opened.
+
+    Only what `parts` asks for is looked at: training needs no test folder, testing no training set.
+
+    Args:
+        root: the folder that holds MyDataSet/, or MyDataSet itself.
+        train_sets: names of TRAIN_SETS to train on, in any order; empty = all four.
+        use_unlabel: True: train on the pseudo-labelled set, too.
+        test_dir: the test folder's name inside MyDataSet/.
+        derived_dir: folder of derived lists (cleaned lists, domain lists), looked at after the data's own folders.
+        parts: of "train" and "test".
+    Returns:
+        Keys are relative to `data_root(root)`. Training samples are in the order of the sets in TRAIN_SETS, unlabel
+        last, and of their lists. Evaluations: "green" and "normal"; a domain without queries or without gallery is
+        left out, with a line in the log.
+    Raises:
+        ValueError: a list, a name in it, the ground truth or an argument is wrong (all faults, as FILE:LINE).
+        OSError: a set, list or test folder is missing (what, where and what to do).
+    """
+    unknown = sorted(set(parts) - {"train", "test"})
+    if unknown:
+        raise ValueError(f"parts={unknown}: choose from 'train' and 'test'")
+    data = data_root(root)
+    derived = Path(derived_dir) if derived_dir else None
+    train: list[Sample] = []
+    pid_names: list[str] = []
+    if "train" in parts:
+        train, pid_names = _load_train(data, _choose_sets(train_sets, use_unlabel), derived)
+    evaluations = _load_test(data, test_dir, derived) if "test" in parts else {}
+    return ReIDData(train, len(pid_names), pid_names, evaluations)
+
+
+def data_root(root: str | os.PathLike) -> Path:
+    """MyDataSet/: the folder that keys are relative to.
+
+    Raises:
+        FileNotFoundError: neither root/MyDataSet nor root looks like it.
+    """
+    root = Path(root)
+    if (root / FOLDER).is_dir():
+        return root / FOLDER
+    known = [train_set.folder for train_set in (*TRAIN_SETS.values(), UNLABEL)]
+    if root.is_dir() and (root.name == FOLDER or any((root / name).is_dir() for name in known)
+                          or any((child / "query").is_dir() for child in root.iterdir())):
+        return root
+    raise FileNotFoundError(
+        f"no NAIC data in {root}: expected a folder {FOLDER}/ there, or {known[0]}/, … or a test folder in it; "
+        "set DATASETS.ROOT_DIR to the folder that holds MyDataSet/")
+
+
+# -------------------------------------------------------------------------------------------------------- training
+def _choose_sets(names: Sequence[str], use_unlabel: bool) -> list[TrainSet]:
+    """The sets asked for, in TRAIN_SETS' order."""
+    if isinstance(names, str):
+        names = [names]
+    unknown = [name for name in names if name not in TRAIN_SETS]
+    if unknown:
+        raise ValueError(f"DATASETS.TRAIN_SETS: unknown set {', '.join(map(repr, unknown))}; "
+                         f"choose from {', '.join(TRAIN_SETS)}, or [] for all of them")
+    chosen = [train_set for name, train_set in TRAIN_SETS.items() if not names or name in names]
+    return chosen + [UNLABEL] * use_unlabel
+
+
+def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None) -> tuple[list[Sample], list[str]]:
+    """Training samples with class indices, and the identities' names by class index."""
+    lists = _find_lists(data, list(train_sets), derived)
+    problems = Problems()
+    images = [(train_set, *_read_set(data, train_set, path, problems)) for train_set, path in lists]
+    problems.raise_if_any("training lists", "Correct the lists, or complete the image folders.")
+
+    kept: list[tuple[TrainSet, list[str], list[str]]] = []
+    names: set[str] = set()
+    for train_set, files, pids in images:
+        counts = Counter(pids)
+        singles = sum(count == 1 for count in counts.values())
+        if singles:
+            logger.info("%s: dropped %d of %d identities, with one image each", train_set.folder, singles, len(counts))
+        if singles == len(counts):
+            logger.warning("%s: no identity has two images; nothing of it is used", train_set.folder)
+        pairs = [(file, pid) for file, pid in zip(files, pids, strict=True) if counts[pid] > 1]
+        kept.append((train_set, [file for file, _ in pairs], [f"{train_set.identity}_{pid}" for _, pid in pairs]))
+        names.update(kept[-1][2])
+    if not names:
+        folders = ", ".join(train_set.folder for train_set, _ in lists)
+        raise ValueError(f"nothing to train on in {data}: no identity of {folders} has two images")
+    pid_names = sorted(names)
+    class_of = {name: index for index, name in enumerate(pid_names)}
+    train = [Sample(f"{train_set.folder}/{train_set.images}/{file}", class_of[name], UNKNOWN_CAMID)
+             for train_set, files, identities in kept for file, name in zip(files, identities, strict=True)]
+    return train, pid_names
+
+
+def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) -> list[tuple[TrainSet, Path]]:
+    """The list of each set, the cleaned one where there is one.
+
+    Raises:
+        FileNotFoundError: sets, image folders or lists are missing; all of them are named.
+    """
+    found, missing = [], []
+    for train_set in train_sets:
+        folder = data / train_set.folder
+        own = folder / train_set.list_file
+        cleaned = [place / train_set.cleaned for place in (folder, derived) if train_set.cleaned and place is not None]
+        path = next((candidate for candidate in cleaned if candidate.is_file()), own)
+        if not folder.is_dir():
+            missing.append(f"no folder {folder}")
+        elif not (folder / train_set.images).is_dir():
+            missing.append(f"no image folder {folder / train_set.images}")
+        elif not path.is_file():
+            missing.append(f"no list {own}")
+        else:
+            found.append((train_set, path))
+        if path != own:
+            logger.info("%s: the cleaned list %s is used, not %s", train_set.folder, path, own.name)
+        if len(cleaned) == 2 and all(candidate.is_file() for candidate in cleaned):
+            logger.info("%s: %s is not used, the set's own folder wins", train_set.folder, cleaned[1])
+    if missing:
+        there = [name for name, train_set in TRAIN_SETS.items() if (data / train_set.folder).is_dir()]
+        raise FileNotFoundError("NAIC training data is missing: " + "; ".join(missing) + ". Put it there, or name the "
+                                f"sets you have in DATASETS.TRAIN_SETS (folders there: {there}; [] means all four) "
+                                "and set DATASETS.USE_UNLABEL to False where there is no unlabel/")
+    return found
+
+
+def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -> tuple[list[str], list[str]]:
+    """Read a set's list and look for its images.
+
+    Returns:
+        Files, relative to the set's image folder, and their pids, in the order of the list.
+    """
+    shown = path.relative_to(data).as_posix() if path.is_relative_to(data) else str(path)
+    folder = _ImageFolder(data / train_set.folder / train_set.images)
+    files: list[str] = []
+    pids: list[str] = []
+    first_line: dict[str, int] = {}
+    pid_of: dict[str, str] = {}
+    repeated = mislabelled = 0
+    for number, line in read_lines(path, shown, problems):
+        try:
+            file, pid = _parse_line(line, train_set.prefix)
+        except ValueError as error:
+            problems.add(f"{shown}:{number}: {error}")
+            continue
+        if file in train_set.mislabelled:
+            mislabelled += 1
+        elif file not in pid_of:
+            problem = folder.problem(file)
+            if problem:
+                problems.add(f"{shown}:{number}: {problem}: {file!r} in {folder.path}")
+            pid_of[file], first_line[file] = pid, number
+            files.append(file)
+            pids.append(pid)
+        elif pid_of[file] == pid:
+            repeated += 1
+        else:
+            problems.add(f"{shown}:{number}: {file!r} is identity {pid} here and identity {pid_of[file]} in line "
+                         f"{first_line[file]}")
+    if repeated:
+        logger.info("%s: dropped %d lines that repeat another", shown, repeated)
+    if mislabelled:
+        logger.info("%s: dropped %d images known to be mislabelled", shown, mislabelled)
+    return files, pids
+
+
+def _parse_line(line: str, prefix: str) -> tuple[str, str]:
+    """A stripped list line -> (file below the image folder, pid without leading zeros).
+
+    Raises:
+        ValueError: the line is malformed, or its name leads out of the image folder.
+    """
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f"expected 'name:pid' or 'name pid', got {line!r}")
+    name, pid = match.groups()
+    if not (pid.isascii() and pid.isdigit()):
+        raise ValueError(f"expected 'name:pid' or 'name pid' with a pid of digits, got {line!r}")
+    if not is_safe_path(name):
+        raise ValueError(f"{_OUTSIDE}, got {name!r}")
+    if not name.startswith(prefix):
+        raise ValueError(f"expected a name that begins with {prefix!r}, got {name!r}")
+    return name[len(prefix):], pid.lstrip("0") or "0"
+
+
+def read_lines(path: Path, shown: str, problems: Problems) -> list[tuple[int, str]]:
+    """Numbered, stripped, non-blank lines of a UTF-8 text; a byte-order mark and CRLF do not matter.
+
+    Args:
+        path: the file.
+        shown: its name in problems.
+        problems: told of a line that is not UTF-8; no line is returned then.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The byte-order mark is not in error.object, but holds no line break.
+        number = error.object.count(b"\n", 0, error.start) + 1
+        problems.add(f"{shown}:{number}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); save it as UTF-8")
+        return []
+    # Not splitlines(): it would break lines at characters that a file name may hold, too.
+    stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    return [(number, line) for number, line in stripped if line]
+
+
+class _ImageFolder:
+    """What lies in an image folder; it and each sub-folder are listed once, instead of asking for every image."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._listed: dict[str, tuple[set[str], set[str], str]] = {}
+
+    def problem(self, file: str) -> str:
+        """Why `file`, a safe relative path, is no file inside this folder, or ""."""
+        folder, _, name = file.rpartition("/")
+        if folder not in self._listed:
+            self._listed[folder] = self._list(folder)
+        files, links, reason = self._listed[folder]
+        if name in files:
+            return ""
+        if name in links:
+            target = self.path / file
+            if not is_inside(target, self.path):
+                return f"{_OUTSIDE}, and this is a link that leads out of it"
+            return "" if target.is_file() else "a link to no file"
+        return reason or "no such image"
+
+    def _list(self, folder: str) -> tuple[set[str], set[str], str]:
+        """Names of the files and of the links in a sub-folder, and why there are none."""
+        path = self.path / folder if folder else self.path
+        files: set[str] = set()
+        links: set[str] = set()
+        if folder and not is_inside(path, self.path):
+            return files, links, f"{_OUTSIDE}, and a link leads out of it"
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        links.add(entry.name)
+                    elif entry.is_file():
+                        files.add(entry.name)
+        except OSError as error:
+            return files, links, f"no such image ({error.strerror or error})"
+        return files, links, ""
+
+
+# ------------------------------------------------------------------------------------------------------------ test
+def _load_test(data: Path, test_dir: str, derived: Path | None) -> dict[str, QueryGallery]:
+    """The evaluations of a test folder, by domain."""
+    if not is_safe_path(test_dir):
+        raise ValueError(f"DATASETS.TEST_DIR={test_dir!r} must be the name of a folder inside {data}")
+    folder = data / test_dir
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise FileNotFoundError(f"no test folder {folder / part}; put query/ and gallery/ into {folder}, or set "
+                                    "DATASETS.TEST_DIR to the folder that has them")
+    images = {part: list_images(folder / part) for part in PARTS}
+    domains = _read_domains(folder, images, derived)
+    truth = _read_truth(data, folder, images)
+    names = sorted({pid for pid, _ in truth.values()})
+    number_of = {name: number for number, name in enumerate(names)}
+
+    def sample(part: str, name: str) -> Sample:
+        key = f"{test_dir}/{part}/{name}"
+        if not truth:
+            return Sample(key, UNKNOWN_PID, UNKNOWN_CAMID)
+        pid, camid = truth[f"{part}/{name}"]
+        return Sample(key, number_of[pid], camid)
+
+    evaluations = {}
+    for domain in DOMAINS:
+        query, gallery = ([sample(part, name) for name in domains[part, domain]] for part in PARTS)
+        if query and gallery:
+            evaluations[domain] = QueryGallery(query, gallery, bool(truth), names)
+        else:
+            logger.warning("domain %s of %s is left out: it has %d query and %d gallery images",
+                           domain, folder, len(query), len(gallery))
+    if not evaluations:
+        raise ValueError(f"{folder}: no domain has both query and gallery images; there is nothing to test")
+    return evaluations
+
+
+def _read_domains(folder: Path, images: dict[str, list[str]],
+                  derived: Path | None) -> dict[tuple[str, str], list[str]]:
+    """(part, domain) -> sorted names of its images.
+
+    Raises:
+        FileNotFoundError: no place holds all four lists; the command that makes them is given.
+        ValueError: the lists do not cover the folders exactly.
+    """
+    places = [place for place in (folder, derived) if place is not None]
+    files = [list_name(part, domain) for part in PARTS for domain in DOMAINS]
+    place = next((place for place in places if all((place / file).is_file() for file in files)), None)
+    command = shlex.join(["python", "tools/split_domains.py", "--data_dir_query", str(folder / "query"),
+                          "--data_dir_gallery", str(folder / "gallery"), "--save_dir", str(place or places[-1])])
+    if place is None:
+        lacking = [f"{where} lacks {', '.join(file for file in files if not (where / file).is_file())}"
+                   for where in places]
+        raise FileNotFoundError(f"the domain lists are missing ({'; '.join(lacking)}). Make them with\n    {command}")
+    logger.info("domain lists: %s", place)
+    problems = Problems()
+    domains = {}
+    for part in PARTS:
+        there = set(images[part])
+        listed: dict[str, list[str]] = defaultdict(list)
+        for domain in DOMAINS:
+            file = list_name(part, domain)
+            names = {name for _, name in read_lines(place / file, file, problems)}
+            domains[part, domain] = sorted(names)
+            for name in names:
+                listed[name].append(domain)
+        for fault, names in (
+            (f"listed, but not in {folder / part}", [name for name in listed if name not in there]),
+            ("in both lists", [name for name in listed if len(listed[name]) > 1]),
+            ("in neither list", [name for name in there if name not in listed]),
+        ):
+            if names:
+                problems.add(f"{part}: {len(names)} image{'s' * (len(names) > 1)} {fault}: {some(names)}")
+    problems.raise_if_any(f"the domain lists in {place} do not fit {folder}", f"Make them anew with\n    {command}")
+    return domains
+
+
+def _read_truth(data: Path, folder: Path, images: dict[str, list[str]]) -> dict[str, tuple[str, int]]:
+    """`query/NAME` or `gallery/NAME` -> (pid name, camid), for each test image; empty without a truth file.
+
+    Raises:
+        ValueError: the file is malformed, or an image is not in it.
+    """
+    path = next((place / TRUTH for place in (folder, data) if (place / TRUTH).is_file()), None)
+    if path is None:
+        return {}
+    content = read_json(path)
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError(f'{path}: expected {{"files": {{"query/NAME": {{"pid": "…", "camid": 1}}, …}}}}')
+    problems = Problems()
+    truth: dict[str, tuple[str, int]] = {}
+    missing = []
+    for key in (f"{part}/{name}" for part in PARTS for name in images[part]):
+        if key not in files:
+            missing.append(key)
+        elif (known := _truth_of(files[key])) is None:
+            problems.add(f'{key}: expected {{"pid": "…", "camid": a number from 0}}, got {files[key]!r}')
+        else:
+            truth[key] = known
+    if missing:
+        problems.add(f"{len(missing)} test image{'s' * (len(missing) > 1)} not in it: {some(missing)}")
+    problems.raise_if_any(str(path), f"If this truth belongs to another test folder, move it there from {path.parent}.")
+    return truth
+
+
+def _truth_of(entry: Any) -> tuple[str, int] | None:
+    """(pid, camid) of a truth file's entry, None where it is malformed. A pid may be written as a number."""
+    if not isinstance(entry, dict):
+        return None
+    pid, camid = entry.get("pid"), entry.get("camid")
+    if isinstance(pid, bool) or not isinstance(pid, int | str) or pid == "":
+        return None
+    if isinstance(camid, bool) or not isinstance(camid, int) or camid < 0:
+        return None
+    return str(pid), camid

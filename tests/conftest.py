@@ -1,0 +1,49 @@
+"""A tiny demo set in NAIC's layout, and a config that trains on it in seconds."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.domains import split_domains
+from datasets.synthetic import Sizes, make_demo_data
+
+TINY = Sizes(ids=6, images=5, singles=1, shared=1, query_ids=6, query_images=2, gallery_images=4, distractors=3,
+             distractor_images=2, cameras=3, height=32, width=16)
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    """The same sums on every machine: results are compared to the bit."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A folder with MyDataSet/ in it and, in derived/, its domain lists."""
+    root = tmp_path_factory.mktemp("tiny")
+    test = make_demo_data(root, seed=3, sizes=TINY, workers=1, progress=False) / "image_B_v1_1"
+    split_domains(test / "query", test / "gallery", root / "derived", workers=1)
+    return root
+
+
+@pytest.fixture
+def tiny_opts(tiny_data, tmp_path) -> list[str]:
+    """KEY VALUE pairs for load_cfg or a tool: a small net, 32 x 16 pixels, a few steps."""
+    options = {
+        "MODEL.NAME": "resnet18_ibn_b_w32", "MODEL.PRETRAIN_CHOICE": "none", "MODEL.DEVICE": "cpu",
+        "MODEL.POOLING_METHOD": "GeM", "MODEL.ID_LOSS_TYPE": "arcface", "MODEL.METRIC_LOSS_TYPE": "triplet_center",
+        "MODEL.IF_WITH_CENTER": "yes", "MODEL.WEIGHTED_TRIPLET": "True", "MODEL.NO_MARGIN": "True",
+        "INPUT.SIZE_TRAIN": "[32, 16]", "INPUT.SIZE_TEST": "[32, 16]", "INPUT.PADDING": "2",
+        "DATASETS.NAMES": "naic", "DATASETS.ROOT_DIR": str(tiny_data), "DATASETS.HARD_AUG": "True",
+        "DATASETS.DERIVED_DIR": str(tiny_data / "derived"),
+        "DATALOADER.SAMPLER": "softmax_triplet", "DATALOADER.NUM_INSTANCE": "2", "DATALOADER.NUM_WORKERS": "0",
+        "SOLVER.OPTIMIZER_NAME": "Ranger", "SOLVER.MAX_EPOCHS": "4", "SOLVER.WARMUP_EPOCHS": "1",
+        "SOLVER.IMS_PER_BATCH": "16", "SOLVER.CHECKPOINT_PERIOD": "2", "SOLVER.EVAL_PERIOD": "0",
+        "SOLVER.LOG_PERIOD": "2", "SOLVER.FP16": "False",
+        "TEST.RE_RANKING": "True", "TEST.RE_RANKING_PARAMETER": "[6, 2, 0.5]", "TEST.FLIP_FEATS": "on",
+        "TEST.TOP_K": "10", "TEST.IMS_PER_BATCH": "7",
+        "OUTPUT_DIR": str(tmp_path / "model"),
+    }
+    return [word for pair in options.items() for word in pair]

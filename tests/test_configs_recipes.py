@@ -1,0 +1,132 @@
+"""The lineage's defaults and recipes, and the recipes of this repository."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs import flatten_cfg, load_cfg
+from configs.defaults import get_cfg_defaults
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+LINEAGE_DEFAULTS = json.loads((GOLDEN / "lineage_defaults.json").read_text(encoding="utf-8"))
+RECIPES = json.loads((GOLDEN / "lineage_recipes.json").read_text(encoding="utf-8"))
+OURS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yml"))
+NAIC = {"128": ([256, 128], 256), "192": ([384, 192], 240), "240": ([480, 240], 200)}
+
+SWITCHES = {"MODEL.IF_LABELSMOOTH", "MODEL.IF_WITH_CENTER", "TEST.FEAT_NORM", "TEST.FLIP_FEATS"}
+TRUE = ("yes", "on")
+
+
+def leaves(tree: dict) -> dict:
+    """{dotted key: value} of a golden tree, in the types that the keys have here."""
+    flat = {}
+    for section, keys in tree.items():
+        flat.update({f"{section}.{key}": value for key, value in keys.items()} if isinstance(keys, dict)
+                    else {section: keys})
+    for key, value in flat.items():
+        if key in SWITCHES:
+            flat[key] = value in TRUE
+        elif isinstance(value, str) and value.startswith("('"):
+            flat[key] = value[2:-2]
+    return flat
+
+
+def as_yaml(recipe: dict) -> str:
+    return yaml.safe_dump(recipe)
+
+
+def as_flow_yaml(recipe: dict) -> str:
+    return yaml.safe_dump(recipe, default_flow_style=True)
+
+
+def as_written_by_hand(recipe: dict) -> str:
+    """Nothing quoted, lists as tuples: `IF_LABELSMOOTH: on`, `NAMES: ('naic')`, `SIZE_TRAIN: (256, 128)`."""
+    lines = []
+    for section, keys in recipe.items():
+        if not isinstance(keys, dict):
+            lines.append(f"{section}: ('{keys}')")
+            continue
+        lines.append(f"{section}:")
+        for key, value in keys.items():
+            text = f"({', '.join(map(str, value))})" if isinstance(value, list) else '""' if value == "" else value
+            lines.append(f"  {key}: {text}  # a comment")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_a_command_line(recipe: dict) -> list[str]:
+    raw = {}
+    for section, keys in recipe.items():
+        raw.update({f"{section}.{key}": str(value) for key, value in keys.items()} if isinstance(keys, dict)
+                   else {section: keys})
+    return [word for pair in raw.items() for word in pair]
+
+
+def test_defaults_are_the_lineages_but_for_the_device():
+    ours = flatten_cfg(get_cfg_defaults())
+    expected = leaves(LINEAGE_DEFAULTS) | {"MODEL.DEVICE": "auto"}
+    assert {key: ours[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("style", [as_yaml, as_flow_yaml, as_written_by_hand])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_lineage_recipe_loads_with_its_values_over_the_defaults(tmp_path, name, style):
+    path = tmp_path / name
+    path.write_text(style(RECIPES[name]), encoding="utf-8")
+    loaded = flatten_cfg(load_cfg(path))
+    expected = flatten_cfg(get_cfg_defaults()) | leaves(RECIPES[name])
+    assert loaded == expected
+    assert {key: type(value) for key, value in loaded.items() if key in SWITCHES} == dict.fromkeys(SWITCHES, bool)
+    assert isinstance(loaded["SOLVER.COSINE_SCALE"], float)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_lineage_recipe_loads_from_the_command_line(name):
+    loaded = flatten_cfg(load_cfg(None, as_a_command_line(RECIPES[name])))
+    assert loaded == flatten_cfg(get_cfg_defaults()) | leaves(RECIPES[name])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_recipe_of_ours_loads_with_relative_paths_and_without_remarks(name, caplog):
+    cfg = load_cfg(ROOT / name)
+    assert not caplog.records
+    for path in (cfg.OUTPUT_DIR, cfg.DATASETS.ROOT_DIR, cfg.MODEL.PRETRAIN_PATH, cfg.TEST.WEIGHT):
+        assert not Path(path).is_absolute()
+
+
+def test_each_recipe_of_ours_has_an_output_folder_of_its_own():
+    folders = [load_cfg(ROOT / name).OUTPUT_DIR for name in OURS]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("pseudo", [False, True])
+@pytest.mark.parametrize("width", NAIC)
+def test_a_naic_recipe_is_the_lineages_with_the_reports_batch(tmp_path, width, pseudo):
+    name = f"r101_ibn_b_{width}" + "_pseudo" * pseudo
+    size, batch = NAIC[width]
+    cfg = load_cfg(ROOT / f"configs/naic/{name}.yml")
+    ours = flatten_cfg(cfg)
+
+    path = tmp_path / "lineage.yml"
+    path.write_text(as_yaml(RECIPES[f"naic_round2_model_b_{width}.yml"]), encoding="utf-8")
+    lineage = flatten_cfg(load_cfg(path))
+    assert {key: value for key, value in ours.items() if value != lineage[key]} == {
+        "MODEL.DEVICE_ID": "0",
+        "MODEL.PRETRAIN_PATH": "weights/resnet101_ibn_b.pth",
+        "MODEL.THRESH": 0.0,  # obsolete
+        **({} if pseudo else {"DATASETS.USE_UNLABEL": False}),
+        "SOLVER.CENTER_LOSS_WEIGHT": 0.0005,  # not read: no center loss
+        "SOLVER.EVAL_PERIOD": 0,
+        "SOLVER.IMS_PER_BATCH": batch,
+        "TEST.USE_PCB_MERGE_FEAT": True,  # obsolete
+        "TEST.WEIGHT": "",
+        "OUTPUT_DIR": f"output/naic/{name}",
+    }
+    assert [size, size] == [cfg.INPUT.SIZE_TRAIN, cfg.INPUT.SIZE_TEST]
+    assert (cfg.SOLVER.OPTIMIZER_NAME, cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS) == ("Ranger", 0.01, [25, 40])
+    assert (cfg.MODEL.GEM_P, cfg.MODEL.GEM_LEARN_P, cfg.MODEL.IF_LABELSMOOTH) == (3.0, False, False)
+    assert cfg.TEST.RE_RANKING_PARAMETER == [30, 2, 0.8]

@@ -1,0 +1,239 @@
+"""Reading and decoding: whole images of any kind become 8-bit RGB, broken ones an error with a name."""
+import os
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets.images import FolderSource, decode, is_safe_path, list_images, resize
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    """A smooth picture whose channels differ, uint8 [48, 24, 3]."""
+    y, x = np.mgrid[:48, :24]
+    return np.stack([20 + 4 * y, 10 + 9 * x, 250 - 3 * y - 2 * x], 2).astype(np.uint8)
+
+
+def encode(image: np.ndarray, suffix: str = ".png") -> bytes:
+    """An RGB(A) or grey array as a file's bytes."""
+    order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, order[image.shape[2]])
+    ok, data = cv2.imencode(suffix, image)
+    assert ok
+    return data.tobytes()
+
+
+def png(header: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG from its header and chunks, for kinds that OpenCV does not write."""
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, data in [(b"IHDR", header), *chunks, (b"IEND", b"")]:
+        parts.append(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+    return b"".join(parts)
+
+
+# ------------------------------------------------------------------------------------------------------- decoding
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_channels_come_in_rgb_order(rgb, suffix):
+    decoded = decode(encode(rgb, suffix))
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.c_contiguous
+    np.testing.assert_array_equal(decoded, rgb)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_lossy_files_come_close(rgb, suffix):
+    assert np.abs(decode(encode(rgb, suffix)).astype(int) - rgb).mean() < 4
+
+
+def test_grey_becomes_three_equal_channels(rgb):
+    np.testing.assert_array_equal(decode(encode(rgb[..., 0])), np.repeat(rgb[..., :1], 3, 2))
+
+
+def test_transparency_is_dropped(rgb):
+    alpha = np.zeros((*rgb.shape[:2], 1), np.uint8)
+    np.testing.assert_array_equal(decode(encode(np.concatenate([rgb, alpha], 2))), rgb)
+
+
+def test_sixteen_bits_become_eight(rgb):
+    np.testing.assert_array_equal(decode(encode(rgb.astype(np.uint16) * 257)), rgb)
+    np.testing.assert_array_equal(decode(encode(rgb[..., 0].astype(np.uint16) * 257))[..., 1], rgb[..., 0])
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_a_palette_is_looked_up(transparent):
+    palette = bytes([255, 0, 0, 0, 128, 0, 7, 8, 9])
+    rows = b"".join(b"\0" + bytes(row) for row in ([0, 1, 2, 2], [2, 1, 0, 0]))
+    chunks = [(b"PLTE", palette), *([(b"tRNS", b"\0\x80\xff")] * transparent), (b"IDAT", zlib.compress(rows))]
+    decoded = decode(png(struct.pack(">IIBBBBB", 4, 2, 8, 3, 0, 0, 0), *chunks))
+    red, green, dark = [255, 0, 0], [0, 128, 0], [7, 8, 9]
+    assert decoded.tolist() == [[red, green, dark, dark], [dark, green, red, red]]
+
+
+def test_a_jpeg_named_png_is_read(rgb, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(rgb, ".jpg"))
+    assert decode(FolderSource(tmp_path).read("a.png"), None, "a.png").shape == rgb.shape
+
+
+def test_exif_orientation_is_ignored(rgb):
+    jpeg = encode(rgb, ".jpg")
+    tiff = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHH", 1, 0x0112, 3, 1, 6, 0) + b"\0\0\0\0"  # 6: turned by 90 degrees
+    exif = b"Exif\0\0" + tiff
+    turned = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+    np.testing.assert_array_equal(decode(turned), decode(jpeg))
+
+
+GIF = (b"GIF89a\1\0\1\0\x80\0\0\xff\xff\xff\0\0\0"  # one white pixel
+       b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;")
+
+
+@pytest.mark.parametrize(("data", "problem"), [
+    (b"", "empty"), (GIF, "GIF"), (b"<html>not found</html>", "not a PNG"), (b"\x89PNG\r\n\x1a\n", "cut off"),
+    (b"\xff\xd8\xff", "cut off"), (b"BM", "cannot be decoded"),
+])
+def test_what_is_no_image_is_named(data, problem):
+    with pytest.raises(ValueError, match=rf"^query/a\.png: .*{problem}"):
+        decode(data, (8, 4), "query/a.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
+def test_every_cut_file_is_refused(rgb, suffix, capfd):
+    """OpenCV may return such a picture with a grey lower half; its last byte counts, too."""
+    data = encode(rgb, suffix)
+    for length in {*range(1, len(data), max(1, len(data) // 40)), len(data) - 1}:
+        with pytest.raises(ValueError, match=r"^x\.png: "):
+            decode(data[:length], None, "x.png")
+    assert "rror" not in capfd.readouterr().err or suffix == ".bmp"
+
+
+def test_a_cut_jpeg_with_a_whole_thumbnail_is_refused(rgb):
+    jpeg, thumbnail = encode(rgb, ".jpg"), encode(rgb[:8, :8], ".jpg")
+    segment = b"Exif\0\0" + thumbnail
+    data = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+    assert decode(data).shape == rgb.shape
+    with pytest.raises(ValueError, match="cut off"):
+        decode(data[:-40])
+
+
+def test_a_flipped_byte_in_a_png_is_noticed(rgb):
+    data = bytearray(encode(rgb))
+    for position in range(40, len(data) - 12, 29):
+        data[position] ^= 0x55
+        with pytest.raises(ValueError, match=r"^x\.png: the PNG file is (damaged|cut off)"):
+            decode(bytes(data), None, "x.png")
+        data[position] ^= 0x55
+
+
+def test_bytes_behind_the_end_do_not_matter(rgb):
+    for suffix in (".png", ".jpg"):
+        assert decode(encode(rgb, suffix) + b"\0\0junk").shape == rgb.shape
+
+
+# ------------------------------------------------------------------------------------------------------- resizing
+@pytest.mark.parametrize("size", [(48, 24), (96, 48), (24, 12), (96, 12), (12, 96), (7, 5), (48, 10)])
+def test_size_is_height_and_width(rgb, size):
+    assert decode(encode(rgb), size).shape == (*size, 3)
+
+
+def test_shrinking_averages_areas(rgb):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    for size, blocks in (((10, 30), (10, 4, 30, 1, 3)), ((20, 10), (20, 2, 10, 3, 3))):
+        expected = noise.reshape(blocks).mean((1, 3))
+        assert np.abs(resize(noise, size) - expected).max() <= 0.51
+
+
+def test_a_direction_that_shrinks_is_averaged_though_the_other_grows():
+    noise = np.random.default_rng(0).integers(0, 256, (40, 8, 3), dtype=np.uint8)
+    narrow = noise.reshape(10, 4, 8, 1, 3).mean((1, 3))
+    wide = resize(noise, (10, 16))
+    # Bilinear weights of a doubling are 1/4 and 3/4.
+    expected = 0.75 * narrow[:, 1:-1] + 0.25 * narrow[:, :-2]
+    assert np.abs(wide[:, 2:-2:2] - expected).max() <= 1.01
+
+
+def test_enlarging_is_bilinear(rgb):
+    """The oracle: pixel centres at (i + 0.5) / scale - 0.5, clamped at the border."""
+    def positions(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
+        low = np.minimum(at.astype(int), n - 2)
+        return low, low + 1, (at - low)
+
+    noise = np.random.default_rng(1).integers(0, 256, (16, 8, 3), dtype=np.uint8).astype(float)
+    y0, y1, fy = positions(16, 40)
+    x0, x1, fx = positions(8, 11)
+    rows = noise[y0] * (1 - fy)[:, None, None] + noise[y1] * fy[:, None, None]
+    expected = rows[:, x0] * (1 - fx)[:, None] + rows[:, x1] * fx[:, None]
+    assert np.abs(resize(noise.astype(np.uint8), (40, 11)) - expected).max() <= 1.01
+
+
+def test_resizing_does_not_change_its_input(rgb):
+    before = rgb.copy()
+    resize(rgb, (20, 60))
+    np.testing.assert_array_equal(rgb, before)
+
+
+# -------------------------------------------------------------------------------------------------- keys and folders
+@pytest.mark.parametrize("path", [
+    "a.png", "train/a.png", "a b:c.png", "图片/行人.png", "..a", "a..", ".hidden", "...", "1:2",
+])
+def test_paths_that_stay_inside(path):
+    assert is_safe_path(path)
+
+
+@pytest.mark.parametrize("path", [
+    "", ".", "..", "../a", "a/../b", "a/..", "/a", "a//b", "a/", "./a", "a/./b", "C:/a", "c:a", "a/C:/b", "a\\b",
+    "\\\\host\\a", "a\0b",
+])
+def test_paths_that_may_lead_outside(path):
+    assert not is_safe_path(path)
+
+
+def test_folder_source_reads_below_its_root(tmp_path):
+    (tmp_path / "行人").mkdir()
+    (tmp_path / "行人" / "a b.png").write_bytes(b"bytes")
+    source = FolderSource(str(tmp_path) + os.sep)
+    assert source.read("行人/a b.png") == b"bytes"
+    with pytest.raises(FileNotFoundError, match="none"):
+        source.read("none.png")
+
+
+def test_folder_source_refuses_keys_that_leave_it(tmp_path):
+    (tmp_path / "root" / "set").mkdir(parents=True)
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    source = FolderSource(tmp_path / "root")
+    for key in ("../secret.png", str(secret), "set/../../secret.png", "", "."):
+        with pytest.raises(ValueError, match="leads out of"):
+            source.read(key)
+    (tmp_path / "root" / "set" / "link.png").symlink_to(secret)
+    with pytest.raises(ValueError, match=r"'set/link.png' is a link that leads out of"):
+        source.read("set/link.png")
+
+
+def test_folder_source_follows_a_linked_folder(tmp_path):
+    """A user keeps the sets on several disks."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.png").write_bytes(b"a")
+    (tmp_path / "disk" / "b.png").symlink_to(tmp_path / "disk" / "a.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "set").symlink_to(tmp_path / "disk", target_is_directory=True)
+    assert FolderSource(tmp_path / "root").read("set/a.png") == b"a"
+    assert FolderSource(tmp_path / "root").read("set/b.png") == b"a"
+
+
+def test_folder_source_needs_a_folder(tmp_path):
+    with pytest.raises(NotADirectoryError, match="nowhere"):
+        FolderSource(tmp_path / "nowhere")
+
+
+def test_only_images_are_listed_and_sorted(tmp_path):
+    for name in ("b.PNG", "a.jpg", "c.jpeg", "d.bmp", "e.webp", ".hidden.png", "notes.txt", "Thumbs.db", "f.gif"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert list_images(tmp_path) == ["a.jpg", "b.PNG", "c.jpeg", "d.bmp", "e.webp"]
+    (tmp_path / "z.png").symlink_to(tmp_path.parent / "outside.png")
+    with pytest.raises(ValueError, match=r"z\.png: is a link that leads out"):
+        list_images(tmp_path)

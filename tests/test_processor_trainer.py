@@ -1,0 +1,129 @@
+"""Training: what it leaves, and that a resumed run equals one that was never stopped."""
+import json
+
+import pytest
+import torch
+
+from configs import load_cfg
+from processor import trainer
+from processor.trainer import do_train
+from utils.checkpoint import read_checkpoint
+
+
+def cfg_of(tiny_opts, *changes):
+    return load_cfg(None, [*tiny_opts, *map(str, changes)])
+
+
+def flat(value, prefix=""):
+    """Every tensor and number of a checkpoint by path."""
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for n, inner in enumerate(value) for k, v in flat(inner, f"{prefix}/{n}").items()}
+    return {prefix: value}
+
+
+def assert_same_state(first, second):
+    first, second = flat(first), flat(second)
+    assert first.keys() == second.keys()
+    for name in first.keys() - {"/config"}:
+        same = torch.equal(first[name], second[name]) if torch.is_tensor(first[name]) else first[name] == second[name]
+        assert same, name
+
+
+@pytest.fixture
+def whole_run(tiny_opts, tmp_path):
+    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "whole"))
+    return tmp_path / "whole"
+
+
+def test_a_resumed_run_ends_in_the_same_weights_to_the_bit(tiny_opts, tmp_path, whole_run, monkeypatch):
+    cfg = cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "parts", "DATALOADER.NUM_WORKERS", 2)
+    original, epochs = trainer.train_epoch, []
+
+    def interrupted(run, epoch):
+        original(run, epoch)
+        epochs.append(epoch)
+        if epoch == 3 and len(epochs) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        do_train(cfg)
+    do_train(cfg, resume="auto")
+    assert epochs == [1, 2, 3, 3, 4]
+    name = f"{cfg.MODEL.NAME}_4.pth"
+    assert_same_state(read_checkpoint(tmp_path / "parts" / name), read_checkpoint(whole_run / name))
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+
+
+def test_training_leaves_what_the_lineage_leaves(whole_run, tiny_opts):
+    names = {path.name for path in whole_run.iterdir()}
+    checkpoints = {"resnet18_ibn_b_w32_2.pth", "resnet18_ibn_b_w32_4.pth"}
+    assert checkpoints | {"metrics.jsonl", "tensorboard", "config.yml"} <= names
+    checkpoint = read_checkpoint(whole_run / "resnet18_ibn_b_w32_4.pth")
+    assert checkpoint["epoch"] == 4
+    assert checkpoint["pid_names"] == sorted(checkpoint["pid_names"])
+    assert len(checkpoint["pid_names"]) == len(checkpoint["model"]["classifier.weight"])
+    first = json.loads((whole_run / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"epoch", "step", "loss", "id", "triplet", "center", "acc", "lr", "images_per_second"} <= first.keys()
+
+
+def test_log_lines_are_the_lineages(tiny_opts, caplog):
+    caplog.set_level("INFO")
+    do_train(cfg_of(tiny_opts, "SOLVER.MAX_EPOCHS", 1))
+    text = caplog.text
+    assert "Epoch[1] Iteration[2/" in text
+    assert ", Acc: 0." in text
+    assert "Base Lr: 1.00e" in text or "Base Lr: 3.00e" in text
+    assert "Epoch 1 done. Time per batch: " in text
+    assert "[samples/s]" in text
+
+
+def test_evaluation_during_training_reports_every_domain(tiny_opts, tmp_path):
+    cfg = cfg_of(tiny_opts, "SOLVER.MAX_EPOCHS", 1, "SOLVER.EVAL_PERIOD", 1)
+    do_train(cfg)
+    last = json.loads((tmp_path / "model" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"all/mAP", "green/mAP", "normal/rank1"} <= last.keys()
+
+
+def test_training_goes_on_without_a_test_folder(tiny_opts, caplog):
+    caplog.set_level("INFO")
+    do_train(cfg_of(tiny_opts, "SOLVER.MAX_EPOCHS", 1, "SOLVER.EVAL_PERIOD", 1, "DATASETS.TEST_DIR", "nowhere"))
+    assert "no evaluation during training" in caplog.text
+    assert "nowhere" in caplog.text
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over(tiny_opts, tmp_path, whole_run, caplog):
+    newest = whole_run / "resnet18_ibn_b_w32_4.pth"
+    good = read_checkpoint(newest)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", whole_run), resume="auto")
+    assert "passed over" in caplog.text
+    assert_same_state(read_checkpoint(newest), good)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tiny_opts, whole_run):
+    cfg = cfg_of(tiny_opts, "OUTPUT_DIR", whole_run, "SOLVER.BASE_LR", "0.5")
+    with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR was 0\.0003 and is 0\.5"):
+        do_train(cfg, resume="auto")
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tiny_opts, tmp_path, whole_run):
+    first = read_checkpoint(whole_run / "resnet18_ibn_b_w32_4.pth")
+    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "again"))
+    assert_same_state(read_checkpoint(tmp_path / "again" / "resnet18_ibn_b_w32_4.pth"), first)
+    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "other", "SOLVER.SEED", 99))
+    other = read_checkpoint(tmp_path / "other" / "resnet18_ibn_b_w32_4.pth")
+    assert not torch.equal(other["model"]["classifier.weight"], first["model"]["classifier.weight"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tiny_opts):
+    with pytest.raises(FloatingPointError, match=r"lower SOLVER\.BASE_LR"):
+        do_train(cfg_of(tiny_opts, "SOLVER.OPTIMIZER_NAME", "SGD", "SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_EPOCHS", 0))
+
+
+def test_an_unknown_data_set_is_named_with_the_choices(tiny_opts):
+    with pytest.raises(ValueError, match="'market1501' is not one of naic"):
+        do_train(cfg_of(tiny_opts, "DATASETS.NAMES", "market1501"))
