@@ -6,7 +6,6 @@ One camera system of NAIC gives pictures with a green cast. An image whose B, G 
 from __future__ import annotations
 
 import functools
-import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -24,8 +23,7 @@ from utils.files import write_text
 PARTS = ("query", "gallery")
 DOMAINS = ("green", "normal")
 GREEN_MEAN = 65  # all three channel means must exceed this
-
-logger = logging.getLogger(__name__)
+_PROCESS_WORTH = 500  # images; decoding fewer takes less time than starting a process
 
 
 def list_name(part: str, domain: str) -> str:
@@ -91,7 +89,7 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
 def _classify(paths: list[Path], workers: int, progress: bool) -> Iterator[tuple[str, str]]:
     """(domain, "") or ("", problem) of each image, in order."""
     bar = functools.partial(tqdm, total=len(paths), desc="splitting", unit="image", disable=not progress)
-    workers = min(workers, len(paths) // 128)  # a process takes as long to start as some hundred images to decode
+    workers = min(workers, len(paths) // _PROCESS_WORTH)
     if workers < 2:
         yield from bar(map(_classify_one, paths))
         return

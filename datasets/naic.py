@@ -233,15 +233,15 @@ def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -
         elif file not in pid_of:
             problem = folder.problem(file)
             if problem:
-                problems.add(f"{shown}:{number}: {problem}: {file!r} in {folder.path}")
+                problems.add(f"{shown}:{number}: {problem}: {_quoted(file)} in {folder.path}")
             pid_of[file], first_line[file] = pid, number
             files.append(file)
             pids.append(pid)
         elif pid_of[file] == pid:
             repeated += 1
         else:
-            problems.add(f"{shown}:{number}: {file!r} is identity {pid} here and identity {pid_of[file]} in line "
-                         f"{first_line[file]}")
+            problems.add(f"{shown}:{number}: {_quoted(file)} is identity {pid} here and identity {pid_of[file]} "
+                         f"in line {first_line[file]}")
     if repeated:
         logger.info("%s: dropped %d lines that repeat another", shown, repeated)
     if mislabelled:
@@ -257,15 +257,20 @@ def _parse_line(line: str, prefix: str) -> tuple[str, str]:
     """
     match = _LINE.fullmatch(line)
     if match is None:
-        raise ValueError(f"expected 'name:pid' or 'name pid', got {line!r}")
+        raise ValueError(f"expected 'name:pid' or 'name pid', got {_quoted(line)}")
     name, pid = match.groups()
     if not (pid.isascii() and pid.isdigit()):
-        raise ValueError(f"expected 'name:pid' or 'name pid' with a pid of digits, got {line!r}")
+        raise ValueError(f"expected 'name:pid' or 'name pid' with a pid of digits, got {_quoted(line)}")
     if not is_safe_path(name):
-        raise ValueError(f"{_OUTSIDE}, got {name!r}")
+        raise ValueError(f"{_OUTSIDE}, got {_quoted(name)}")
     if not name.startswith(prefix):
-        raise ValueError(f"expected a name that begins with {prefix!r}, got {name!r}")
+        raise ValueError(f"expected a name that begins with {prefix!r}, got {_quoted(name)}")
     return name[len(prefix):], pid.lstrip("0") or "0"
+
+
+def _quoted(text: str) -> str:
+    """A piece of a list, for a message: what is no list may hold very long lines."""
+    return repr(text if len(text) <= 200 else text[:200] + "…")
 
 
 def read_lines(path: Path, shown: str, problems: Problems) -> list[tuple[int, str]]:

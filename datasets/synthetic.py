@@ -25,14 +25,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.files import read_json, write_json, write_text
+from datasets.domains import DOMAINS, domain_of
+from utils.files import atomic_path, read_json, write_json, write_text
 
 FOLDER = "MyDataSet"
 MANIFEST = "demo.json"
 TEST_FOLDER = "image_B_v1_1"
 VERSION = 1  # raise it whenever the same seed gives other bytes
-GREEN_MEAN = 65  # NAIC's split rule: green iff all three channel means exceed this
-DOMAINS = ("green", "normal")
 # Set name -> its picture folder, what a list line writes before the name, and what stands before the pid.
 TRAIN_SETS = {
     "train_2019_cs": ("train", "train/", " "),
@@ -238,6 +237,10 @@ class _Canvas:
         thickness = max(1, round(self.unit * 0.006))
         cv2.polylines(self.image, [polygon], True, rim, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
 
+    def block(self, x: float, top: float, bottom: float, upper: float, lower: float, paint: Colour) -> None:
+        """An upright trapezium around `x`; `upper` and `lower` are half its widths."""
+        self.fill([(x - upper, top), (x + upper, top), (x + lower, bottom), (x - lower, bottom)], paint)
+
     def oval(self, x: float, y: float, rx: float, ry: float, paint: Colour | np.ndarray, edge: float = 0.8) -> None:
         turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         self.fill(np.stack([x + rx * np.cos(turn), y + ry * np.sin(turn)], 1), paint, edge)
@@ -315,7 +318,8 @@ def _draw_leg(canvas: _Canvas, person: Person, pose: _Pose, which: int, cloth: n
     upper = person.skin if person.legwear == "skirt" else cloth
     lower = cloth if person.legwear == "trousers" else person.skin
     thick = 0.052 * person.build
-    canvas.limb(ankle + [0, 0.02], ankle + [0.055 * pose.side, 0.028], 0.024, 0.02, person.shoes)
+    heel, toe = ankle + np.array([0, 0.02]), ankle + np.array([0.055 * pose.side, 0.028])
+    canvas.limb(heel, toe, 0.024, 0.02, person.shoes)
     canvas.limb(knee, ankle, thick * 0.72, thick * 0.5, lower)
     canvas.limb(hip, knee, thick, thick * 0.76, upper)
 
@@ -376,21 +380,20 @@ def _draw_bag(canvas: _Canvas, person: Person, pose: _Pose, hand: np.ndarray, be
         if behind != away:
             x, half = -pose.side * pose.girth * 0.9, 0.05 + 0.045 * abs(pose.front)
             if away or abs(pose.side) > 0.4:
-                canvas.fill([(x - half, 0.19), (x + half, 0.19), (x + half * 1.1, 0.43), (x - half * 1.1, 0.43)], colour)
-                canvas.fill([(x - half * 0.7, 0.33), (x + half * 0.7, 0.33), (x + half * 0.7, 0.41),
-                             (x - half * 0.7, 0.41)], dark)
+                canvas.block(x, 0.19, 0.43, half, half * 1.1, colour)
+                canvas.block(x, 0.33, 0.41, half * 0.7, half * 0.7, dark)
         if not behind and not away:
             for x in (-0.055, 0.055):
                 canvas.limb((x, 0.17), (x * 1.15, 0.36), 0.011, 0.011, colour)
     elif person.bag == "shoulder" and not behind:
         x = person.bag_side * pose.mirrored * pose.girth
         canvas.limb((-x * 0.6, 0.165), (x * 0.9, 0.45), 0.01, 0.01, dark)
-        canvas.fill([(x - 0.06, 0.43), (x + 0.06, 0.43), (x + 0.065, 0.55), (x - 0.065, 0.55)], colour)
+        canvas.block(x, 0.43, 0.55, 0.06, 0.065, colour)
     elif person.bag == "hand" and not behind:
         x, y = hand
         canvas.limb((x - 0.03, y + 0.06), (x, y), 0.006, 0.006, dark)
         canvas.limb((x + 0.03, y + 0.06), (x, y), 0.006, 0.006, dark)
-        canvas.fill([(x - 0.055, y + 0.05), (x + 0.055, y + 0.05), (x + 0.065, y + 0.17), (x - 0.065, y + 0.17)], colour)
+        canvas.block(x, y + 0.05, y + 0.17, 0.055, 0.065, colour)
 
 
 def draw_person(image: np.ndarray, person: Person, camera: Camera, rng: np.random.Generator) -> None:
@@ -440,7 +443,8 @@ def _draw_wall(image: np.ndarray, scene: str, rng: np.random.Generator) -> None:
                 cv2.rectangle(image, (left, y), corner, tuple(v * shade for v in (70, 90, 150)), -1)
             elif scene == "shop":
                 goods = tuple(float(v) for v in rng.uniform(30, 235, 3))
-                cv2.rectangle(image, (left, y + step // 4), (left + int(step * rng.uniform(0.7, 1.8)), y + step), goods, -1)
+                corner = (left + int(step * rng.uniform(0.7, 1.8)), y + step)
+                cv2.rectangle(image, (left, y + step // 4), corner, goods, -1)
             elif scene == "subway":
                 corner = (x + step * 2 - 3, y + step - 3)
                 cv2.rectangle(image, (x, y), corner, tuple(v * shade for v in (200, 205, 190)), -1)
@@ -473,7 +477,9 @@ def _panorama(seed: int, camid: int, scene: str, height: int, width: int) -> np.
         cv2.line(image, (0, y), (width * 5, y), (75, 75, 75), 2)
     grain = cv2.resize(rng.normal(1, 0.16, (12, 40)).astype(np.float32), (width * 5, height),
                        interpolation=cv2.INTER_CUBIC)
-    image = cv2.addWeighted(image, 0.55, np.full_like(image, 105), 0.45, 0)  # duller than most clothes
+    # Greyer than most clothes, but of strong contrast: colour is for the network to find, edges are everywhere.
+    grey = image.mean(2, keepdims=True)
+    image = (grey - 110) * 1.5 + 110 + (image - grey) * 0.35
     return np.clip(image * grain[..., None], 0, 255).astype(np.uint8)
 
 
@@ -490,8 +496,8 @@ def draw_background(seed: int, camid: int, camera: Camera, size: tuple[int, int]
     h, w = int(height * zoom), int(width * zoom)
     y, x = int(rng.integers(height - h + 1)), int(rng.integers(width * 5 - w + 1))
     image = cv2.resize(scene[y:y + h, x:x + w], (width, height), interpolation=cv2.INTER_LINEAR)
-    for _ in range(int(rng.integers(0, 3))):
-        colour = tuple(float(v) for v in rng.uniform(50, 160, 3))
+    for _ in range(int(rng.integers(0, 5))):
+        colour = tuple(float(v) for v in rng.uniform(15, 235) + rng.normal(0, 10, 3))
         middle, half = rng.uniform(0, width), width * rng.uniform(0.03, 0.22)
         top, bottom = np.sort(rng.uniform(0.05, 1.0, 2)) * height
         cv2.rectangle(image, (int(middle - half), int(top)), (int(middle + half), int(bottom)), colour, -1)
@@ -501,7 +507,7 @@ def draw_background(seed: int, camid: int, camera: Camera, size: tuple[int, int]
 def _draw_occluder(image: np.ndarray, rng: np.random.Generator) -> None:
     """Something in front of the person: a post, or a low thing such as a bin or a hedge."""
     height, width = image.shape[:2]
-    colour = tuple(float(v) for v in rng.uniform(40, 170, 3))
+    colour = tuple(float(v) for v in rng.uniform(20, 200) + rng.normal(0, 12, 3))
     if rng.random() < 0.4:
         x, half = width * rng.uniform(0.2, 0.8), width * rng.uniform(0.03, 0.08)
         cv2.rectangle(image, (int(x - half), 0), (int(x + half), height), colour, -1)
@@ -547,11 +553,6 @@ def apply_camera(image: np.ndarray, camera: Camera, domain: str, rng: np.random.
     picture = picture + rng.normal(0, camera.noise, picture.shape).astype(np.float32)
     picture = _expose(np.clip(picture, 0, 1), domain, rng)
     return np.round(picture * 255).astype(np.uint8)
-
-
-def domain_of(image: np.ndarray) -> str:
-    """NAIC's split rule for a uint8 BGR picture: "green" iff the means of B, G and R all exceed 65."""
-    return "green" if (image.reshape(-1, 3).mean(0) > GREEN_MEAN).all() else "normal"
 
 
 # ------------------------------------------------------------------------------------------------ plan and store
@@ -818,7 +819,6 @@ def make_demo_data(output: str | os.PathLike, seed: int = 0, sizes: Sizes | None
 
 def sample_sheet(path: str | os.PathLike, seed: int = 0, sizes: Sizes | None = None, rows: int = 4) -> None:
     """Write a contact sheet: test persons in rows, cameras in columns; normal on the left, green on the right."""
-    from utils.files import atomic_path
     sizes = sizes or Sizes()
     gap = max(2, sizes.width // 16)
     plan = plan_demo(seed, sizes)

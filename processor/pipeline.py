@@ -20,8 +20,7 @@ from pathlib import Path
 
 from configs import load_cfg
 from datasets.naic import data_root
-from utils.checkpoint import epoch_checkpoints
-from utils.files import read_json, sha256_of, write_json
+from utils.files import epoch_checkpoints, read_json, sha256_of, write_json
 from utils.process import RunLock, run_logged
 
 logger = logging.getLogger(__name__)

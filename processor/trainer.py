@@ -24,8 +24,8 @@ from model.make_model import make_model
 from processor.inference import evaluate
 from processor.ranking import describe
 from solver.make_optimizer import make_optimizer, make_scheduler
-from utils.checkpoint import epoch_checkpoints, read_checkpoint, save_checkpoint
-from utils.files import write_text
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.files import epoch_checkpoints, write_text
 from utils.meter import MeanMeter
 from utils.precision import Precision, select_device
 from utils.seed import seed_everything

@@ -113,8 +113,8 @@ def test_top_k_is_a_stable_sort_cut_off(k):
     rng = np.random.default_rng(0)
     distmat = rng.integers(-3, 4, (150, 30)).astype(np.float32)  # full of ties
     distmat[distmat == 0] *= rng.choice([-1, 1], int((distmat == 0).sum()))  # 0.0 and -0.0 are equal
-    blocks = ((slice(start, start + 70), distmat[start : start + 70]) for start in (0, 70, 140))
-    indices, distances = top_k(((slice(rows.start, min(rows.stop, 150)), block) for rows, block in blocks), k, 150)
+    blocks = [(rows, distmat[rows]) for rows in (slice(0, 70), slice(140, 150), slice(70, 140))]
+    indices, distances = top_k(blocks, k, 150)
     expected = np.argsort(distmat, axis=1, kind="stable")[:, :k]
     assert indices.dtype == np.int64
     assert distances.dtype == np.float32

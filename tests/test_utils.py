@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.checkpoint import epoch_checkpoints, read_checkpoint, save_checkpoint
-from utils.files import atomic_path, read_json, write_json
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.files import atomic_path, epoch_checkpoints, read_json, write_json
 from utils.logger import user_message
 from utils.precision import Precision, select_device
 from utils.process import RunLock, run_logged

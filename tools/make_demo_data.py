@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.synthetic import Sizes, make_demo_data, sample_sheet  # noqa: E402
+from datasets.synthetic import Sizes, make_demo_data, sample_sheet
 
 
 def parse_args() -> argparse.Namespace:

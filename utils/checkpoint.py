@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +53,3 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return load_file(path, device="cpu")
     except Exception as error:  # safetensors raises its own Rust error type
         raise ValueError(f"{path}: truncated or not a safetensors file: {error}") from error
-
-
-def epoch_checkpoints(folder: str | Path, name: str) -> dict[int, Path]:
-    """The checkpoints NAME_EPOCH.pth of a folder by epoch, ascending."""
-    pattern = re.compile(re.escape(name) + r"_(\d+)\.pth")
-    found = {}
-    for path in Path(folder).glob(f"{name}_*.pth"):
-        if match := pattern.fullmatch(path.name):
-            found[int(match.group(1))] = path
-    return dict(sorted(found.items()))

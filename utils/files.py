@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,3 +72,13 @@ def sha256_of(path: str | os.PathLike) -> str:
         while piece := source.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def epoch_checkpoints(folder: str | Path, name: str) -> dict[int, Path]:
+    """The checkpoints NAME_EPOCH.pth of a folder by epoch, ascending."""
+    pattern = re.compile(re.escape(name) + r"_(\d+)\.pth")
+    found = {}
+    for path in Path(folder).glob(f"{name}_*.pth"):
+        if match := pattern.fullmatch(path.name):
+            found[int(match.group(1))] = path
+    return dict(sorted(found.items()))

@@ -21,30 +21,25 @@ def sum_blocks(sources: Sequence[Iterable[Block]], weights: Sequence[float] | No
     Raises:
         ValueError: at the call, for no source or unfit weights; at a block, for sources that do not agree.
     """
-    return _sum_blocks(list(sources), _check_weights(len(sources), weights))
+    return _sum_blocks([iter(source) for source in sources], _check_weights(len(sources), weights))
 
 
-def _sum_blocks(sources: list[Iterable[Block]], weights: list[float]) -> Iterator[Block]:
-    iterators = [iter(source) for source in sources]
-    while True:
-        total, rows = None, None
-        for index, (blocks, weight) in enumerate(zip(iterators, weights, strict=True)):
-            block_rows, block = next(blocks, (None, None))
-            if index == 0:
-                rows = block_rows
-            elif block_rows != rows:
-                raise ValueError(f"source {index} gives {_name(block_rows)} where source 0 gives {_name(rows)}")
-            if block is None:
-                continue
-            if total is None:
-                total = block * np.float32(weight)
-            elif block.shape != total.shape:
+def _sum_blocks(sources: list[Iterator[Block]], weights: list[float]) -> Iterator[Block]:
+    others = list(enumerate(zip(sources, weights, strict=True)))[1:]
+    for rows, block in sources[0]:
+        total = block * np.float32(weights[0])
+        for index, (source, weight) in others:
+            other_rows, block = next(source, (None, None))
+            if other_rows != rows:
+                raise ValueError(f"source {index} gives {_name(other_rows)} where source 0 gives {_name(rows)}")
+            if block.shape != total.shape:
                 raise ValueError(f"{_name(rows)}: source {index} has distances {block.shape}, source 0 {total.shape}")
-            else:
-                total += block * np.float32(weight)
-        if rows is None:
-            return
+            total += block * np.float32(weight)
         yield rows, total
+    for index, (source, _) in others:
+        rows, _ = next(source, (None, None))
+        if rows is not None:
+            raise ValueError(f"source {index} gives {_name(rows)} where source 0 gives no more rows")
 
 
 def _name(rows: slice | None) -> str:

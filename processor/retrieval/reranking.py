@@ -34,7 +34,7 @@ from processor.retrieval.distance import (
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 8192   # of the sparse matrices
-PAIRS_AT_ONCE = 256   # of features gathered from here and there: few enough for the processor's cache
+PAIRS_AT_ONCE = 1024  # of features gathered from here and there
 NO_KEY = (0x7F800000 << 32) | 0xFFFFFFFF  # rank_keys of an infinite distance: an empty place in a list
 
 
@@ -115,7 +115,7 @@ def predicted_bytes(features: FeatureRows, k1: int, k2: int) -> int:
     entries = 8 * len(features) * 2 * (k1 + 1)       # int32 and float32; about this many before the averaging …
     codes = 2 * entries * (1 + min(k2, 4) // 2)      # … and after it (neighbours' codes overlap), and its inverse
     chunk = ROWS_AT_ONCE * (k1 + 1) ** 2 * 12
-    tile = features.tile_rows * (features.tile_rows * 48 + features.dim * 24)
+    tile = features.tile_rows * (features.tile_rows * 96 + features.dim * 24)
     return max(lists + tile, lists // 2 + chunk + codes) + 4 * features.tile_rows * features.num_gallery
 
 

@@ -1,0 +1,165 @@
+"""The pipeline behind run.sh: skipping, going on after a kill, WEIGHTS, errors."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from processor import pipeline
+from processor.pipeline import Recipe, Settings, StageFailed, find_weights, plan, run, table
+from utils.files import read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def recipe(tiny_opts, tmp_path, monkeypatch):
+    """A recipe of one tiny model, as a YAML file; its path."""
+    tree: dict = {}
+    for key, value in zip(tiny_opts[::2], tiny_opts[1::2], strict=True):
+        if key not in ("OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR"):
+            section, leaf = key.split(".")
+            tree.setdefault(section, {})[leaf] = value
+    path = tmp_path / "tiny.yml"
+    path.write_text(yaml.safe_dump(tree))
+    monkeypatch.setitem(pipeline.RECIPES, "tiny", Recipe((str(path),)))
+    return path
+
+
+def start(recipe: Path, settings: Settings) -> subprocess.Popen:
+    """Run the pipeline in a process that can be killed."""
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
+            "from processor.pipeline import RECIPES, Recipe, Settings, run\nfrom utils.logger import setup_logger\n"
+            f"setup_logger(); RECIPES['tiny'] = Recipe(({str(recipe)!r},))\n"
+            f"run(Settings(Path({str(settings.output_root)!r}), 'tiny', Path({str(settings.data_root)!r})))")
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def results(out: Path) -> dict:
+    """What must be the same, byte for byte but for the seconds."""
+    summary = read_json(out / "summary.json")
+    return {"submission": (out / "submission.json").read_bytes(),
+            "metrics": (out / "metrics.json").read_bytes(),
+            "summary": {key: value for key, value in summary.items() if not key.startswith("seconds")}}
+
+
+def test_a_killed_pipeline_ends_as_one_that_was_left_alone(recipe, tiny_data, tmp_path):
+    """kill -9 in the splitting, the training and the testing; then once more to the end."""
+    whole = Settings(tmp_path / "whole", "tiny", tiny_data)
+    run(whole)
+    out = tmp_path / "killed"
+    settings = Settings(out, "tiny", tiny_data)
+    for begun in ("stages/split_domains.begun.json", "tiny/resnet18_ibn_b_w32_2.pth", "tiny/features.partial"):
+        process = start(recipe, settings)
+        wait_for(out / begun, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run(settings)
+    assert results(out) == results(whole.output_root)
+    log = (out / "tiny" / "train_log.txt").read_text()
+    assert "going on from" in log
+
+
+def test_a_finished_run_is_skipped_and_a_changed_input_is_not(recipe, tiny_data, tmp_path, caplog):
+    caplog.set_level("INFO")
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data / "MyDataSet", data / "MyDataSet")
+    settings = Settings(tmp_path / "out", "tiny", data)
+    first = run(settings)
+    caplog.clear()
+    assert run(settings) == first
+    assert caplog.text.count("skipped") == 4
+    truth = data / "MyDataSet" / "image_B_v1_1" / "ground_truth.json"
+    content = json.loads(truth.read_text())
+    truth.write_text(json.dumps(content, indent=3))
+    caplog.clear()
+    run(settings)
+    assert caplog.text.count("skipped") == 2 + 1  # the test ran again, with the same features for the ensemble
+    (tmp_path / "out" / "submission.json").unlink()
+    caplog.clear()
+    run(settings)
+    assert caplog.text.count("skipped") == 3
+    assert (tmp_path / "out" / "submission.json").is_file()
+
+    # A training on other lists starts anew.
+    train_list = data / "MyDataSet" / "train_2020_fs" / "train_list.txt"
+    train_list.write_text("\n".join(train_list.read_text().splitlines()[2:]))
+    run(settings)
+    assert "going on from" not in (tmp_path / "out" / "logs" / "train_tiny.log").read_text()
+
+    # WEIGHTS: what was trained here is tested there, without a training stage.
+    again = run(Settings(tmp_path / "again", "tiny", data, weights=tmp_path / "out"))
+    assert not [name for name in again["seconds"] if name.startswith("train")]
+    assert again["models"] == run(settings)["models"]
+
+
+def test_a_failing_stage_names_itself_and_its_log(recipe, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data / "MyDataSet", data / "MyDataSet")
+    (data / "MyDataSet" / "train_2019_cs" / "train_list.txt").write_text("train/a.png\n")
+    with pytest.raises(StageFailed, match=r"stage train_tiny failed with exit code 2; its log is .*train_tiny\.log"):
+        run(Settings(tmp_path / "out", "tiny", data))
+    log = (tmp_path / "out" / "logs" / "train_tiny.log").read_text()
+    assert "train_list.txt:1: expected" in log
+    assert "Traceback" not in log
+
+
+def test_the_naic_recipe_tests_six_checkpoints(tmp_path):
+    stages = plan(Settings(tmp_path / "out", "naic"))
+    assert [stage.name for stage in stages] == [
+        "demo_data", "split_domains",
+        "train_r101_ibn_b_128", "test_r101_ibn_b_128_40", "test_r101_ibn_b_128_50",
+        "train_r101_ibn_b_192", "test_r101_ibn_b_192_40", "test_r101_ibn_b_192_50",
+        "train_r101_ibn_b_240", "test_r101_ibn_b_240_40", "test_r101_ibn_b_240_50", "ensemble",
+    ]
+    assert len(stages[-1].command[stages[-1].command.index("--inputs") + 1:-2]) == 6
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", [
+    "{model}/{name}_{epoch}.pth", "{model}_{epoch}.pth", "{model}_{epoch}/{name}_{epoch}.pth",
+])
+def test_weights_are_found_where_runs_leave_them(tmp_path, place):
+    for epoch in (40, 50, 60):
+        path = tmp_path / place.format(model="r101_ibn_b_192", name="resnet101_ibn_b", epoch=epoch)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = find_weights(tmp_path, "r101_ibn_b_192", "resnet101_ibn_b", (40, 50))
+    assert [*found] == [40, 50]
+    with pytest.raises(ValueError, match="no checkpoint for r101_ibn_b_128"):
+        find_weights(tmp_path, "r101_ibn_b_128", "resnet101_ibn_b", (40, 50))
+
+
+def test_the_table_shows_every_model_and_the_ensemble():
+    figures = {"mAP": 0.5, "rank1": 0.625, "naic_score": 0.75}
+    summary = {"models": {"a": {"plain": figures}, "b": {"plain": figures, "re_ranked": figures}}, "ensemble": None}
+    text = table(summary)
+    assert [line.split()[0] for line in text.splitlines()[1:]] == ["model", "a", "b", "ensemble"]
+    assert " 50.00%  62.50%  75.00%" in text
+    assert "no metrics" in table({"models": {"a": None}, "ensemble": None})
+
+
+@pytest.mark.parametrize(("environment", "message"), [
+    ({"RECIPE": "nothing"}, "RECIPE='nothing' is not one of demo, naic"),
+    ({"DATA_ROOT": "nowhere"}, "DATA_ROOT=nowhere is not a folder"),
+    ({"SEED": "x"}, "SEED='x' is not a whole number"),
+])
+def test_a_wrong_environment_is_said_in_one_line(environment, message, tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "pipeline.py"), "--dry-run"], capture_output=True,
+                          text=True, env={**os.environ, "OUTPUT_ROOT": str(tmp_path / "o"), **environment})
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {message}"
