@@ -188,19 +188,29 @@ def sample_person(rng: np.random.Generator) -> Person:
     )
 
 
-def sample_camera(rng: np.random.Generator, camid: int) -> Camera:
-    """Draw a camera; neighbouring camids look at different kinds of scene."""
-    gains = rng.uniform(0.8, 1.12, 3)
-    return Camera(
-        scene=SCENES[camid % len(SCENES)],
-        gains=tuple(float(g) for g in gains),
-        gamma=float(rng.uniform(0.8, 1.2)),
-        saturation=float(rng.uniform(0.85, 1.2)),
-        blur=float(rng.uniform(0.1, 0.5)),
-        noise=float(rng.uniform(0.005, 0.02)),
-        yaw=float(rng.uniform(-np.pi, np.pi)),
-        size=float(rng.uniform(0.88, 0.96)),
-    )
+def sample_cameras(rng: np.random.Generator, count: int) -> list[Camera]:
+    """Draw the cameras of a demo set.
+
+    They are spread evenly over what cameras can be, so that every seed is about as hard: `spread` gives each its
+    own share of a range, in random order, and the casts go round the colour circle.
+    """
+    def spread(low: float, high: float) -> np.ndarray:
+        return low + (high - low) * (rng.permutation(count) + rng.uniform(0.2, 0.8, count)) / count
+
+    hues = spread(0, 2 * np.pi)[:, None] + np.array([0, 2, 4]) * np.pi / 3
+    gains = np.exp(0.17 * np.cos(hues)) * spread(0.85, 1.1)[:, None]
+    gamma, saturation, blur, noise = spread(0.8, 1.2), spread(0.85, 1.2), spread(0.1, 0.5), spread(0.005, 0.02)
+    yaw, size, scenes = spread(-np.pi, np.pi), spread(0.87, 0.96), rng.permutation(len(SCENES))
+    return [Camera(scene=SCENES[scenes[i % len(SCENES)]], gains=tuple(gains[i].tolist()), gamma=float(gamma[i]),
+                   saturation=float(saturation[i]), blur=float(blur[i]), noise=float(noise[i]), yaw=float(yaw[i]),
+                   size=float(size[i]))
+            for i in range(count)]
+
+
+@functools.lru_cache(maxsize=4)
+def _cameras(seed: int, count: int) -> list[Camera]:
+    """A demo set's cameras; camid 1 is the first."""
+    return sample_cameras(_rng(seed, _CAMERA), count)
 
 
 # ---------------------------------------------------------------------------------------------------- drawing
@@ -479,7 +489,7 @@ def _panorama(seed: int, camid: int, scene: str, height: int, width: int) -> np.
                        interpolation=cv2.INTER_CUBIC)
     # Greyer than most clothes, but of strong contrast: colour is for the network to find, edges are everywhere.
     grey = image.mean(2, keepdims=True)
-    image = (grey - 110) * 1.5 + 110 + (image - grey) * 0.35
+    image = (grey - 110) * 1.3 + 110 + (image - grey) * 0.35
     return np.clip(image * grain[..., None], 0, 255).astype(np.uint8)
 
 
@@ -496,7 +506,7 @@ def draw_background(seed: int, camid: int, camera: Camera, size: tuple[int, int]
     h, w = int(height * zoom), int(width * zoom)
     y, x = int(rng.integers(height - h + 1)), int(rng.integers(width * 5 - w + 1))
     image = cv2.resize(scene[y:y + h, x:x + w], (width, height), interpolation=cv2.INTER_LINEAR)
-    for _ in range(int(rng.integers(0, 5))):
+    for _ in range(int(rng.integers(0, 4))):
         colour = tuple(float(v) for v in rng.uniform(15, 235) + rng.normal(0, 10, 3))
         middle, half = rng.uniform(0, width), width * rng.uniform(0.03, 0.22)
         top, bottom = np.sort(rng.uniform(0.05, 1.0, 2)) * height
@@ -513,7 +523,7 @@ def _draw_occluder(image: np.ndarray, rng: np.random.Generator) -> None:
         cv2.rectangle(image, (int(x - half), 0), (int(x + half), height), colour, -1)
     else:
         x, half = width * rng.uniform(0, 1), width * rng.uniform(0.25, 0.6)
-        top = height * rng.uniform(0.62, 0.85)
+        top = height * rng.uniform(0.68, 0.88)
         cv2.rectangle(image, (int(x - half), int(top)), (int(x + half), height), colour, -1)
 
 
@@ -681,15 +691,16 @@ def plan_demo(seed: int, sizes: Sizes) -> Plan:
     return planner.plan
 
 
-def render(seed: int, shot: Shot, height: int, width: int) -> np.ndarray:
-    """The picture of a shot: [height, width, 3] uint8 BGR; a function of the arguments alone."""
+def render(seed: int, sizes: Sizes, shot: Shot) -> np.ndarray:
+    """The picture of a shot: [sizes.height, sizes.width, 3] uint8 BGR; a function of the arguments alone."""
+    height, width = sizes.height, sizes.width
     person = sample_person(_rng(seed, _PERSON, shot.person))
-    camera = sample_camera(_rng(seed, _CAMERA, shot.camid), shot.camid)
+    camera = _cameras(seed, sizes.cameras)[shot.camid - 1]
     rng = _rng(seed, _SHOT, shot.person, shot.number)
     large = (height * _SUPERSAMPLE, width * _SUPERSAMPLE)
     image = draw_background(seed, shot.camid, camera, large, rng)
     draw_person(image, person, camera, rng)
-    if rng.random() < 0.15:
+    if rng.random() < 0.12:
         _draw_occluder(image, rng)
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     image = apply_camera(image, camera, shot.domain, rng)
@@ -697,10 +708,10 @@ def render(seed: int, shot: Shot, height: int, width: int) -> np.ndarray:
     return image
 
 
-def _store_shot(task: tuple[Path, int, int, int, Shot]) -> None:
+def _store_shot(task: tuple[Path, int, Sizes, Shot]) -> None:
     """Render one shot and write its files (a worker's unit of work)."""
-    root, seed, height, width, shot = task
-    ok, data = cv2.imencode(".png", render(seed, shot, height, width), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    root, seed, sizes, shot = task
+    ok, data = cv2.imencode(".png", render(seed, sizes, shot), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert ok, shot
     for path in shot.paths:
         (root / path).write_bytes(data.tobytes())
@@ -730,7 +741,7 @@ def _write_set(root: Path, seed: int, sizes: Sizes, workers: int, progress: bool
     assert len(set(paths)) == len(paths), "two pictures of one name"
     for folder in {Path(path).parent for path in paths}:
         (root / folder).mkdir(parents=True)
-    _store_shots([(root, seed, sizes.height, sizes.width, shot) for shot in plan.shots], workers, progress)
+    _store_shots([(root, seed, sizes, shot) for shot in plan.shots], workers, progress)
     for name, lines in plan.lists.items():
         _, prefix, separator = TRAIN_SETS[name]
         write_text(root / name / "train_list.txt", "".join(f"{prefix}{n}{separator}{pid}\n" for n, pid in lines))
@@ -828,7 +839,7 @@ def sample_sheet(path: str | os.PathLike, seed: int = 0, sizes: Sizes | None = N
         persons = [person for person, of in tested.items() if of == domain][:rows]
         lines = []
         for person in persons:
-            pictures = [render(seed, Shot(person, domain, camid, 1000 + camid, ()), sizes.height, sizes.width)
+            pictures = [render(seed, sizes, Shot(person, domain, camid, 1000 + camid, ()))
                         for camid in range(1, sizes.cameras + 1)]
             lines.append(np.hstack([np.pad(p, ((0, gap), (0, gap), (0, 0)), constant_values=255) for p in pictures]))
         halves.append(np.vstack(lines))

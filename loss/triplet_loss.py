@@ -18,6 +18,13 @@ def euclidean_dist(x: Tensor, y: Tensor) -> Tensor:
     return squared.clamp(min=1e-12).sqrt()
 
 
+def self_distances(feat: Tensor) -> Tensor:
+    """Euclidean distances of a batch to itself, float32: [B, D] -> [B, B]."""
+    # An image's distance to itself is rounding error, and sqrt makes 1e-4 of 1e-8: enough to shift the softmax.
+    own = torch.eye(len(feat), dtype=torch.bool, device=feat.device)
+    return euclidean_dist(feat, feat).masked_fill(own, 1e-6)
+
+
 def hard_distances(dist: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:
     """Farthest positive and nearest negative of each anchor.
 
@@ -70,7 +77,7 @@ class TripletLoss(nn.Module):
             feat = feat.float()
             if self.normalize_feature:
                 feat = F.normalize(feat)
-            dist_ap, dist_an = self.distances(euclidean_dist(feat, feat), pids)
+            dist_ap, dist_an = self.distances(self_distances(feat), pids)
             # -inf for an anchor without negatives: both forms below give it 0 and no gradient.
             gap = dist_ap - dist_an
             return (F.softplus(gap) if self.margin is None else F.relu(gap + self.margin)).mean()

@@ -31,6 +31,10 @@ def tiny_data(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny_opts(tiny_data, tmp_path) -> list[str]:
     """KEY VALUE pairs for load_cfg or a tool: a small net, 32 x 16 pixels, a few steps."""
+    return tiny_options(tiny_data, tmp_path / "model")
+
+
+def tiny_options(tiny_data: Path, output: Path) -> list[str]:
     options = {
         "MODEL.NAME": "resnet18_ibn_b_w32", "MODEL.PRETRAIN_CHOICE": "none", "MODEL.DEVICE": "cpu",
         "MODEL.POOLING_METHOD": "GeM", "MODEL.ID_LOSS_TYPE": "arcface", "MODEL.METRIC_LOSS_TYPE": "triplet_center",
@@ -39,11 +43,11 @@ def tiny_opts(tiny_data, tmp_path) -> list[str]:
         "DATASETS.NAMES": "naic", "DATASETS.ROOT_DIR": str(tiny_data), "DATASETS.HARD_AUG": "True",
         "DATASETS.DERIVED_DIR": str(tiny_data / "derived"),
         "DATALOADER.SAMPLER": "softmax_triplet", "DATALOADER.NUM_INSTANCE": "2", "DATALOADER.NUM_WORKERS": "0",
-        "SOLVER.OPTIMIZER_NAME": "Ranger", "SOLVER.MAX_EPOCHS": "4", "SOLVER.WARMUP_EPOCHS": "1",
+        "SOLVER.OPTIMIZER_NAME": "Ranger", "SOLVER.MAX_EPOCHS": "4", "SOLVER.WARMUP_EPOCHS": "1", "SOLVER.STEPS": "[3]",
         "SOLVER.IMS_PER_BATCH": "16", "SOLVER.CHECKPOINT_PERIOD": "2", "SOLVER.EVAL_PERIOD": "0",
         "SOLVER.LOG_PERIOD": "2", "SOLVER.FP16": "False",
         "TEST.RE_RANKING": "True", "TEST.RE_RANKING_PARAMETER": "[6, 2, 0.5]", "TEST.FLIP_FEATS": "on",
         "TEST.TOP_K": "10", "TEST.IMS_PER_BATCH": "7",
-        "OUTPUT_DIR": str(tmp_path / "model"),
+        "OUTPUT_DIR": str(output),
     }
     return [word for pair in options.items() for word in pair]

@@ -141,14 +141,14 @@ def test_the_files_depend_on_the_seed_but_not_on_the_number_of_workers(demo, tmp
     assert files_below(two) == files_below(demo)
     shots, others = plan_demo(SEED, TINY).shots, plan_demo(SEED + 1, TINY).shots
     assert not {shot.paths for shot in shots} & {shot.paths for shot in others}
-    assert (render(SEED, shots[0], 32, 16) != render(SEED + 1, shots[0], 32, 16)).any()
+    assert (render(SEED, TINY, shots[0]) != render(SEED + 1, TINY, shots[0])).any()
 
 
 def test_a_shot_looks_the_same_whatever_was_rendered_before():
     shots = plan_demo(SEED, TINY).shots[:4]
-    forward = [render(SEED, shot, 32, 16) for shot in shots]
+    forward = [render(SEED, TINY, shot) for shot in shots]
     synthetic._panorama.cache_clear()
-    backward = [render(SEED, shot, 32, 16) for shot in reversed(shots)][::-1]
+    backward = [render(SEED, TINY, shot) for shot in reversed(shots)][::-1]
     assert all((a == b).all() for a, b in zip(forward, backward, strict=True))
 
 
@@ -159,7 +159,7 @@ def test_raw_pixels_do_not_find_people_across_cameras():
     by_part = defaultdict(list)
     for shot in plan_demo(SEED, sizes).shots:
         if shot.paths[0].startswith(synthetic.TEST_FOLDER):
-            image = cv2.resize(render(SEED, shot, 64, 32), (16, 32), interpolation=cv2.INTER_AREA)
+            image = cv2.resize(render(SEED, sizes, shot), (16, 32), interpolation=cv2.INTER_AREA)
             part = "query" if "/query/" in shot.paths[0] else "gallery"
             by_part[part, shot.domain].append((shot, image.astype(np.float32).ravel()))
     for domain in ("green", "normal"):

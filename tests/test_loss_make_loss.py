@@ -81,14 +81,14 @@ def test_config_chooses_smoothing_margin_and_weighting():
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(ValueError, match="METRIC_LOSS_TYPE='quadruplet'.*choices: triplet, center"):
+    with pytest.raises(ValueError, match=r"METRIC_LOSS_TYPE='quadruplet'.*choices: triplet, center"):
         make_loss(config(MODEL__METRIC_LOSS_TYPE="quadruplet"), 3, FEAT_DIMS)
-    with pytest.raises(ValueError, match="SAMPLER='random'.*choices: softmax, triplet"):
+    with pytest.raises(ValueError, match=r"SAMPLER='random'.*choices: softmax, triplet"):
         make_loss(config(DATALOADER__SAMPLER="random"), 3, FEAT_DIMS)
 
 
 def test_center_loss_alone_is_refused():
-    with pytest.raises(ValueError, match="METRIC_LOSS_TYPE=center with DATALOADER.SAMPLER=triplet"):
+    with pytest.raises(ValueError, match=r"METRIC_LOSS_TYPE=center with DATALOADER.SAMPLER=triplet"):
         make_loss(config(DATALOADER__SAMPLER="triplet", MODEL__METRIC_LOSS_TYPE="center"), 3, FEAT_DIMS)
 
 

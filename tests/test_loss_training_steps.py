@@ -41,7 +41,7 @@ def train(steps=6, **keys):
     return losses
 
 
-@pytest.mark.parametrize(("id_loss", "metric"), itertools.product(CLASSIFIERS, METRIC_LOSSES))
+@pytest.mark.parametrize(("id_loss", "metric"), list(itertools.product(CLASSIFIERS, METRIC_LOSSES)))
 def test_loss_falls_for_every_pair_of_losses(id_loss, metric):
     losses = train(MODEL__ID_LOSS_TYPE=id_loss, MODEL__METRIC_LOSS_TYPE=metric, SOLVER__COSINE_MARGIN=0.3)
     assert all(map(torch.isfinite, torch.tensor(losses)))

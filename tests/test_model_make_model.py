@@ -187,8 +187,8 @@ def test_choice_and_kind_of_file_that_do_not_agree_are_explained(tmp_path):
     path = tmp_path / "w.pth"
     source = make_model(config(), 7)
     torch.save(source.state_dict(), path)
-    with pytest.raises(ValueError, match="set MODEL.PRETRAIN_CHOICE to self"):
+    with pytest.raises(ValueError, match=r"set MODEL.PRETRAIN_CHOICE to self"):
         make_model(config(MODEL__PRETRAIN_CHOICE="imagenet", MODEL__PRETRAIN_PATH=str(path)), 7)
     torch.save(source.base.state_dict(), path)
-    with pytest.raises(ValueError, match="MODEL.PRETRAIN_CHOICE to imagenet"):
+    with pytest.raises(ValueError, match=r"MODEL.PRETRAIN_CHOICE to imagenet"):
         make_model(config(MODEL__PRETRAIN_CHOICE="self", MODEL__PRETRAIN_PATH=str(path)), 7)

@@ -141,7 +141,7 @@ def test_wrong_network_is_explained(tmp_path, file_of, key, advice):
 
 def test_ibn_b_file_in_a_plain_resnet_is_explained(tmp_path):
     path = save(tmp_path / "w.pth", build_backbone(NAME).state_dict())
-    with pytest.raises(ValueError, match="choose a MODEL.NAME that has _ibn_b"):
+    with pytest.raises(ValueError, match=r"choose a MODEL.NAME that has _ibn_b"):
         load_pretrained(build_backbone("resnet18"), path)
 
 
@@ -177,7 +177,7 @@ def test_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("data", [{}, {"epoch": 3, "best": 0.5}, {"state_dict": {"a": 1}}])
 def test_file_without_weights_says_what_it_holds(tmp_path, data):
-    with pytest.raises(ValueError, match="no dict of weights found; it holds (nothing|epoch, best|a)"):
+    with pytest.raises(ValueError, match=r"no dict of weights found; it holds (nothing|epoch, best|a)"):
         load_pretrained(Gates(), save(tmp_path / "w.pth", data))
 
 

@@ -1,9 +1,12 @@
 """Testing and ensembling: features, lists, metrics, files."""
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_options
 
 from configs import load_cfg
 from datasets.make_dataloader import make_dataloader
@@ -12,7 +15,7 @@ from processor.feature_bank import read_bank
 from processor.inference import do_inference, extract_features
 from processor.ranking import ensemble
 from processor.retrieval.submission import check_submission
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.files import read_json
 from utils.precision import Precision
 from utils.seed import seed_everything
@@ -29,16 +32,28 @@ def model_tested(tiny_opts, folder, seed, *changes, **kwargs):
     return cfg, do_inference(cfg, **kwargs)
 
 
-def test_a_tested_model_leaves_submission_metrics_and_bank(tiny_opts, tmp_path):
-    _, metrics = model_tested(tiny_opts, tmp_path / "a", 1)
+@pytest.fixture(scope="module")
+def models(tiny_data, tmp_path_factory):
+    """Three random models tested with re-ranking, in folders a, b and c; not to be changed."""
+    root = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("abc"):
+        model_tested(tiny_options(tiny_data, root / name), root / name, seed, save_distmat=True)
+    return root
+
+
+def metrics_of(folder):
+    stored = read_json(folder / "metrics.json")
+    return {name: stored[name] for name in ("all", "green", "normal")}
+
+
+def test_a_tested_model_leaves_submission_metrics_and_bank(models):
+    metrics = metrics_of(models / "a")
     assert set(metrics) == {"all", "green", "normal"}
     assert set(metrics["all"]) == {"plain", "re_ranked"}
     assert {"mAP", "mAP@10", "rank1", "mINP", "naic_score"} <= metrics["all"]["plain"].keys()
-    stored = read_json(tmp_path / "a" / "metrics.json")
-    assert {name: stored[name] for name in metrics} == metrics
-    banks, index = read_bank(tmp_path / "a" / "features")
+    banks, index = read_bank(models / "a" / "features")
     assert index["weight"] == "net_1.pth"
-    answer = read_json(tmp_path / "a" / "submission.json")
+    answer = read_json(models / "a" / "submission.json")
     expected = {str(name) for bank in banks.values() for name in bank.query_names}
     assert set(answer) == expected
     for bank in banks.values():
@@ -47,17 +62,16 @@ def test_a_tested_model_leaves_submission_metrics_and_bank(tiny_opts, tmp_path):
             assert set(answer[name]) <= set(bank.gallery_names)
 
 
-def test_domains_are_weighed_by_their_queries(tiny_opts, tmp_path):
-    _, metrics = model_tested(tiny_opts, tmp_path / "a", 1)
+def test_domains_are_weighed_by_their_queries(models):
+    metrics = metrics_of(models / "a")
     parts = [metrics[domain]["plain"] for domain in ("green", "normal")]
     counts = [part["num_valid"] for part in parts]
     assert metrics["all"]["plain"]["mAP"] == pytest.approx(np.average([part["mAP"] for part in parts], weights=counts))
 
 
-def test_batch_size_and_workers_change_nothing(tiny_opts, tmp_path):
-    model_tested(tiny_opts, tmp_path / "a", 1)
-    model_tested(tiny_opts, tmp_path / "b", 1, "TEST.IMS_PER_BATCH", 5, "DATALOADER.NUM_WORKERS", 2)
-    first, second = (read_bank(tmp_path / name / "features")[0]["green"] for name in "ab")
+def test_batch_size_and_workers_change_nothing(models, tiny_opts, tmp_path):
+    model_tested(tiny_opts, tmp_path, 0, "TEST.IMS_PER_BATCH", 5, "DATALOADER.NUM_WORKERS", 2)
+    first, second = (read_bank(folder / "features")[0]["green"] for folder in (models / "a", tmp_path))
     np.testing.assert_allclose(first.feats["global"], second.feats["global"], rtol=1e-4, atol=1e-5)
     assert (first.names == second.names).all()
 
@@ -83,41 +97,33 @@ def test_feat_norm_really_switches_the_norm(tiny_opts, tmp_path):
     assert not np.allclose(results["yes"] / results["yes"].max(), results["no"] / results["no"].max(), atol=1e-3)
 
 
-def test_saved_distmats_have_the_originals_names_and_no_pickles(tiny_opts, tmp_path):
-    model_tested(tiny_opts, tmp_path / "a", 1, save_distmat=True)
+def test_saved_distmats_have_the_originals_names_and_no_pickles(models):
     for number in (1, 2):
-        arrays = {leaf: np.load(tmp_path / "a" / f"{leaf}_{number}.npy", allow_pickle=False)
+        arrays = {leaf: np.load(models / "a" / f"{leaf}_{number}.npy", allow_pickle=False)
                   for leaf in ("distmat", "query_path", "gallery_path")}
         assert arrays["distmat"].dtype == np.float32
         assert arrays["distmat"].shape == (len(arrays["query_path"]), len(arrays["gallery_path"]))
         assert arrays["query_path"].dtype.kind == "U"
 
 
-def test_an_ensemble_of_one_is_the_model_itself(tiny_opts, tmp_path):
-    model_tested(tiny_opts, tmp_path / "a", 1)
-    metrics = ensemble([tmp_path / "a"], None, tmp_path / "e" / "submission.json")
-    stored = read_json(tmp_path / "a" / "metrics.json")
-    assert metrics == {name: stored[name] for name in metrics}
-    assert read_json(tmp_path / "e" / "submission.json") == read_json(tmp_path / "a" / "submission.json")
+def test_an_ensemble_of_one_is_the_model_itself(models, tmp_path):
+    assert ensemble([models / "a"], None, tmp_path / "submission.json") == metrics_of(models / "a")
+    assert read_json(tmp_path / "submission.json") == read_json(models / "a" / "submission.json")
 
 
-def test_banks_and_saved_distmats_give_the_same_ensemble(tiny_opts, tmp_path):
-    folders = [tmp_path / name for name in "abc"]
-    for seed, folder in enumerate(folders):
-        model_tested(tiny_opts, folder, seed, save_distmat=True)
+def test_banks_and_saved_distmats_give_the_same_ensemble(models, tmp_path):
+    folders = [models / name for name in "abc"]
     for mode, saved in (("banks", False), ("distmats", True)):
         ensemble(folders, [1.0, 0.5, 2.0], tmp_path / mode / "submission.json", saved_distmats=saved)
     assert read_json(tmp_path / "banks/submission.json") == read_json(tmp_path / "distmats/submission.json")
 
 
-def test_the_ensemble_is_the_weighted_sum_of_distances(tiny_opts, tmp_path):
-    for seed, name in enumerate("ab"):
-        model_tested(tiny_opts, tmp_path / name, seed, save_distmat=True)
-    ensemble([tmp_path / "a", tmp_path / "b"], [1.0, 3.0], tmp_path / "e" / "submission.json")
-    answer = read_json(tmp_path / "e" / "submission.json")
+def test_the_ensemble_is_the_weighted_sum_of_distances(models, tmp_path):
+    ensemble([models / "a", models / "b"], [1.0, 3.0], tmp_path / "submission.json")
+    answer = read_json(tmp_path / "submission.json")
     for number in (1, 2):
-        load = {name: np.load(tmp_path / name / f"distmat_{number}.npy") for name in "ab"}
-        queries, gallery = (np.load(tmp_path / "a" / f"{leaf}_path_{number}.npy") for leaf in ("query", "gallery"))
+        load = {name: np.load(models / name / f"distmat_{number}.npy") for name in "ab"}
+        queries, gallery = (np.load(models / "a" / f"{leaf}_path_{number}.npy") for leaf in ("query", "gallery"))
         order = np.argsort(load["a"] + 3 * load["b"], axis=1, kind="stable")[:, :10]
         for query, row in zip(queries, order, strict=True):
             assert answer[query] == list(gallery[row])
@@ -136,9 +142,9 @@ def test_concat_ranks_the_joined_features(tiny_opts, tmp_path):
         assert answer[query][0] == banks[0].gallery_names[row.argmax()]
 
 
-def test_an_ensemble_of_different_galleries_is_refused(tiny_opts, tmp_path):
-    for seed, name in enumerate("ab"):
-        model_tested(tiny_opts, tmp_path / name, seed)
+def test_an_ensemble_of_different_galleries_is_refused(models, tmp_path):
+    for name in "ab":
+        shutil.copytree(models / name, tmp_path / name)
     path = tmp_path / "b" / "features" / "green.names.npy"
     names = np.load(path)
     names[-2:] = names[[-1, -2]]
@@ -148,8 +154,8 @@ def test_an_ensemble_of_different_galleries_is_refused(tiny_opts, tmp_path):
     assert not (tmp_path / "e.json").exists()
 
 
-def test_a_half_written_bank_is_not_read(tiny_opts, tmp_path):
-    model_tested(tiny_opts, tmp_path / "a", 1)
+def test_a_half_written_bank_is_not_read(models, tmp_path):
+    shutil.copytree(models / "a", tmp_path / "a")
     (tmp_path / "a" / "features" / "index.json").unlink()
     with pytest.raises(ValueError, match="no complete feature bank"):
         ensemble([tmp_path / "a"], None, tmp_path / "e.json")
@@ -168,15 +174,11 @@ def test_without_ground_truth_there_is_a_submission_and_no_metrics(tiny_opts, tm
     assert read_json(tmp_path / "a" / "submission.json")
 
 
-def test_weights_of_the_lineage_load_with_a_module_prefix(tiny_opts, tmp_path):
-    cfg, metrics = model_tested(tiny_opts, tmp_path / "a", 1)
-    state = make_model(cfg, 9).state_dict()
-    from utils.checkpoint import read_checkpoint
-    trained = read_checkpoint(tmp_path / "a" / "net_1.pth")["model"]
-    torch.save({f"module.{key}": trained[key] for key in state}, tmp_path / "lineage.pth")
-    changes = ["TEST.WEIGHT", str(tmp_path / "lineage.pth"), "OUTPUT_DIR", str(tmp_path / "b")]
-    other = load_cfg(None, [*tiny_opts, *changes])
-    assert do_inference(other) == metrics
+def test_weights_of_the_lineage_load_with_a_module_prefix(models, tiny_opts, tmp_path):
+    trained = read_checkpoint(models / "a" / "net_1.pth")["model"]
+    torch.save({f"module.{key}": value for key, value in trained.items()}, tmp_path / "lineage.pth")
+    cfg = load_cfg(None, [*tiny_opts, "TEST.WEIGHT", str(tmp_path / "lineage.pth"), "OUTPUT_DIR", str(tmp_path)])
+    assert do_inference(cfg) == metrics_of(models / "a")
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -188,10 +190,9 @@ def test_a_missing_weight_is_said_before_anything_slow(tiny_opts, changes, messa
         do_inference(load_cfg(None, [*tiny_opts, *changes]))
 
 
-def test_a_submission_can_be_checked(tiny_opts, tmp_path):
-    model_tested(tiny_opts, tmp_path / "a", 1)
-    banks, _ = read_bank(tmp_path / "a" / "features")
-    path = tmp_path / "a" / "submission.json"
+def test_a_submission_can_be_checked(models, tmp_path):
+    banks, _ = read_bank(models / "a" / "features")
+    path = Path(shutil.copy(models / "a" / "submission.json", tmp_path))
     queries = [str(name) for bank in banks.values() for name in bank.query_names]
     gallery = [str(name) for bank in banks.values() for name in bank.gallery_names]
     check_submission(path, queries, gallery, 10)

@@ -1,8 +1,10 @@
 """Training: what it leaves, and that a resumed run equals one that was never stopped."""
 import json
+import shutil
 
 import pytest
 import torch
+from conftest import tiny_options
 
 from configs import load_cfg
 from processor import trainer
@@ -31,10 +33,13 @@ def assert_same_state(first, second):
         assert same, name
 
 
-@pytest.fixture
-def whole_run(tiny_opts, tmp_path):
-    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "whole"))
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole_run(tiny_data, tmp_path_factory):
+    """The folder of a run that was never stopped; not to be changed."""
+    out = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(2)
+    do_train(cfg_of(tiny_options(tiny_data, out)))
+    return out
 
 
 def test_a_resumed_run_ends_in_the_same_weights_to_the_bit(tiny_opts, tmp_path, whole_run, monkeypatch):
@@ -58,7 +63,7 @@ def test_a_resumed_run_ends_in_the_same_weights_to_the_bit(tiny_opts, tmp_path, 
     assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
 
 
-def test_training_leaves_what_the_lineage_leaves(whole_run, tiny_opts):
+def test_training_leaves_what_the_lineage_leaves(whole_run):
     names = {path.name for path in whole_run.iterdir()}
     checkpoints = {"resnet18_ibn_b_w32_2.pth", "resnet18_ibn_b_w32_4.pth"}
     assert checkpoints | {"metrics.jsonl", "tensorboard", "config.yml"} <= names
@@ -96,10 +101,11 @@ def test_training_goes_on_without_a_test_folder(tiny_opts, caplog):
 
 
 def test_a_truncated_newest_checkpoint_is_passed_over(tiny_opts, tmp_path, whole_run, caplog):
-    newest = whole_run / "resnet18_ibn_b_w32_4.pth"
+    folder = shutil.copytree(whole_run, tmp_path / "copy")
+    newest = folder / "resnet18_ibn_b_w32_4.pth"
     good = read_checkpoint(newest)
     newest.write_bytes(newest.read_bytes()[:1000])
-    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", whole_run), resume="auto")
+    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", folder), resume="auto")
     assert "passed over" in caplog.text
     assert_same_state(read_checkpoint(newest), good)
 
@@ -111,11 +117,11 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tiny_opts, wh
 
 
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tiny_opts, tmp_path, whole_run):
-    first = read_checkpoint(whole_run / "resnet18_ibn_b_w32_4.pth")
-    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "again"))
-    assert_same_state(read_checkpoint(tmp_path / "again" / "resnet18_ibn_b_w32_4.pth"), first)
-    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "other", "SOLVER.SEED", 99))
-    other = read_checkpoint(tmp_path / "other" / "resnet18_ibn_b_w32_4.pth")
+    first = read_checkpoint(whole_run / "resnet18_ibn_b_w32_2.pth")
+    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "again", "SOLVER.MAX_EPOCHS", 2))
+    assert_same_state(read_checkpoint(tmp_path / "again" / "resnet18_ibn_b_w32_2.pth"), first)
+    do_train(cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "other", "SOLVER.MAX_EPOCHS", 2, "SOLVER.SEED", 99))
+    other = read_checkpoint(tmp_path / "other" / "resnet18_ibn_b_w32_2.pth")
     assert not torch.equal(other["model"]["classifier.weight"], first["model"]["classifier.weight"])
 
 

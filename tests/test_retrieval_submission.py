@@ -25,8 +25,8 @@ def test_a_gallery_smaller_than_top_k_is_answered_whole(tmp_path):
 
 
 @pytest.mark.parametrize(("queries", "gallery", "indices", "message"), [
-    (QUERIES, GALLERY, [[0, 1]], r"expected integer indices \[2, k\]"),
-    (QUERIES, GALLERY, [[0.0], [1.0]], "expected integer indices"),
+    (QUERIES, GALLERY, [[0, 1]], "a row of indices for each of 2 queries, got 1"),
+    (QUERIES, GALLERY, [[0.0], [1.0]], "a row of integer indices"),
     (QUERIES, GALLERY, [[0, 1], [1, 3]], "query 'q1.png', rank 2: gallery index 3 is out of range"),
     (QUERIES, GALLERY, [[0, 1], [-1, 1]], "query 'q1.png', rank 1: gallery index -1 is out of range"),
     (QUERIES, GALLERY, [[0, 1], [1, 1]], "query 'q1.png': gallery names: 'g1.png' comes twice"),

@@ -118,9 +118,9 @@ def test_schedule_resumes_where_it_was(name):
 
 
 def test_schedule_mistakes_are_named():
-    with pytest.raises(ValueError, match="LR_SCHEDULER='poly'.*choices: multistep, cosine"):
+    with pytest.raises(ValueError, match=r"LR_SCHEDULER='poly'.*choices: multistep, cosine"):
         make_scheduler(config(LR_SCHEDULER="poly"), two_groups())
-    with pytest.raises(ValueError, match="WARMUP_METHOD='exp'.*choices: linear, constant"):
+    with pytest.raises(ValueError, match=r"WARMUP_METHOD='exp'.*choices: linear, constant"):
         make_scheduler(config(WARMUP_METHOD="exp"), two_groups())
     with pytest.raises(ValueError, match=r"STEPS=\[40, 25\]"):
         make_scheduler(config(STEPS=[40, 25]), two_groups())
@@ -178,7 +178,7 @@ def test_centers_have_their_own_sgd():
 
 
 def test_unknown_optimizer_lists_the_choices():
-    with pytest.raises(ValueError, match="OPTIMIZER_NAME='Lion'.*choices: SGD, Adam, AdamW, Ranger"):
+    with pytest.raises(ValueError, match=r"OPTIMIZER_NAME='Lion'.*choices: SGD, Adam, AdamW, Ranger"):
         make_optimizer(config(OPTIMIZER_NAME="Lion"), Tiny(), nn.Module())
 
 

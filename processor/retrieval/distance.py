@@ -123,7 +123,8 @@ def squared_euclidean(a: Tensor, a_norms: Tensor, b: Tensor, b_norms: Tensor) ->
     if a is b:
         squared.fill_diagonal_(torch.inf)  # an image coincides with itself: no reason to look closer
     # With b's largest length this picks rows a little too generously, and spares most tiles a full comparison.
-    rows = (squared.amin(1) < NEAR * (a_norms + b_norms.amax())).nonzero().flatten()
+    near = squared.amin(1) < NEAR * (a_norms + b_norms.amax())
+    rows = (near & (a_norms > 0)).nonzero().flatten()  # zeros, as the padding is, cancel nothing
     if len(rows):
         left, right = a[rows].double(), b.double()
         length = left.square().sum(1)[:, None] + right.square().sum(1)[None, :]

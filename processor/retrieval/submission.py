@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import write_json
+from utils.files import write_text
 
 
 def write_submission(
-    path: str | os.PathLike, query_names: Sequence[str], gallery_names: Sequence[str], indices: np.ndarray,
+    path: str | os.PathLike, query_names: Sequence[str], gallery_names: Sequence[str], indices: Sequence[np.ndarray],
 ) -> None:
     """Write the ranking of every query; the file appears whole or not at all.
 
@@ -20,26 +20,29 @@ def write_submission(
         path: the JSON file; its folder is made.
         query_names: [Q] as the competition spells them, no two alike.
         gallery_names: [G] likewise.
-        indices: [Q, k] positions in gallery_names, nearest first, as `top_k` gives them.
+        indices: Q rows of positions in gallery_names, nearest first, as `top_k` gives them. Rows may differ in
+            length: a small domain has fewer images than a list may hold.
     Raises:
-        ValueError: indices have another shape or are out of range, a name comes twice, or a row repeats an image.
+        ValueError: there is not a row for each query, an index is no index or out of range, a name comes twice, or
+            a row repeats an image.
     """
-    indices = np.asarray(indices)
-    if indices.ndim != 2 or len(indices) != len(query_names) or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(f"expected integer indices [{len(query_names)}, k], one row for each query, got "
-                         f"{indices.dtype} {indices.shape}")
+    if len(indices) != len(query_names):
+        raise ValueError(f"expected a row of indices for each of {len(query_names)} queries, got {len(indices)}")
     _check_unique("query names", query_names)
     _check_unique("gallery names", gallery_names)
-    outside = np.argwhere((indices < 0) | (indices >= len(gallery_names)))
-    if len(outside):
-        row, rank = outside[0]
-        raise ValueError(f"query {query_names[row]!r}, rank {rank + 1}: gallery index {indices[row, rank]} is out of "
-                         f"range: there are {len(gallery_names)} images")
-    answer = {}
-    for name, row in zip(query_names, indices.tolist(), strict=True):
-        answer[name] = [gallery_names[index] for index in row]
-        _check_unique(f"query {name!r}: gallery names", answer[name])
-    write_json(path, answer)
+    lines = []
+    for name, row in zip(query_names, indices, strict=True):
+        row = np.asarray(row)
+        if row.ndim != 1 or not np.issubdtype(row.dtype, np.integer):
+            raise ValueError(f"query {name!r}: expected a row of integer indices, got {row.dtype} {row.shape}")
+        outside = np.flatnonzero((row < 0) | (row >= len(gallery_names)))
+        if len(outside):
+            raise ValueError(f"query {name!r}, rank {outside[0] + 1}: gallery index {row[outside[0]]} is out of "
+                             f"range: there are {len(gallery_names)} images")
+        names = [str(gallery_names[index]) for index in row]
+        _check_unique(f"query {name!r}: gallery names", names)
+        lines.append(f"{json.dumps(str(name), ensure_ascii=False)}: {json.dumps(names, ensure_ascii=False)}")
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")  # a query a line: for eyes and for diff
 
 
 def read_submission(path: str | os.PathLike) -> dict[str, list[str]]:
