@@ -114,7 +114,7 @@ def test_an_ensemble_of_one_is_the_model_itself(models, tmp_path):
 def test_banks_and_saved_distmats_give_the_same_ensemble(models, tmp_path):
     folders = [models / name for name in "abc"]
     for mode, saved in (("banks", False), ("distmats", True)):
-        ensemble(folders, [1.0, 0.5, 2.0], tmp_path / mode / "submission.json", saved_distmats=saved)
+        ensemble(folders, [1.0, 0.5, 2.0], tmp_path / mode / "submission.json", top=10, saved_distmats=saved)
     assert read_json(tmp_path / "banks/submission.json") == read_json(tmp_path / "distmats/submission.json")
 
 

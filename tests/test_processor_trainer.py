@@ -37,7 +37,7 @@ def assert_same_state(first, second):
 def whole_run(tiny_data, tmp_path_factory):
     """The folder of a run that was never stopped; not to be changed."""
     out = tmp_path_factory.mktemp("whole")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     do_train(cfg_of(tiny_options(tiny_data, out)))
     return out
 
