@@ -238,7 +238,7 @@ RULES: dict[str, Any] = {
     "MODEL.NO_MARGIN": Bool(),
     "MODEL.IF_LABELSMOOTH": Bool(),
     "MODEL.COS_LAYER": Bool(),
-    "MODEL.FROZEN": Int(-1),
+    "MODEL.FROZEN": Int(-1, 4),
     "MODEL.POOLING_METHOD": Choice(("avg", "GeM")),
     "MODEL.GEM_P": Float(above=0),
     "MODEL.GEM_LEARN_P": Bool(),
@@ -432,6 +432,9 @@ def _check_center(v: Values) -> Iterator[str]:
     if has_center and "triplet" in v["DATALOADER.SAMPLER"] and v["SOLVER.CENTER_LOSS_WEIGHT"] == 0:
         yield (f"SOLVER.CENTER_LOSS_WEIGHT=0.0 switches off the center loss that MODEL.METRIC_LOSS_TYPE="
                f"{v['MODEL.METRIC_LOSS_TYPE']} asks for; use a weight > 0, or triplet")
+    if v["DATALOADER.SAMPLER"] == "triplet" and v["MODEL.METRIC_LOSS_TYPE"] == "center":
+        yield ("DATALOADER.SAMPLER=triplet with MODEL.METRIC_LOSS_TYPE=center: a center loss alone draws all features "
+               "to one point; use SAMPLER softmax_triplet, or METRIC_LOSS_TYPE triplet_center")
 
 
 def _check_parts(v: Values) -> Iterator[str]:

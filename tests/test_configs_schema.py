@@ -107,7 +107,7 @@ def test_a_value_becomes_the_keys_type(key, raw, expected):
     ("SOLVER.MAX_EPOCHS", True, "an integer >= 1"), ("SOLVER.MAX_EPOCHS", "true", "an integer >= 1"),
     ("SOLVER.MAX_EPOCHS", "0", "an integer >= 1"), ("SOLVER.MAX_EPOCHS", "1_0", "an integer >= 1"),
     ("SOLVER.MAX_EPOCHS", "٣", "an integer >= 1"), ("SOLVER.SEED", "-1", "an integer in 0..4294967295"),
-    ("MODEL.LAST_STRIDE", "3", "an integer in 1..2"), ("MODEL.FROZEN", "-2", "an integer >= -1"),
+    ("MODEL.LAST_STRIDE", "3", "an integer in 1..2"), ("MODEL.FROZEN", "-2", "an integer in -1..4"),
     ("SOLVER.BASE_LR", "nan", "a finite number > 0"), ("SOLVER.BASE_LR", "1e999", "a finite number > 0"),
     ("SOLVER.BASE_LR", 10**400, "a finite number > 0"), ("SOLVER.BASE_LR", "0", "a finite number > 0"),
     ("SOLVER.BASE_LR", True, "a finite number > 0"), ("SOLVER.BASE_LR", "off", "a finite number > 0"),
@@ -152,6 +152,7 @@ COSINE = ["SOLVER.LR_SCHEDULER", "cosine"]
     ([*PK, "DATALOADER.NUM_INSTANCE", "1"], "DATALOADER.NUM_INSTANCE=1 leaves no positive pairs"),
     (["DATALOADER.SAMPLER", "triplet", "DATALOADER.NUM_INSTANCE", "1"], "DATALOADER.NUM_INSTANCE=1"),
     (["MODEL.IF_WITH_CENTER", "yes"], "MODEL.IF_WITH_CENTER=True contradicts MODEL.METRIC_LOSS_TYPE=triplet"),
+    (["DATALOADER.SAMPLER", "triplet", "MODEL.METRIC_LOSS_TYPE", "center"], "a center loss alone"),
     ([*CENTER, "SOLVER.CENTER_LOSS_WEIGHT", "0"], "SOLVER.CENTER_LOSS_WEIGHT=0.0 switches off"),
     (["MODEL.IF_USE_PCB", "true"], "part (PCB) heads are not part of this version"),
     (["MODEL.GEM_LEARN_P", "on"], "MODEL.GEM_LEARN_P=True has no exponent to learn"),
@@ -175,7 +176,6 @@ def test_what_cannot_work_together_is_refused(opts, message):
     [*PK, "SOLVER.IMS_PER_BATCH", "8"],
     [*CENTER, "MODEL.IF_WITH_CENTER", "yes"],
     [*CENTER, "MODEL.IF_WITH_CENTER", "no"],  # METRIC_LOSS_TYPE decides
-    ["DATALOADER.SAMPLER", "triplet", "MODEL.METRIC_LOSS_TYPE", "center"],
     ["MODEL.METRIC_LOSS_TYPE", "triplet_center", "MODEL.IF_WITH_CENTER", "yes"],  # not read with SAMPLER softmax
     ["MODEL.METRIC_LOSS_TYPE", "center", "SOLVER.CENTER_LOSS_WEIGHT", "0"],
     ["MODEL.GEM_LEARN_P", "on", "MODEL.POOLING_METHOD", "GeM"],

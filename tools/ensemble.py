@@ -9,7 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from processor.ranking import ensemble
 from utils.logger import run_tool, setup_logger
 
 
@@ -24,6 +23,8 @@ def main() -> None:
     parser.add_argument("--top_k", type=int, help="length of a query's list; default: as the models were tested")
     parser.add_argument("--distmats", action="store_true", help="read saved distmats even beside a feature bank")
     args = parser.parse_args()
+    from processor.ranking import ensemble  # torch takes seconds to import
+
     setup_logger(args.output.parent, "ensemble_log.txt")
     ensemble(args.inputs, args.weights, args.output, args.mode, args.top_k, args.distmats)
     print(f"wrote {args.output}")

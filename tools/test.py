@@ -9,7 +9,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import load_cfg
-from processor.inference import do_inference
 from utils.logger import run_tool, setup_logger
 
 
@@ -21,6 +20,8 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
     args = parser.parse_intermixed_args()
     cfg = load_cfg(args.config_file, args.opts)
+    from processor.inference import do_inference  # torch takes seconds to import: not before the config is right
+
     setup_logger(cfg.OUTPUT_DIR, "test_log.txt").debug("config:\n%s", cfg)
     do_inference(cfg, save_distmat=args.save_distmat)
     print(f"wrote {Path(cfg.OUTPUT_DIR) / 'submission.json'}")

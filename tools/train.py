@@ -6,7 +6,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import load_cfg
-from processor.trainer import do_train
 from utils.logger import run_tool, setup_logger
 
 
@@ -18,6 +17,8 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
     args = parser.parse_intermixed_args()
     cfg = load_cfg(args.config_file, args.opts)
+    from processor.trainer import do_train  # torch takes seconds to import: not before the config is right
+
     setup_logger(cfg.OUTPUT_DIR, "train_log.txt").info("config:\n%s", cfg)
     do_train(cfg, args.resume)
 
