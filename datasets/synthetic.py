@@ -489,7 +489,7 @@ def _panorama(seed: int, camid: int, scene: str, height: int, width: int) -> np.
                        interpolation=cv2.INTER_CUBIC)
     # Greyer than most clothes, but of strong contrast: colour is for the network to find, edges are everywhere.
     grey = image.mean(2, keepdims=True)
-    image = (grey - 110) * 1.3 + 110 + (image - grey) * 0.35
+    image = (grey - 110) * 1.4 + 110 + (image - grey) * 0.35
     return np.clip(image * grain[..., None], 0, 255).astype(np.uint8)
 
 
@@ -506,7 +506,7 @@ def draw_background(seed: int, camid: int, camera: Camera, size: tuple[int, int]
     h, w = int(height * zoom), int(width * zoom)
     y, x = int(rng.integers(height - h + 1)), int(rng.integers(width * 5 - w + 1))
     image = cv2.resize(scene[y:y + h, x:x + w], (width, height), interpolation=cv2.INTER_LINEAR)
-    for _ in range(int(rng.integers(0, 4))):
+    for _ in range(int(rng.integers(0, 5))):
         colour = tuple(float(v) for v in rng.uniform(15, 235) + rng.normal(0, 10, 3))
         middle, half = rng.uniform(0, width), width * rng.uniform(0.03, 0.22)
         top, bottom = np.sort(rng.uniform(0.05, 1.0, 2)) * height

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from utils.checkpoint import read_checkpoint
 
-__all__ = ["BACKBONE_HEADS", "MODEL_HEADS", "LoadReport", "load_pretrained", "read_checkpoint", "unwrap_state_dict"]
+__all__ = [
+    "BACKBONE_HEADS", "MODEL_HEADS", "LoadReport", "load_pretrained", "load_weights", "read_checkpoint",
+    "unwrap_state_dict",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -44,24 +47,43 @@ def load_pretrained(
     allow_missing: Iterable[str] = (),
     allow_unexpected: Iterable[str] = (),
 ) -> LoadReport:
-    """Copy a file's weights into `module`, all of them or, on an error, none.
+    """Read a file and copy its weights into `module`: `load_weights` for a path.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or a pickle of more than tensors; or as load_weights.
+    """
+    return load_weights(module, read_checkpoint(path), path, skip=skip, allow_missing=allow_missing,
+                        allow_unexpected=allow_unexpected)
+
+
+def load_weights(
+    module: nn.Module,
+    checkpoint: Mapping[str, Any],
+    path: str | Path,
+    *,
+    skip: Iterable[str] = BACKBONE_HEADS,
+    allow_missing: Iterable[str] = (),
+    allow_unexpected: Iterable[str] = (),
+) -> LoadReport:
+    """Copy the weights of a checkpoint into `module`, all of them or, on an error, none.
 
     The dict of weights may be wrapped as {"state_dict" | "model" | "params": ...}, and its keys may start with
     `module.`. Missing `num_batches_tracked` counters (files older than 2018) are no fault.
 
     Args:
+        checkpoint: what `read_checkpoint` gave.
+        path: where it came from, for messages.
         skip: keys that start with one of these are left alone, in the file and in the module.
         allow_missing, allow_unexpected: shell patterns (`layer3.*.IN.*`) of keys that may be so.
     Returns:
         what was loaded, and what of the allowed was not.
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or a pickle of more than tensors; or weights are missing, unexpected, or of
-            another shape: the first ten of each are named, with advice where the cause is known.
+        ValueError: weights are missing, unexpected, or of another shape: the first ten of each are named, with
+            advice where the cause is known.
     """
     skip = tuple(skip)
-    found = {key: value for key, value in unwrap_state_dict(read_checkpoint(path), path).items()
-             if not key.startswith(skip)}
+    found = {key: value for key, value in unwrap_state_dict(checkpoint, path).items() if not key.startswith(skip)}
     own = {key: value for key, value in module.state_dict().items() if not key.startswith(skip)}
     shared = [key for key in own if key in found]
     fitting = {key: found[key] for key in shared if found[key].shape == own[key].shape}

@@ -8,17 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from configs import flatten_cfg, load_cfg_text
 from datasets.make_dataloader import DataLoaders, TestLoader, make_dataloader
 from datasets.transforms import Normalize
 from model.make_model import ReIDModel, make_model
-from model.pretrained import MODEL_HEADS, load_pretrained
+from model.pretrained import MODEL_HEADS, load_weights
 from processor.feature_bank import BankWriter, FeatureBank, Ranking
 from processor.ranking import Evaluation, bank_source, rank_domains, write_results
+from utils.checkpoint import read_checkpoint
 from utils.files import sha256_of
 from utils.precision import Precision, select_device
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
+_SHAPES_FEATURES = ("MODEL.LAST_STRIDE", "MODEL.POOLING_METHOD", "MODEL.GEM_P", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 MakeArray = Callable[[str, tuple[int, int]], np.ndarray]
 
 
@@ -77,6 +80,22 @@ def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision) 
     return rank_domains(domains, [1.0], Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)).metrics()
 
 
+def load_trained(cfg, weight: Path) -> ReIDModel:
+    """The configured model with a checkpoint's weights; the classifier is of no use here and stays random.
+
+    Warns where the checkpoint remembers a setting that has no weights to contradict the config, but changes features.
+    """
+    checkpoint = read_checkpoint(weight)
+    model = make_model(cfg, num_class=1, pretrained=False)
+    load_weights(model, checkpoint, weight, skip=MODEL_HEADS)
+    if "config" in checkpoint:
+        then, now = flatten_cfg(load_cfg_text(checkpoint["config"], str(weight))), flatten_cfg(cfg)
+        for key in _SHAPES_FEATURES:
+            if then[key] != now[key]:
+                logger.warning("%s was trained with %s=%s and is tested with %s", weight, key, then[key], now[key])
+    return model
+
+
 def do_inference(cfg, save_distmat: bool = False) -> dict:
     """Test one checkpoint: leave its feature bank, submission.json and metrics.json in cfg.OUTPUT_DIR.
 
@@ -93,9 +112,7 @@ def do_inference(cfg, save_distmat: bool = False) -> dict:
     if not cfg.TEST.WEIGHT:
         raise ValueError("TEST.WEIGHT is empty: name the checkpoint to test, e.g. TEST.WEIGHT output/NAME_60.pth")
     precision = Precision(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID), cfg.SOLVER.FP16)
-    model = make_model(cfg, num_class=1, pretrained=False)  # the classifier is of no use here
-    load_pretrained(model, weight, skip=MODEL_HEADS)
-    model.to(precision.device, memory_format=torch.channels_last)
+    model = load_trained(cfg, weight).to(precision.device, memory_format=torch.channels_last)
     loaders = make_dataloader(cfg, train=False)
     if not loaders.test:
         raise ValueError(f"no domain of {cfg.DATASETS.TEST_DIR} has both queries and gallery images: nothing to rank")
