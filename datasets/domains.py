@@ -5,20 +5,19 @@ One camera system of NAIC gives pictures with a green cast. An image whose B, G 
 """
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from datasets.bases import Problems
 from datasets.images import decode, list_images
 from utils.files import write_text
+from utils.progress import progress as show_progress
 
 PARTS = ("query", "gallery")
 DOMAINS = ("green", "normal")
@@ -52,7 +51,7 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
         query_dir, gallery_dir: folders with images (.png .jpg .jpeg .bmp .webp); hidden files are passed over.
         save_dir: where query_green.txt, query_normal.txt, gallery_green.txt and gallery_normal.txt go.
         workers: processes that decode; None = one a core, eight at most.
-        progress: True: a bar on stderr.
+        progress: True: a bar on a terminal, now and then a log line elsewhere.
     Returns:
         {"query_green": number of images, "query_normal": …, "gallery_green": …, "gallery_normal": …}.
     Raises:
@@ -88,7 +87,9 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
 
 def _classify(paths: list[Path], workers: int, progress: bool) -> Iterator[tuple[str, str]]:
     """(domain, "") or ("", problem) of each image, in order."""
-    bar = functools.partial(tqdm, total=len(paths), desc="splitting", unit="image", disable=not progress)
+    def bar(results: Iterable) -> Iterable:
+        return show_progress(results, "splitting", "image", total=len(paths)) if progress else results
+
     workers = min(workers, len(paths) // _PROCESS_WORTH)
     if workers < 2:
         yield from bar(map(_classify_one, paths))

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.domains import split_domains
-from utils.logger import run_tool
+from utils.logger import run_tool, setup_logger
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    setup_logger()
     counts = split_domains(args.data_dir_query, args.data_dir_gallery, args.save_dir, args.workers)
     print(", ".join(f"{name}: {count}" for name, count in counts.items()), "->", Path(args.save_dir))
 

@@ -1,0 +1,30 @@
+"""The demo set is hard for an untrained network and learnable: the README's claim, on a seed of its own."""
+import pytest
+import torch
+
+from configs import load_cfg
+from datasets.domains import split_domains
+from datasets.synthetic import make_demo_data
+from model.make_model import make_model
+from processor.inference import do_inference
+from processor.pipeline import RECIPES
+from processor.trainer import do_train
+from utils.checkpoint import save_checkpoint
+
+
+@pytest.mark.slow
+def test_the_demo_recipe_learns_the_demo_set(tmp_path):
+    torch.set_num_threads(2)
+    seed = 5
+    folder = make_demo_data(tmp_path, seed=seed, progress=False) / "image_B_v1_1"
+    split_domains(folder / "query", folder / "gallery", tmp_path / "derived", progress=False)
+    cfg = load_cfg(RECIPES["demo"].configs[0], [
+        "DATASETS.ROOT_DIR", tmp_path, "DATASETS.DERIVED_DIR", tmp_path / "derived", "OUTPUT_DIR", tmp_path / "model",
+        "SOLVER.SEED", seed, "TEST.RE_RANKING", "off", "TEST.WEIGHT", tmp_path / "untrained.pth",
+    ])
+    save_checkpoint(tmp_path / "untrained.pth", {"model": make_model(cfg, 2).state_dict()})
+    assert do_inference(cfg)["all"]["plain"]["mAP"] <= 0.2
+
+    cfg.defrost()
+    cfg.TEST.WEIGHT = str(do_train(cfg))
+    assert do_inference(cfg)["all"]["plain"]["mAP"] >= 0.6
