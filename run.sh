@@ -2,7 +2,7 @@
 # Train, infer, re-rank, ensemble, write the submission. `bash run.sh --help` says how.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # see utils/__init__.py
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}  # see utils/__init__.py
 
 usage() {
     cat <<'TEXT'
