@@ -17,16 +17,16 @@ import multiprocessing
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from datasets.domains import DOMAINS, domain_of
 from utils.files import atomic_path, read_json, write_json, write_text
+from utils.progress import progress as show_progress
 
 FOLDER = "MyDataSet"
 MANIFEST = "demo.json"
@@ -723,7 +723,9 @@ def _one_thread() -> None:
 
 
 def _store_shots(tasks: list, workers: int, progress: bool) -> None:
-    bar = functools.partial(tqdm, total=len(tasks), desc="rendering", unit="image", disable=not progress)
+    def bar(results: Iterable) -> Iterable:
+        return show_progress(results, "rendering", "image", total=len(tasks)) if progress else results
+
     if workers == 1:
         for task in bar(tasks):
             _store_shot(task)
@@ -808,7 +810,7 @@ def make_demo_data(output: str | os.PathLike, seed: int = 0, sizes: Sizes | None
         sizes: how much of it; None means the defaults.
         workers: processes that render; None means one a core, four at most.
         force: replace another demo set that stands there (never a folder that is no demo set).
-        progress: show a progress bar.
+        progress: True: a bar on a terminal, now and then a log line elsewhere.
     Returns:
         The path of MyDataSet.
     Raises:

@@ -107,7 +107,7 @@ def plan(settings: Settings) -> list[Stage]:
     if root is None:
         root = out / "demo_data"
         seed = [] if settings.seed is None else ["--seed", str(settings.seed)]
-        stages.append(Stage("demo_data", ["tools/make_demo_data.py", "--output", str(root), *seed],
+        stages.append(Stage("demo_data", ["tools/make_demo_data.py", "--output", str(root), "--force", *seed],
                             [root / "MyDataSet" / "demo.json"]))
     stages.append(_split_stage(root, recipe, out))
     tests = []

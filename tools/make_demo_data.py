@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.synthetic import Sizes, make_demo_data, sample_sheet
+from utils.logger import run_tool, setup_logger
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,15 +32,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        sizes = Sizes(**{size.name: getattr(args, size.name) for size in fields(Sizes)})
-        folder = make_demo_data(args.output, args.seed, sizes, args.workers, args.force)
-        if args.picture:
-            sample_sheet(args.picture, args.seed, sizes)
-    except (ValueError, OSError) as error:
-        sys.exit(f"make_demo_data: {error}")
+    setup_logger()
+    sizes = Sizes(**{size.name: getattr(args, size.name) for size in fields(Sizes)})
+    folder = make_demo_data(args.output, args.seed, sizes, args.workers, args.force)
+    if args.picture:
+        sample_sheet(args.picture, args.seed, sizes)
     print(folder)
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -19,7 +19,7 @@ def main() -> None:
     cfg = load_cfg(args.config_file, args.opts)
     from processor.trainer import do_train  # torch takes seconds to import: not before the config is right
 
-    setup_logger(cfg.OUTPUT_DIR, "train_log.txt").info("config:\n%s", cfg)
+    setup_logger(cfg.OUTPUT_DIR, "train_log.txt").debug("config:\n%s", cfg)
     do_train(cfg, args.resume)
 
 
