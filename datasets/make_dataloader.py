@@ -1,7 +1,7 @@
 """From a config to batches: which data set, which sampler, which image size."""
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,6 @@ from datasets.images import FolderSource, ImageSource, decode
 from datasets.naic import data_root, load_naic
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, Item, ShuffledBatchSampler
 from datasets.transforms import Normalize, TrainAugment
-
-logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -112,7 +110,7 @@ def _worker_init(_: int) -> None:
 
 
 def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], batches) -> DataLoader:
-    workers = cfg.DATALOADER.NUM_WORKERS
+    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for a core
     return DataLoader(
         DecodedImages(source, samples, tuple(size)), batch_sampler=batches, num_workers=workers, collate_fn=collate,
         pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_worker_init,

@@ -5,6 +5,7 @@ A bank is a folder: `index.json` (written last: a bank without it is not one) an
 """
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,11 +77,15 @@ class BankWriter:
         """Record a domain whose feature arrays came from `array`."""
         for leaf in ("pids", "camids", "names"):
             np.save(self._partial / f"{domain}.{leaf}.npy", getattr(bank, leaf), allow_pickle=False)
+        digest = hashlib.sha256(repr(bank.names.tolist()).encode())
+        for array in (bank.pids, bank.camids, *bank.feats.values()):
+            digest.update(np.ascontiguousarray(array))
         for feats in bank.feats.values():
             feats.flush()
         self._domains[domain] = {
             "branches": {name: int(feats.shape[1]) for name, feats in bank.feats.items()},
             "num_query": bank.num_query, "num_gallery": len(bank.names) - bank.num_query, "has_truth": bank.has_truth,
+            "sha256": digest.hexdigest(),  # so that the index changes whenever anything of the bank does
         }
 
     def finish(self, ranking: Ranking, **about: object) -> None:
