@@ -84,17 +84,17 @@ def test_a_finished_run_is_skipped_and_a_changed_input_is_not(recipe, tiny_data,
     first = run(settings)
     caplog.clear()
     assert run(settings) == first
-    assert caplog.text.count("skipped") == 4
+    assert caplog.text.count("done before, skipped") == 4
     truth = data / "MyDataSet" / "image_B_v1_1" / "ground_truth.json"
     content = json.loads(truth.read_text())
     truth.write_text(json.dumps(content, indent=3))
     caplog.clear()
     run(settings)
-    assert caplog.text.count("skipped") == 2 + 1  # the test ran again, with the same features for the ensemble
+    assert caplog.text.count("done before, skipped") == 2 + 1  # the test ran again, with the same features for the ensemble
     (tmp_path / "out" / "submission.json").unlink()
     caplog.clear()
     run(settings)
-    assert caplog.text.count("skipped") == 3
+    assert caplog.text.count("done before, skipped") == 3
     assert (tmp_path / "out" / "submission.json").is_file()
 
     # A training on other lists starts anew.
@@ -124,9 +124,9 @@ def test_the_naic_recipe_tests_six_checkpoints(tmp_path):
     stages = plan(Settings(tmp_path / "out", "naic"))
     assert [stage.name for stage in stages] == [
         "demo_data", "split_domains",
-        "train_r101_ibn_b_128", "test_r101_ibn_b_128_40", "test_r101_ibn_b_128_50",
-        "train_r101_ibn_b_192", "test_r101_ibn_b_192_40", "test_r101_ibn_b_192_50",
-        "train_r101_ibn_b_240", "test_r101_ibn_b_240_40", "test_r101_ibn_b_240_50", "ensemble",
+        "train_r101_ibn_b_128", "train_r101_ibn_b_192", "train_r101_ibn_b_240",
+        "test_r101_ibn_b_128_40", "test_r101_ibn_b_128_50", "test_r101_ibn_b_192_40", "test_r101_ibn_b_192_50",
+        "test_r101_ibn_b_240_40", "test_r101_ibn_b_240_50", "ensemble",
     ]
     assert len(stages[-1].command[stages[-1].command.index("--inputs") + 1:-2]) == 6
     assert not (tmp_path / "out").exists()
@@ -158,7 +158,7 @@ def test_the_table_shows_every_model_and_the_ensemble():
 @pytest.mark.parametrize(("environment", "message"), [
     ({"RECIPE": "nothing"}, "RECIPE='nothing' is not one of demo, naic"),
     ({"DATA_ROOT": "nowhere"}, "DATA_ROOT=nowhere is not a folder"),
-    ({"SEED": "x"}, "SEED='x' is not a whole number"),
+    ({"SEED": "x"}, "SEED='x' is not a whole number >= 0"),
 ])
 def test_a_wrong_environment_is_said_in_one_line(environment, message, tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "tools" / "pipeline.py"), "--dry-run"], capture_output=True,
