@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Train, infer, re-rank, ensemble, write the submission. `bash run.sh --help` says how.
 set -euo pipefail
+for name in DATA_ROOT WEIGHTS OUTPUT_ROOT; do  # relative to where the user is, not to where run.sh lies
+    value=${!name:-}
+    if [[ -n $value && $value != /* ]]; then export "$name=$PWD/$value"; fi
+done
+if [[ ${PYTHON:-} == */* && $PYTHON != /* ]]; then PYTHON=$PWD/$PYTHON; fi
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}  # see utils/__init__.py
 

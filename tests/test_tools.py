@@ -1,4 +1,5 @@
 """The commands as a person types them: a whole tiny run, and what a mistake looks like."""
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,13 @@ def test_run_sh_explains_itself_and_refuses_the_unknown():
     for name in ("DATA_ROOT", "RECIPE", "WEIGHTS", "OUTPUT_ROOT", "PYTHON", "--dry-run", "test"):
         assert name in shown.stdout
     assert subprocess.run(["bash", str(ROOT / "run.sh"), "--nonsense"], capture_output=True).returncode == 2
+
+
+def test_run_sh_takes_paths_relative_to_the_caller(tiny_data):
+    environment = {**os.environ, "PYTHON": sys.executable, "DATA_ROOT": tiny_data.name, "OUTPUT_ROOT": "here"}
+    done = subprocess.run(["bash", str(ROOT / "run.sh"), "--dry-run"], capture_output=True, text=True,
+                          cwd=tiny_data.parent, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"DATASETS.ROOT_DIR {tiny_data}" in done.stdout
+    assert f"--output {tiny_data.parent / 'here' / 'submission.json'}" in done.stdout
+    assert "demo_data" not in done.stdout
