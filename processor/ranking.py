@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from processor.feature_bank import FeatureBank, Ranking, read_bank, read_ranking
-from processor.retrieval.distance import distance_blocks, l2_normalize, top_k
+from processor.retrieval.distance import TILE, distance_blocks, l2_normalize, top_k
 from processor.retrieval.ensemble import check_same_order, concat_features, sum_blocks
 from processor.retrieval.metrics import RankAccumulator, RankResult, merge_results
 from processor.retrieval.reranking import re_ranked_blocks
@@ -91,8 +91,10 @@ def bank_source(name: str, bank: FeatureBank, ranking: Ranking) -> DomainSource:
     return DomainSource(name, bank.query_names, bank.gallery_names, streams, truth)
 
 
-def distmat_source(folder: Path, number: int, block_rows: int = 256) -> DomainSource:
+def distmat_source(folder: Path, number: int, block_rows: int = TILE) -> DomainSource:
     """The stream of a saved distmat_{number}.npy with its query_path_ and gallery_path_ lists.
+
+    Its blocks are as long as those of a feature bank, so that the two can be summed.
 
     Raises:
         ValueError: the lists do not fit the matrix, or a file is a pickle.
@@ -134,17 +136,21 @@ def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], e
     for domain, sources in domains.items():
         check_same_order({source.name: source.query_names for source in sources})
         check_same_order({source.name: source.gallery_names for source in sources})
-        kinds = [kind for kind in sources[0].streams if all(kind in source.streams for source in sources)]
         first = sources[0]
-        ranked.results.update({domain: {}} if first.truth else {})
-        for kind in kinds:
-            is_final = kind == kinds[-1]
-            if not (is_final or first.truth):
-                continue
-            blocks = sum_blocks([source.streams[kind]() for source in sources], weights)
+        truth = next((source.truth for source in sources if source.truth), None)
+        ranked.results.update({domain: {}} if truth else {})
+        # A source's last stream is what it was tested with, be it re-ranked or not; that is what the answer sums.
+        final = [next(reversed(source.streams)) for source in sources]
+        kinds = {final[0]: final}
+        if truth and set(final) != {"plain"} and all("plain" in source.streams for source in sources):
+            name = "re_ranked" if "re_ranked" in final else final[0]
+            kinds = {"plain": ["plain"] * len(sources), name: final}
+        for kind, chosen in kinds.items():
+            is_final = chosen is final
+            blocks = sum_blocks([source.streams[one]() for source, one in zip(sources, chosen, strict=True)], weights)
             accumulator = None
-            if first.truth:
-                accumulator = RankAccumulator(**vars(first.truth), k=evaluation.top_k,
+            if truth:
+                accumulator = RankAccumulator(**vars(truth), k=evaluation.top_k,
                                               drop_same_camera=evaluation.drop_same_camera)
                 blocks = _watched(blocks, accumulator)
             if is_final and save_distmat:

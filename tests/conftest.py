@@ -1,6 +1,7 @@
 """A tiny demo set in NAIC's layout, and a config that trains on it in seconds."""
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,12 @@ def tiny_options(tiny_data: Path, output: Path) -> list[str]:
         "OUTPUT_DIR": str(output),
     }
     return [word for pair in options.items() for word in pair]
+
+
+def load_golden_fill():
+    """tests/golden/fill.py as a module: the weights and inputs of the golden backbones."""
+    path = Path(__file__).parent / "golden" / "fill.py"
+    spec = importlib.util.spec_from_file_location("golden_fill", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,11 +1,11 @@
 """Backbones against golden features of the published networks, and what every backbone must do."""
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_golden_fill
 from torch import nn
 from torchvision import models
 
@@ -18,14 +18,7 @@ DEEP = ("101", "152")
 ALL = [pytest.param(name, marks=pytest.mark.slow) if any(d in name for d in DEEP) else name for name in BACKBONES]
 
 
-def _load_fill():
-    spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fill = _load_fill()
+fill = load_golden_fill()
 
 
 def on_meta(build, *args, **kwargs):

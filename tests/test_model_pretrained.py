@@ -1,11 +1,11 @@
 """The loader of starting weights: what it takes, what it refuses, and in which words."""
-import importlib.util
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_golden_fill
 from torch import nn
 
 from model.backbones import build_backbone
@@ -15,14 +15,7 @@ GOLDEN = Path(__file__).parent / "golden"
 NAME = "resnet18_ibn_b"
 
 
-def _load_fill():
-    spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fill = _load_fill()
+fill = load_golden_fill()
 
 
 class Gates(nn.Module):

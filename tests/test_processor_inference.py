@@ -118,6 +118,25 @@ def test_banks_and_saved_distmats_give_the_same_ensemble(models, tmp_path):
     assert read_json(tmp_path / "banks/submission.json") == read_json(tmp_path / "distmats/submission.json")
 
 
+def test_each_model_adds_the_distances_it_was_tested_with(models, tiny_opts, tmp_path):
+    """One re-ranked, one plain, one saved: no model falls back to what another has."""
+    model_tested(tiny_opts, tmp_path / "plain", 1, "TEST.RE_RANKING", "off", save_distmat=True)
+    folders = [models / "a", tmp_path / "plain"]
+    metrics = ensemble(folders, None, tmp_path / "e" / "submission.json")
+    assert set(metrics["all"]) == {"plain", "re_ranked"}
+    (saved := tmp_path / "saved").mkdir()
+    for path in (models / "c").glob("*_[12].npy"):
+        shutil.copy(path, saved)
+    ensemble([*folders, saved], None, tmp_path / "mixed" / "submission.json")
+    for parts, name in ((folders, "e"), ([*folders, saved], "mixed")):
+        answer = read_json(tmp_path / name / "submission.json")
+        for number in (1, 2):
+            total = sum(np.load(folder / f"distmat_{number}.npy") for folder in parts)
+            queries, gallery = (np.load(models / "a" / f"{leaf}_path_{number}.npy") for leaf in ("query", "gallery"))
+            for query, row in zip(queries, np.argsort(total, axis=1, kind="stable")[:, :10], strict=True):
+                assert answer[query] == list(gallery[row])
+
+
 def test_the_ensemble_is_the_weighted_sum_of_distances(models, tmp_path):
     ensemble([models / "a", models / "b"], [1.0, 3.0], tmp_path / "submission.json")
     answer = read_json(tmp_path / "submission.json")

@@ -47,11 +47,12 @@ def user_message(error: BaseException) -> str:
 def run_tool(main: Callable[[], None]) -> None:
     """Call a tool's main; a user's mistake becomes one line and exit code 2, its traceback goes to the log file.
 
-    ValueError and OSError are how our rooms report mistakes in configs, lists, images and files.
+    ValueError and OSError are how our rooms report mistakes in configs, lists, images and files, FloatingPointError
+    is a loss that is no longer finite.
     """
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         logging.getLogger("traceback").debug("%s", traceback.format_exc())
         sys.stderr.write(f"error: {user_message(error)}\n")
         sys.exit(2)
