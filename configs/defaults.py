@@ -21,14 +21,19 @@ _C.MODEL.NAME = "resnet50"
 _C.MODEL.LAST_STRIDE = 1
 # File with the weights to start from; its format follows PRETRAIN_CHOICE. "" = none given.
 _C.MODEL.PRETRAIN_PATH = ""
-# imagenet: PRETRAIN_PATH holds the backbone's ImageNet weights | self, finetune: PRETRAIN_PATH holds a whole model
-# trained here or by the lineage; its backbone and neck are taken, class-count heads are not | none: random weights.
+# imagenet: PRETRAIN_PATH holds the backbone's ImageNet weights | self: PRETRAIN_PATH holds a whole model trained here
+# or by the lineage, of which all but the classifiers is taken | finetune: as self, and the rows of classifiers and
+# class centres of all identities that the checkpoint knows by name | none: random weights.
 _C.MODEL.PRETRAIN_CHOICE = "imagenet"
+# Shell patterns of weights that PRETRAIN_PATH may lack or hold in excess, such as ['pcb.rpp.*']; all others must fit.
+_C.MODEL.PRETRAIN_ALLOW = []
 # bnneck: batch norm between the metric feature and the classifier | no: none.
 _C.MODEL.NECK = "bnneck"
 # The lineage's second switch for the center loss; it must not contradict METRIC_LOSS_TYPE, which decides.
 _C.MODEL.IF_WITH_CENTER = False
-# Metric loss beside the ID loss: triplet | center | triplet_center. Read when DATALOADER.SAMPLER has 'triplet' in it.
+# Metric loss beside the ID loss: triplet | center | triplet_center | pair_cosface | pair_circle |
+# triplet_pair_cosface | triplet_pair_circle (pair_*: over the cosines of all pairs of a batch). Read when
+# DATALOADER.SAMPLER has 'triplet' in it.
 _C.MODEL.METRIC_LOSS_TYPE = "triplet"
 # True: soft margin log(1 + exp(d_ap - d_an)); False: relu(d_ap - d_an + SOLVER.MARGIN).
 _C.MODEL.NO_MARGIN = False
@@ -38,6 +43,13 @@ _C.MODEL.IF_LABELSMOOTH = True
 _C.MODEL.COS_LAYER = False
 # Freeze the stem and the first n stages (weights and batch-norm statistics): 0 = the stem alone, -1 = nothing.
 _C.MODEL.FROZEN = -1
+# Shell patterns of the parameters that learn, such as ['pcb.rpp.*']: all others and their batch-norm statistics stay
+# as they are. [] = all learn.
+_C.MODEL.TRAIN_ONLY = []
+# True: channels last in memory (faster convolutions); False: NCHW. The results are the same up to rounding.
+_C.MODEL.CHANNELS_LAST = True
+# True: torch.compile of the backbone (minutes at the start, a C++ compiler on the CPU; torch 2.2 or newer).
+_C.MODEL.COMPILE = False
 # Pooling of the last map: avg | GeM (generalised mean, clamp 1e-6).
 _C.MODEL.POOLING_METHOD = "avg"
 # Exponent of GeM, > 0.
@@ -50,14 +62,26 @@ _C.MODEL.ID_LOSS_TYPE = "softmax"
 _C.MODEL.ID_LOSS_WEIGHT = 1.0
 # Weight of the triplet loss.
 _C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0
+# Weight of the pairwise loss (METRIC_LOSS_TYPE pair_*).
+_C.MODEL.PAIR_LOSS_WEIGHT = 1.0
 # True: softmax-weighted triplet over all pairs of a batch; False: batch-hard triplet.
 _C.MODEL.WEIGHTED_TRIPLET = False
 # Obsolete (configs.schema.OBSOLETE): the pseudo-labelling threshold of the lineage's UDA script, in radians.
 _C.MODEL.THRESH = 0.0
-# Part (PCB) heads. Only False is accepted: they are not part of this version.
+# True: part (PCB) heads: six stripes of the map with a classifier each, beside the global branch.
 _C.MODEL.IF_USE_PCB = False
-# Obsolete while IF_USE_PCB is False.
+# True: also a classifier on the six parts side by side, each times its gate (branch `merged`); False: no gates.
 _C.MODEL.MERGE_PCB_FEAT = True
+# What bounds a part's gate: sigmoid | affine (nothing; the lineage's).
+_C.MODEL.PCB_GATE = "sigmoid"
+# True: refined part pooling: a learned part classifier instead of stripes (see configs/naic/r50_rpp_*.yml).
+_C.MODEL.PCB_RPP = False
+# Weight of the mean of the parts' ID losses.
+_C.MODEL.PCB_PART_LOSS_WEIGHT = 0.5
+# Weight of the merged parts' ID loss.
+_C.MODEL.PCB_MERGED_LOSS_WEIGHT = 0.5
+# Weight of the local branch's ID loss (TEST.PCB_GLOBAL_FEAT_ENSEMBLE).
+_C.MODEL.PCB_LOCAL_LOSS_WEIGHT = 0.5
 
 # ---------------------------------------------------------------- INPUT
 _C.INPUT = CfgNode()
@@ -163,6 +187,10 @@ _C.SOLVER.WARMUP_METHOD = "linear"
 _C.SOLVER.COSINE_MARGIN = 0.5
 # Scale s of arcface, cosface / amsoftmax and circle.
 _C.SOLVER.COSINE_SCALE = 30.0
+# Margin m of the pairwise losses, in units of the cosine.
+_C.SOLVER.PAIR_MARGIN = 0.35
+# Scale gamma of the pairwise losses.
+_C.SOLVER.PAIR_SCALE = 64.0
 # Write a checkpoint NAME_EPOCH.pth every n epochs (and after the last).
 _C.SOLVER.CHECKPOINT_PERIOD = 10
 # Write a log line every n iterations.
@@ -203,12 +231,17 @@ _C.TEST.TOP_K = 200
 # True: gallery images of the query's own pid and camera are left out of the metrics (Market-1501's protocol);
 # False: they count (NAIC's). Read only where there is ground truth.
 _C.TEST.DROP_SAME_CAMERA = False
-# Obsolete while IF_USE_PCB is False, as are the two below.
+# True: a model with part heads is tested with them, too: their distance is added to the global one.
 _C.TEST.USE_LOCAL = True
-# Obsolete while IF_USE_PCB is False.
+# Weight of the part heads' distance (the mean over its branches), where the global distance has 1.
+_C.TEST.LOCAL_WEIGHT = 1.0
+# True: the model has the branch `local` (convolution, L2 norm over channels, GeM), and it is what stands for the part
+# heads in a test. Read in training, too: a branch that is tested must have been trained.
 _C.TEST.PCB_GLOBAL_FEAT_ENSEMBLE = False
-# Obsolete while IF_USE_PCB is False.
+# True: the merged parts (1536-d) stand for the part heads in a test; False: the six parts, a distance each.
 _C.TEST.USE_PCB_MERGE_FEAT = True
+# The six parts in a test: plain (as they were trained) | weighted (times their gates; the lineage's).
+_C.TEST.PCB_PART_FEAT = "plain"
 
 # ---------------------------------------------------------------- other
 # Folder for checkpoints, logs, features and results. "" = output/<name of the config file>.

@@ -232,23 +232,34 @@ RULES: dict[str, Any] = {
     "MODEL.LAST_STRIDE": Int(1, 2),
     "MODEL.PRETRAIN_PATH": Str(empty=True),
     "MODEL.PRETRAIN_CHOICE": Choice(("imagenet", "self", "finetune", "none")),
+    "MODEL.PRETRAIN_ALLOW": ListOf(Str(), unique=True),
     "MODEL.NECK": Choice(("bnneck", "no")),
     "MODEL.IF_WITH_CENTER": Bool(),
-    "MODEL.METRIC_LOSS_TYPE": Choice(("triplet", "center", "triplet_center")),
+    "MODEL.METRIC_LOSS_TYPE": Choice(("triplet", "center", "triplet_center", "pair_cosface", "pair_circle",
+                                      "triplet_pair_cosface", "triplet_pair_circle")),
     "MODEL.NO_MARGIN": Bool(),
     "MODEL.IF_LABELSMOOTH": Bool(),
     "MODEL.COS_LAYER": Bool(),
     "MODEL.FROZEN": Int(-1, 4),
+    "MODEL.TRAIN_ONLY": ListOf(Str(), unique=True),
+    "MODEL.CHANNELS_LAST": Bool(),
+    "MODEL.COMPILE": Bool(),
     "MODEL.POOLING_METHOD": Choice(("avg", "GeM")),
     "MODEL.GEM_P": Float(above=0),
     "MODEL.GEM_LEARN_P": Bool(),
     "MODEL.ID_LOSS_TYPE": Choice(("softmax", "arcface", "cosface", "amsoftmax", "circle")),
     "MODEL.ID_LOSS_WEIGHT": Float(0),
     "MODEL.TRIPLET_LOSS_WEIGHT": Float(0),
+    "MODEL.PAIR_LOSS_WEIGHT": Float(0),
     "MODEL.WEIGHTED_TRIPLET": Bool(),
     "MODEL.THRESH": Float(),
     "MODEL.IF_USE_PCB": Bool(),
     "MODEL.MERGE_PCB_FEAT": Bool(),
+    "MODEL.PCB_GATE": Choice(("sigmoid", "affine")),
+    "MODEL.PCB_RPP": Bool(),
+    "MODEL.PCB_PART_LOSS_WEIGHT": Float(0),
+    "MODEL.PCB_MERGED_LOSS_WEIGHT": Float(0),
+    "MODEL.PCB_LOCAL_LOSS_WEIGHT": Float(0),
     "INPUT.SIZE_TRAIN": _SIZE,
     "INPUT.SIZE_TEST": _SIZE,
     "INPUT.PROB": _SHARE,
@@ -295,6 +306,8 @@ RULES: dict[str, Any] = {
     "SOLVER.WARMUP_METHOD": Choice(("linear", "constant")),
     "SOLVER.COSINE_MARGIN": Float(0),
     "SOLVER.COSINE_SCALE": Float(above=0),
+    "SOLVER.PAIR_MARGIN": Float(0),
+    "SOLVER.PAIR_SCALE": Float(above=0),
     "SOLVER.CHECKPOINT_PERIOD": Int(1),
     "SOLVER.LOG_PERIOD": Int(1),
     "SOLVER.EVAL_PERIOD": Int(0),
@@ -314,21 +327,21 @@ RULES: dict[str, Any] = {
     "TEST.TOP_K": Int(1),
     "TEST.DROP_SAME_CAMERA": Bool(),
     "TEST.USE_LOCAL": Bool(),
+    "TEST.LOCAL_WEIGHT": Float(0),
     "TEST.PCB_GLOBAL_FEAT_ENSEMBLE": Bool(),
     "TEST.USE_PCB_MERGE_FEAT": Bool(),
+    "TEST.PCB_PART_FEAT": Choice(("plain", "weighted")),
     "OUTPUT_DIR": Str(empty=True),
 }
 
 SECTIONS = tuple(dict.fromkeys(key.split(".")[0] for key in RULES if "." in key))
 
-_NO_PCB = "part (PCB) heads are not part of this version"
 _NO_RANGE_LOSS = "belonged to a range loss that no version had"
 
 # Keys of the lineage that are still understood and do nothing, and why.
 OBSOLETE: dict[str, str] = {
     "MODEL.COS_LAYER": "MODEL.ID_LOSS_TYPE: arcface is what it stood for",
     "MODEL.THRESH": "it was the threshold of the lineage's UDA script, in radians",
-    "MODEL.MERGE_PCB_FEAT": _NO_PCB,
     "SOLVER.CLUSTER_MARGIN": "belonged to a cluster loss that no version had",
     "SOLVER.RANGE_K": _NO_RANGE_LOSS,
     "SOLVER.RANGE_MARGIN": _NO_RANGE_LOSS,
@@ -337,9 +350,6 @@ OBSOLETE: dict[str, str] = {
     "SOLVER.RANGE_LOSS_WEIGHT": _NO_RANGE_LOSS,
     "TEST.DIST_MAT": "see tools/test.py --save-distmat",
     "TEST.EVAL": "metrics are computed wherever there is ground truth",
-    "TEST.USE_LOCAL": _NO_PCB,
-    "TEST.PCB_GLOBAL_FEAT_ENSEMBLE": _NO_PCB,
-    "TEST.USE_PCB_MERGE_FEAT": _NO_PCB,
 }
 
 
@@ -438,8 +448,21 @@ def _check_center(v: Values) -> Iterator[str]:
 
 
 def _check_parts(v: Values) -> Iterator[str]:
-    if v["MODEL.IF_USE_PCB"]:
-        yield "MODEL.IF_USE_PCB=True: part (PCB) heads are not part of this version; use False"
+    """Part heads learn from ID losses, and what is tested must have been trained."""
+    if not v["MODEL.IF_USE_PCB"]:
+        if v["MODEL.PCB_RPP"]:
+            yield "MODEL.PCB_RPP=True refines the parts of MODEL.IF_USE_PCB, which is False; use True there"
+        return
+    if v["DATALOADER.SAMPLER"] == "triplet":
+        yield ("MODEL.IF_USE_PCB=True with DATALOADER.SAMPLER=triplet: part heads are trained by ID losses alone; use "
+               "softmax_triplet or softmax")
+    if not v["MODEL.MERGE_PCB_FEAT"]:
+        if v["TEST.USE_PCB_MERGE_FEAT"] and not v["TEST.PCB_GLOBAL_FEAT_ENSEMBLE"]:
+            yield ("TEST.USE_PCB_MERGE_FEAT=True tests the merged parts, which MODEL.MERGE_PCB_FEAT=False does not "
+                   "train; set one of them to the other")
+        if v["TEST.PCB_PART_FEAT"] == "weighted":
+            yield ("TEST.PCB_PART_FEAT=weighted needs the gates, which MODEL.MERGE_PCB_FEAT=False does not train; "
+                   "use plain")
 
 
 def _check_pooling(v: Values) -> Iterator[str]:

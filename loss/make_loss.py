@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from loss.center_loss import CenterLoss
+from loss.pair_loss import PairCircle, PairCosface
 from loss.softmax_loss import IDLoss
 from loss.triplet_loss import TripletLoss, WeightedTripletLoss
 
@@ -13,7 +14,12 @@ METRIC_LOSSES: dict[str, tuple[str, ...]] = {
     "triplet": ("triplet",),
     "center": ("center",),
     "triplet_center": ("triplet", "center"),
+    "pair_cosface": ("pair",),
+    "pair_circle": ("pair",),
+    "triplet_pair_cosface": ("triplet", "pair"),
+    "triplet_pair_circle": ("triplet", "pair"),
 }
+PAIR_LOSSES = {"pair_cosface": PairCosface, "pair_circle": PairCircle}
 # SAMPLER -> (is there an ID loss, are there metric losses).
 SAMPLERS: dict[str, tuple[bool, bool]] = {
     "softmax": (True, False),
@@ -29,9 +35,10 @@ class Criterion(nn.Module):
     Its only parameters are the class centres, and only where there is a center loss.
 
     Args:
-        id_loss, triplet: the losses, None where unused.
-        centers: a CenterLoss for each branch, or None.
-        weights: factor of each term: "id", "triplet", "center".
+        id_loss, triplet, pair: the losses, None where unused.
+        centers: a CenterLoss for each branch that has a metric feature, or None.
+        weights: factor of each term: "id", "triplet", "pair", "center"; "id_part" for the mean over the branches
+            part0, part1 ... and "id_merged" and the like for branches that have a factor of their own.
     """
 
     def __init__(
@@ -40,15 +47,17 @@ class Criterion(nn.Module):
         triplet: nn.Module | None,
         centers: nn.ModuleDict | None,
         weights: dict[str, float],
+        pair: nn.Module | None = None,
     ):
         super().__init__()
-        self.id_loss, self.triplet, self.centers, self.weights = id_loss, triplet, centers, dict(weights)
+        self.id_loss, self.triplet, self.pair, self.centers = id_loss, triplet, pair, centers
+        self.weights = dict(weights)
 
     def forward(self, outputs: dict, pids: Tensor, metric_pids: Tensor | None = None) -> tuple[Tensor, dict]:
         """The loss of one batch.
 
         Args:
-            outputs: {branch: an object with logits [B, K] and metric_feat [M, D]}.
+            outputs: {branch: an object with logits [B, K] and metric_feat [M, D], or None for no metric loss}.
             pids: [B] int64 class indices of the logits.
             metric_pids: [M] those of metric_feat, where it was gathered from several processes; None: pids.
         Returns:
@@ -59,15 +68,26 @@ class Criterion(nn.Module):
         total, terms = 0.0, {}
         for branch, out in outputs.items():
             for name, value in self._branch_terms(branch, out, pids, metric_pids):
-                total = total + self.weights[name] * value
-                terms[name if branch == "global" else f"{name}_{branch}"] = value.detach()
+                term = name if branch == "global" else f"{name}_{branch}"
+                total = total + self._weight(name, branch, outputs) * value
+                terms[term] = value.detach()
         return total, terms
+
+    def _weight(self, name: str, branch: str, outputs: dict) -> float:
+        kinds = [other.rstrip("0123456789") for other in outputs]  # part3 -> part
+        kind = branch.rstrip("0123456789")
+        own = self.weights.get(f"{name}_{kind}")
+        return self.weights[name] if own is None else own / kinds.count(kind)
 
     def _branch_terms(self, branch, out, pids, metric_pids):
         if self.id_loss is not None:
             yield "id", self.id_loss(out.logits, pids)
+        if out.metric_feat is None:
+            return
         if self.triplet is not None:
             yield "triplet", self.triplet(out.metric_feat, metric_pids)
+        if self.pair is not None:
+            yield "pair", self.pair(out.metric_feat, metric_pids)
         if self.centers is not None:
             yield "center", self.centers[branch](out.metric_feat, metric_pids)
 
@@ -88,11 +108,12 @@ def make_loss(cfg, num_classes: int, feat_dims: dict[str, int]) -> Criterion:
     """The criterion of the config.
 
     DATALOADER.SAMPLER says whether there is an ID loss, metric losses or both; MODEL.METRIC_LOSS_TYPE which metric
-    losses.
+    losses. Branches of part heads have the ID loss alone: their factors are MODEL.PCB_*_LOSS_WEIGHT, that of the
+    parts multiplies their mean.
 
     Args:
         num_classes: K, identities in training.
-        feat_dims: {branch: D}, the model's `feat_dims`.
+        feat_dims: {branch: D}, the model's `feat_dims`: the branches with a metric feature.
     Raises:
         ValueError: one of the two is unknown, or asks for a center loss alone.
     """
@@ -116,9 +137,16 @@ def make_loss(cfg, num_classes: int, feat_dims: dict[str, int]) -> Criterion:
     centers = None
     if "center" in metrics:
         centers = nn.ModuleDict({branch: CenterLoss(num_classes, dim) for branch, dim in feat_dims.items()})
+    pair = None
+    if "pair" in metrics:
+        pair = PAIR_LOSSES[metric.removeprefix("triplet_")](cfg.SOLVER.PAIR_SCALE, cfg.SOLVER.PAIR_MARGIN)
     weights = {
         "id": cfg.MODEL.ID_LOSS_WEIGHT,
         "triplet": cfg.MODEL.TRIPLET_LOSS_WEIGHT,
+        "pair": cfg.MODEL.PAIR_LOSS_WEIGHT,
         "center": cfg.SOLVER.CENTER_LOSS_WEIGHT,
     }
-    return Criterion(id_loss, triplet, centers, weights)
+    if cfg.MODEL.IF_USE_PCB:
+        weights |= {"id_part": cfg.MODEL.PCB_PART_LOSS_WEIGHT, "id_merged": cfg.MODEL.PCB_MERGED_LOSS_WEIGHT,
+                    "id_local": cfg.MODEL.PCB_LOCAL_LOSS_WEIGHT}
+    return Criterion(id_loss, triplet, centers, weights, pair)

@@ -14,21 +14,26 @@ from torch.nn import functional as F
 
 
 class Linear(nn.Module):
-    """A linear layer without bias: the softmax loss.
+    """A linear layer: the softmax loss.
 
     Args:
         feat_dim, num_class: D and K.
         scale, margin: not used; here so that all classifiers are built alike.
+        bias: have one, as the part classifiers; behind a BNNeck there is none.
     """
 
-    def __init__(self, feat_dim: int, num_class: int, scale: float = 1.0, margin: float = 0.0):
+    def __init__(
+        self, feat_dim: int, num_class: int, scale: float = 1.0, margin: float = 0.0, bias: bool = False
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_class, feat_dim))
         nn.init.normal_(self.weight, std=0.001)
+        self.bias = nn.Parameter(torch.zeros(num_class)) if bias else None
 
     def forward(self, feat: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(feat.device.type, enabled=False):
-            logits = F.linear(feat.float(), self.weight.float())
+            bias = None if self.bias is None else self.bias.float()
+            logits = F.linear(feat.float(), self.weight.float(), bias)
         return logits, logits.detach()
 
 

@@ -1,9 +1,14 @@
-"""What follows the pooled feature of one branch: the BNNeck, and what a branch gives to the criterion."""
+"""What follows the map: the BNNeck of the global branch, the part heads (PCB, RPP), and what a branch gives."""
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.classifiers import Linear
+from model.pooling import GeM
 
 
 class HeadOutput(NamedTuple):
@@ -11,7 +16,7 @@ class HeadOutput(NamedTuple):
 
     logits: Tensor  # [B, K], with the classifier's margin: for the ID loss
     plain_logits: Tensor  # [B, K], without margin, detached: for the accuracy
-    metric_feat: Tensor  # [B, D], before the neck: for the metric losses
+    metric_feat: Tensor | None  # [B, D], before the neck: for the metric losses; None: they leave the branch alone
 
 
 class BNNeck(nn.BatchNorm1d):
@@ -27,3 +32,119 @@ class BNNeck(nn.BatchNorm1d):
     def forward(self, feat: Tensor) -> Tensor:
         """[B, D] -> [B, D]; training needs B > 1."""
         return super().forward(feat.float())
+
+
+PARTS, PART_DIM = 6, 256
+GATES = {"affine": lambda x: x, "sigmoid": torch.sigmoid}
+# What a model with parts is tested with, beside its global feature.
+TEST_PARTS = ("merged", "parts", "local")
+
+
+class PCB(nn.Module):
+    """Six horizontal stripes of the map, each with an embedding and a classifier of its own.
+
+    The branches are part0 .. part5 (from the top, 256 channels each); `merged`, the six side by side, each times a
+    scalar gate that is computed from the whole map; and `local`, the whole map through a 1x1 convolution, normalised
+    over the channels at every position and pooled by GeM. All are trained by an ID loss alone.
+
+    Args:
+        feat_dim, num_class: channels C of the map, and K.
+        gate: "sigmoid" keeps the factors in (0, 1); "affine" is the lineage's, of any size and sign.
+        merged, local: have that branch. Without `merged` there are no gates, for nothing would train them.
+        rpp: refined part pooling: a learned part classifier says which part a position belongs to, instead of stripes.
+        test: what `forward` returns at inference: "merged" [B, 1536], "parts" (six of [B, 256]) or "local" [B, 256].
+        weighted: at inference, give the parts times their gates, as the lineage did; they are trained without.
+    Source: Sun et al., Beyond Part Models: Person Retrieval with Refined Part Pooling (and a Strong Convolutional
+    Baseline), ECCV 2018, sec. 3; the gates and the merged and local branches are NAIC-ReID's.
+    """
+
+    def __init__(
+        self, feat_dim: int, num_class: int, gate: str = "sigmoid", merged: bool = True, local: bool = False,
+        rpp: bool = False, test: str = "merged", weighted: bool = False,
+    ):
+        super().__init__()
+        self.gate, self.test, self.weighted = GATES[gate], test, weighted
+        self.embeddings = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(feat_dim, PART_DIM, 1, bias=False), nn.BatchNorm2d(PART_DIM)) for _ in range(PARTS)
+        )
+        self.gates = nn.ModuleList(_gate(feat_dim) for _ in range(PARTS if merged else 0))
+        self.local = self.pool = None
+        if local:
+            self.local = nn.Sequential(nn.Conv2d(feat_dim, PART_DIM, 1, bias=False), nn.BatchNorm2d(PART_DIM),
+                                       nn.ReLU(inplace=True))
+            self.pool = GeM()
+        self.rpp = nn.Conv2d(feat_dim, PARTS, 1) if rpp else None
+        dims = {f"part{i}": PART_DIM for i in range(PARTS)}
+        dims |= {"merged": PARTS * PART_DIM} if merged else {}
+        dims |= {"local": PART_DIM} if local else {}
+        self.classifiers = nn.ModuleDict({name: Linear(dim, num_class, bias=True) for name, dim in dims.items()})
+        for module in (*self.embeddings.modules(), *(self.local.modules() if local else ())):
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor, pids: Tensor | None = None) -> dict[str, HeadOutput] | dict[str, Tensor]:
+        """[B, C, h, w] and, in training, [B] -> {branch: HeadOutput} of all branches, or {branch: [B, D]}."""
+        if pids is None and self.test == "local":
+            return {"local": self._local(x)}
+        feats = self._parts(x)
+        if pids is None:
+            if self.test == "merged":
+                return {"merged": self._merged(feats, x)}
+            gates = self._gates(x) if self.weighted else [1.0] * PARTS
+            return {name: feat.float() * gate for (name, feat), gate in zip(feats.items(), gates, strict=True)}
+        if self.gates:
+            feats["merged"] = self._merged(feats, x)
+        if self.local is not None:
+            feats["local"] = self._local(x)
+        return {name: HeadOutput(*self.classifiers[name](feat, pids), None) for name, feat in feats.items()}
+
+    def _parts(self, x: Tensor) -> dict[str, Tensor]:
+        """[B, C, h, w] -> {part: [B, 256]}."""
+        pooled = pool_by(x, stripes(x) if self.rpp is None else self._refined(x))
+        return {f"part{i}": embed(pooled[:, :, i, None, None]).flatten(1) for i, embed in enumerate(self.embeddings)}
+
+    def _refined(self, x: Tensor) -> Tensor:
+        """[B, P, h, w]: the probability that a position belongs to a part; eq. 1 of the paper."""
+        return self.rpp(x).float().softmax(1)
+
+    def _gates(self, x: Tensor) -> list[Tensor]:
+        return [self.gate(gate(x).float()) for gate in self.gates]
+
+    def _merged(self, parts: dict[str, Tensor], x: Tensor) -> Tensor:
+        pairs = zip(parts.values(), self._gates(x), strict=True)
+        return torch.cat([part.float() * gate for part, gate in pairs], dim=1)
+
+    def _local(self, x: Tensor) -> Tensor:
+        return self.pool(F.normalize(self.local(x).float(), dim=1))
+
+
+def _gate(feat_dim: int) -> nn.Sequential:
+    """The lineage's layers, [B, C, h, w] -> [B, 1]. With nothing between them they make one affine map."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Conv2d(feat_dim, PART_DIM, 1), nn.Conv2d(PART_DIM, PART_DIM // 16, 1),
+        nn.Conv2d(PART_DIM // 16, PART_DIM, 1), nn.Flatten(), nn.Linear(PART_DIM, 1),
+    )
+
+
+def stripes(x: Tensor) -> Tensor:
+    """[1, P, h, 1] weights of the rows of `x` [B, C, h, w] in each stripe: those of adaptive pooling to P x 1.
+
+    Where h is not a multiple of P stripes overlap by a row; where it is smaller, rows stand in several.
+    """
+    height = x.shape[2]
+    weights = torch.zeros(1, PARTS, height, 1, device=x.device)
+    for i in range(PARTS):
+        weights[0, i, i * height // PARTS : -(-(i + 1) * height // PARTS)] = 1
+    return weights
+
+
+def pool_by(x: Tensor, weights: Tensor) -> Tensor:
+    """Weighted means of the positions of a map, in float32: [B, C, h, w], [B or 1, P, h, w or 1] -> [B, C, P].
+
+    A product of matrices, for the gradient of adaptive pooling is not deterministic on CUDA. The mean (not the sum)
+    keeps a refined part on the scale of a stripe, so that what the stripes' embedding learned stays valid.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        weights = weights.float().expand(len(x), -1, -1, x.shape[3]).flatten(2)
+        weights = weights / weights.sum(2, keepdim=True)
+        return x.float().flatten(2) @ weights.transpose(1, 2)

@@ -1,13 +1,15 @@
-"""The re-ID model: backbone, pooling, neck and classifier, from the config."""
+"""The re-ID model: backbone, pooling, neck, classifier and part heads, from the config."""
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from model.backbones import BACKBONES, WEIGHTS_URLS, Backbone, build_backbone, freeze_stages
 from model.classifiers import CLASSIFIERS
-from model.heads import BNNeck, HeadOutput
+from model.heads import GATES, PCB, BNNeck, HeadOutput
 from model.pooling import POOLINGS
 from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained
 
@@ -15,7 +17,9 @@ GLOBAL = "global"
 
 
 class ReIDModel(nn.Module):
-    """Images to embeddings and, in training, to logits. state_dict keys: base.*, gap.p, bottleneck.*, classifier.*.
+    """Images to embeddings and, in training, to logits.
+
+    state_dict keys: base.*, gap.p, bottleneck.*, classifier.*, pcb.*.
 
     Args:
         base: the backbone.
@@ -23,18 +27,22 @@ class ReIDModel(nn.Module):
         bottleneck: the neck between the metric feature and the classifier; None = none.
         classifier: (feat, pids) -> (logits, plain logits).
         neck_feat: where an embedding is taken, "before" or "after" the neck. Without a neck it is the same.
+        pcb: part heads on the backbone's map, or None.
+        test_parts: whether embeddings have the part heads' branches, too.
     """
 
     def __init__(
-        self, base: Backbone, gap: nn.Module, bottleneck: BNNeck | None, classifier: nn.Module, neck_feat: str
+        self, base: Backbone, gap: nn.Module, bottleneck: BNNeck | None, classifier: nn.Module, neck_feat: str,
+        pcb: PCB | None = None, test_parts: bool = True,
     ):
         super().__init__()
-        self.base, self.gap, self.bottleneck, self.classifier = base, gap, bottleneck, classifier
-        self.neck_feat = neck_feat
+        self.base, self.gap, self.bottleneck, self.classifier, self.pcb = base, gap, bottleneck, classifier, pcb
+        self.neck_feat, self.test_parts = neck_feat, test_parts
+        self.frozen_in_part = False
 
     @property
     def feat_dims(self) -> dict[str, int]:
-        """Width D of each branch's feature."""
+        """Width D of the feature of each branch that metric losses act on."""
         return {GLOBAL: self.base.feat_dim}
 
     def forward(self, images: Tensor, pids: Tensor | None = None) -> dict[str, HeadOutput] | dict[str, Tensor]:
@@ -44,21 +52,50 @@ class ReIDModel(nn.Module):
             images: [B, 3, H, W] float, normalised.
             pids: [B] int64 class indices, 0 <= pid < K; None at inference.
         Returns:
-            {branch: HeadOutput} with pids, {branch: float32 [B, D]} without.
+            {branch: HeadOutput} with pids, {branch: float32 [B, D]} without. `global` is the first.
         """
-        feat = self.gap(self.base(images))  # [B, D] float32
-        if pids is None and (self.bottleneck is None or self.neck_feat == "before"):
-            return {GLOBAL: feat}
-        # Once per forward: its running statistics must move once per step.
-        necked = feat if self.bottleneck is None else self.bottleneck(feat)
+        x = self.base(images)
+        feat = self.gap(x)  # [B, D] float32
         if pids is None:
-            return {GLOBAL: necked}
-        logits, plain_logits = self.classifier(necked, pids)
-        return {GLOBAL: HeadOutput(logits, plain_logits, feat)}
+            after = self.bottleneck is not None and self.neck_feat == "after"
+            parts = self.pcb(x) if self.pcb is not None and self.test_parts else {}
+            return {GLOBAL: self.bottleneck(feat) if after else feat, **parts}
+        # Once per forward: its running statistics must move once per step.
+        logits, plain_logits = self.classifier(feat if self.bottleneck is None else self.bottleneck(feat), pids)
+        parts = self.pcb(x, pids) if self.pcb is not None else {}
+        return {GLOBAL: HeadOutput(logits, plain_logits, feat), **parts}
+
+    def train_only(self, patterns: list[str]) -> None:
+        """Freeze all but the parameters whose names match a pattern, with the statistics of what is frozen.
+
+        Raises:
+            ValueError: a pattern matches no parameter that learns.
+        """
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise ValueError(f"MODEL.TRAIN_ONLY: {pattern!r} matches no parameter that learns; they are named "
+                                 f"like {', '.join(names[:2] + names[-2:])}")
+        for name, parameter in self.named_parameters():
+            learns = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+            parameter.requires_grad_(parameter.requires_grad and learns)
+        self.frozen_in_part = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ReIDModel:
+        """As nn.Module.train; what `train_only` froze stays in eval mode."""
+        super().train(mode)
+        for module in self.modules() if self.frozen_in_part else ():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
 
 
 def make_model(cfg, num_class: int, pretrained: bool = True) -> ReIDModel:
     """The model of cfg.MODEL, on the CPU, with the weights that MODEL.PRETRAIN_CHOICE asks for.
+
+    `finetune` takes all but the class-count heads here; `model.identities.transfer_identities` then fills these.
 
     Args:
         num_class: K, identities in training; at inference any number will do.
@@ -78,19 +115,49 @@ def make_model(cfg, num_class: int, pretrained: bool = True) -> ReIDModel:
             base.feat_dim, num_class, cfg.SOLVER.COSINE_SCALE, cfg.SOLVER.COSINE_MARGIN
         ),
         neck_feat=cfg.TEST.NECK_FEAT,
+        pcb=_make_pcb(cfg, base.feat_dim, num_class) if cfg.MODEL.IF_USE_PCB else None,
+        test_parts=cfg.TEST.USE_LOCAL,
     )
+    allowed = tuple(cfg.MODEL.PRETRAIN_ALLOW)
     if path is not None and cfg.MODEL.PRETRAIN_CHOICE == "imagenet":
-        load_pretrained(model.base, path, skip=BACKBONE_HEADS)
+        load_pretrained(model.base, path, skip=BACKBONE_HEADS, allow_missing=(*base.may_miss, *allowed),
+                        allow_unexpected=allowed)
     elif path is not None:
         # A model whose exponent was fixed has no gap.p: learning it starts from GEM_P.
-        load_pretrained(model, path, skip=MODEL_HEADS, allow_missing=("gap.p",))
+        load_pretrained(model, path, skip=MODEL_HEADS, allow_missing=("gap.p", *allowed), allow_unexpected=allowed)
     freeze_stages(model.base, cfg.MODEL.FROZEN)
     if "softmax" not in cfg.DATALOADER.SAMPLER:
         # Without an ID loss nothing would reach these weights; DDP waits for the gradient of all that ask for one.
         for unused in (model.bottleneck, model.classifier):
             if unused is not None:
                 unused.requires_grad_(False)
+    if cfg.MODEL.TRAIN_ONLY:
+        model.train_only(cfg.MODEL.TRAIN_ONLY)
     return model
+
+
+def place_model(cfg, model: ReIDModel, device: torch.device) -> ReIDModel:
+    """Move the model to its device, in the memory format of MODEL.CHANNELS_LAST, and compile with MODEL.COMPILE.
+
+    Raises:
+        ValueError: MODEL.COMPILE with a torch that cannot do it in place.
+    """
+    model.to(device, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else torch.contiguous_format)
+    if cfg.MODEL.COMPILE:
+        if not hasattr(model.base, "compile"):
+            raise ValueError(f"MODEL.COMPILE=True needs torch 2.2 or newer, this is {torch.__version__}; use False")
+        # The backbone alone: it has nearly all of the work, and no branch that depends on the data.
+        model.base.compile()
+    return model
+
+
+def _make_pcb(cfg, feat_dim: int, num_class: int) -> PCB:
+    local = cfg.TEST.PCB_GLOBAL_FEAT_ENSEMBLE
+    return PCB(
+        feat_dim, num_class, cfg.MODEL.PCB_GATE, merged=cfg.MODEL.MERGE_PCB_FEAT, local=local, rpp=cfg.MODEL.PCB_RPP,
+        test="local" if local else "merged" if cfg.TEST.USE_PCB_MERGE_FEAT else "parts",
+        weighted=cfg.TEST.PCB_PART_FEAT == "weighted",
+    )
 
 
 def _check_names(cfg) -> None:
@@ -99,6 +166,7 @@ def _check_names(cfg) -> None:
         ("MODEL", "POOLING_METHOD"): POOLINGS,
         ("MODEL", "ID_LOSS_TYPE"): CLASSIFIERS,
         ("MODEL", "NECK"): ("bnneck", "no"),
+        ("MODEL", "PCB_GATE"): GATES,
         ("MODEL", "PRETRAIN_CHOICE"): ("imagenet", "self", "finetune", "none"),
         ("TEST", "NECK_FEAT"): ("before", "after"),
     }

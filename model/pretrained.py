@@ -1,18 +1,22 @@
 """Starting weights from a file: a strict copy, with a report of what was and was not there."""
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from model.backbones import BACKBONES, build_backbone
 from utils.checkpoint import read_checkpoint
 
 __all__ = [
-    "BACKBONE_HEADS", "MODEL_HEADS", "LoadReport", "load_pretrained", "load_weights", "read_checkpoint",
+    "BACKBONE_HEADS", "MODEL_HEADS", "LoadReport", "identify", "load_pretrained", "load_weights", "read_checkpoint",
     "unwrap_state_dict",
 ]
 
@@ -20,10 +24,20 @@ logger = logging.getLogger(__name__)
 
 # Keys that start like this belong to the class count of whoever trained the file. Beware of a search for "fc"
 # anywhere in a key: the gates of SE blocks are named so.
-BACKBONE_HEADS = ("fc.", "classifier.")
-MODEL_HEADS = ("classifier",)
+BACKBONE_HEADS = ("fc.", "_fc.", "classifier.")
+MODEL_HEADS = ("classifier.", "pcb.classifiers.", "base.fc.", "base._fc.")
 _WRAPPERS = ("state_dict", "model", "params", "model_state_dict")
 _SHOWN = 10
+# Names in whole models of the lineage, and ours. It had a batch norm, pcb.bn, that it never used.
+_LINEAGE_NAMES = (
+    (re.compile(r"pcb\.local_conv_list\.(\d)\.add_block\."), r"pcb.embeddings.\1."),
+    (re.compile(r"pcb\.dy_weight(\d)\."), r"pcb.gates.\1."),
+    (re.compile(r"pcb\.instance(\d)\."), r"pcb.classifiers.part\1."),
+    (re.compile(r"pcb\.instance_merge\."), "pcb.classifiers.merged."),
+    (re.compile(r"pcb\.local_conv\."), "pcb.local.0."),
+    (re.compile(r"pcb\.feat_bn2d\."), "pcb.local.1."),
+)
+_LINEAGE_UNUSED = "pcb.bn."
 
 
 class LoadReport(NamedTuple):
@@ -100,7 +114,7 @@ def load_weights(
     }
     if any(faults.values()):
         lines = [f"{path}: does not fit the model ({len(fitting)} of {len(own)} weights do)", *_counted(faults)]
-        raise ValueError("\n  ".join(lines + _advice(report)))
+        raise ValueError("\n  ".join(lines + _advice(report, found)))
     module.load_state_dict(fitting, strict=False)
     logger.info("%s: %s", path, report)
     return report
@@ -120,7 +134,14 @@ def unwrap_state_dict(data: Mapping[str, Any], path: str | Path) -> dict[str, Te
     if not data or not all(isinstance(value, Tensor) for value in data.values()):
         held = _first(str(key) for key in data) or "nothing"
         raise ValueError(f"{path}: no dict of weights found; it holds {held}")
-    return {key.removeprefix("module."): value for key, value in data.items()}
+    named = {_our_name(key.removeprefix("module.")): value for key, value in data.items()}
+    return {key: value for key, value in named.items() if not key.startswith(_LINEAGE_UNUSED)}
+
+
+def _our_name(key: str) -> str:
+    for pattern, ours in _LINEAGE_NAMES:
+        key = pattern.sub(ours, key) if pattern.match(key) else key
+    return key
 
 
 def _not_allowed(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
@@ -138,25 +159,59 @@ def _counted(lists: Mapping[str, Iterable[str]]) -> list[str]:
     return [f"{len(tuple(names))} {kind}: {_first(names)}" for kind, names in lists.items() if names]
 
 
+def identify(state: Mapping[str, Tensor], near: str = "") -> str | None:
+    """The name of the backbone whose weights these are, None where the zoo has none such.
+
+    Args:
+        state: a backbone's weights, or a whole model's under `base.`.
+        near: a name to begin the search with those that are spelled like it.
+    """
+    inner = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")} or state
+    shapes = {key: tuple(value.shape) for key, value in inner.items() if not key.startswith(BACKBONE_HEADS)}
+    shapes = {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
+    for name in sorted(BACKBONES, key=lambda name: -difflib.SequenceMatcher(None, name, near).ratio()):
+        try:
+            with torch.device("meta"):
+                own = build_backbone(name).state_dict()
+        except ImportError:  # the family needs a package that is not there
+            continue
+        if {key: tuple(v.shape) for key, v in own.items() if not key.endswith("num_batches_tracked")} == shapes:
+            return name
+    return None
+
+
 # (list of the report, pattern of a key in it, what to do); the first that applies is said.
 _ADVICE = (
     ("unexpected", "base.*", "the file holds a whole re-ID model, not a backbone: set MODEL.PRETRAIN_CHOICE to self"),
     ("missing", "base.conv1.*", "the file holds no whole re-ID model; for a backbone's ImageNet weights set "
      "MODEL.PRETRAIN_CHOICE to imagenet"),
-    ("unexpected", "*layer?.*.bn1.IN.*", "the file is of an IBN-a network: choose a MODEL.NAME that has _ibn_a"),
-    ("unexpected", "*layer3.*.IN.*", "layer3 ends in an instance norm: the file comes from the lineage's own IBN-b, "
-     "which differs from the published one; this backbone has no such layer"),
-    ("unexpected", "*layer?.*.IN.*", "the file is of an IBN-b network: choose a MODEL.NAME that has _ibn_b"),
-    ("missing", "*layer?.*.IN.*", "the file is of a network without instance norms: choose a MODEL.NAME without ibn"),
+    ("missing", "base._conv_stem.*", "the file holds no whole re-ID model; for a backbone's ImageNet weights set "
+     "MODEL.PRETRAIN_CHOICE to imagenet"),
+    ("missing", "pcb.embeddings.*", "the file has no part heads: set MODEL.IF_USE_PCB to False, or allow them to start "
+     "anew with MODEL.PRETRAIN_ALLOW \"['pcb.*']\""),
+    ("unexpected", "pcb.embeddings.*", "the file has part heads: set MODEL.IF_USE_PCB to True"),
+    ("missing", "pcb.local.*", "it was trained without the local branch: set TEST.PCB_GLOBAL_FEAT_ENSEMBLE to False"),
+    ("unexpected", "pcb.local.*", "it was trained with the local branch: set TEST.PCB_GLOBAL_FEAT_ENSEMBLE to True, or "
+     "leave it out with MODEL.PRETRAIN_ALLOW \"['pcb.local.*']\""),
+    ("missing", "pcb.rpp.*", "the file has stripes instead of learned parts: allow these to start anew with "
+     "MODEL.PRETRAIN_ALLOW \"['pcb.rpp.*']\", or set MODEL.PCB_RPP to False"),
+    ("unexpected", "*layer3.*.IN.*", "layer3 ends in an instance norm: the file comes from the lineage's own IBN-b: "
+     "choose a MODEL.NAME that ends in _ibn_b_naic"),
 )
 
 
-def _advice(report: LoadReport) -> list[str]:
+def _advice(report: LoadReport, found: Mapping[str, Tensor]) -> list[str]:
     """What to do about a cause that we know: at most one sentence."""
-    whole = any(key.startswith("base.") for key in report.loaded)
+    whole = any(key.startswith("base.") for key in report.loaded) or any(
+        key.startswith("base.") for key in report.mismatched)
+    of_backbone = [key for key in (*report.missing, *report.unexpected, *report.mismatched)
+                   if key.startswith("base.") or not whole]
+    name = identify(found) if of_backbone else None
     for field, pattern, sentence in _ADVICE:
         if pattern.startswith("base.") and whole:
             continue
+        if name and pattern.startswith("*layer"):
+            break
         if any(fnmatch.fnmatchcase(key, pattern) for key in getattr(report, field)):
             return [sentence]
-    return []
+    return [f"the file is of {name}: set MODEL.NAME to {name}"] if name else []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,17 +23,25 @@ class Ranking:
     """How a model's features become distances: the TEST section, as the bank remembers it.
 
     re_ranking: (k1, k2, lambda) or None.
+    local_weight: weight of the mean distance over all branches but `global`, which has 1.
     """
 
     feat_norm: bool
     distance: str
     re_ranking: tuple[int, int, float] | None
+    local_weight: float = 1.0
 
     @classmethod
     def from_cfg(cls, cfg) -> Ranking:
         k1, k2, lambda_value = cfg.TEST.RE_RANKING_PARAMETER
         re_ranking = (int(k1), int(k2), float(lambda_value)) if cfg.TEST.RE_RANKING else None
-        return cls(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, re_ranking)
+        return cls(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, re_ranking, cfg.TEST.LOCAL_WEIGHT)
+
+    def branch_weights(self, branches: Iterable[str]) -> dict[str, float]:
+        """The factor of each branch's distance in their sum."""
+        branches = list(branches)
+        others = len(branches) - branches.count("global")
+        return {branch: 1.0 if branch == "global" else self.local_weight / others for branch in branches}
 
 
 @dataclass
@@ -129,4 +138,4 @@ def read_ranking(index: dict) -> Ranking:
     """The Ranking that a bank's index remembers."""
     ranking = index["ranking"]
     re_ranking = tuple(ranking["re_ranking"]) if ranking["re_ranking"] else None
-    return Ranking(ranking["feat_norm"], ranking["distance"], re_ranking)
+    return Ranking(ranking["feat_norm"], ranking["distance"], re_ranking, ranking.get("local_weight", 1.0))

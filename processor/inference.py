@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from configs import flatten_cfg, load_cfg_text
 from datasets.make_dataloader import DataLoaders, TestLoader, make_dataloader
 from datasets.transforms import Normalize
-from model.make_model import ReIDModel, make_model
+from model.make_model import ReIDModel, make_model, place_model
 from model.pretrained import MODEL_HEADS, load_weights
 from processor.feature_bank import BankWriter, FeatureBank, Ranking
 from processor.ranking import Evaluation, bank_source, rank_domains, write_results
@@ -21,7 +22,8 @@ from utils.precision import Precision, select_device
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
-_SHAPES_FEATURES = ("MODEL.LAST_STRIDE", "MODEL.POOLING_METHOD", "MODEL.GEM_P", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
+_SHAPES_FEATURES = ("MODEL.LAST_STRIDE", "MODEL.POOLING_METHOD", "MODEL.GEM_P", "MODEL.PCB_GATE", "INPUT.PIXEL_MEAN",
+                    "INPUT.PIXEL_STD")
 MakeArray = Callable[[str, tuple[int, int]], np.ndarray]
 
 
@@ -71,7 +73,7 @@ def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision) 
 
     Returns {domain or 'all': {'plain': figures}}, {} where no domain has ground truth.
     """
-    ranking = Ranking(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, None)
+    ranking = replace(Ranking.from_cfg(cfg), re_ranking=None)
     domains = {}
     for domain, test in loaders.test.items():
         if test.has_truth:
@@ -87,7 +89,8 @@ def load_trained(cfg, weight: Path) -> ReIDModel:
     """
     checkpoint = read_checkpoint(weight)
     model = make_model(cfg, num_class=1, pretrained=False)
-    load_weights(model, checkpoint, weight, skip=MODEL_HEADS)
+    # A model may have been trained with a branch that this test leaves out.
+    load_weights(model, checkpoint, weight, skip=MODEL_HEADS, allow_unexpected=("pcb.local.*",))
     if "config" in checkpoint:
         then, now = flatten_cfg(load_cfg_text(checkpoint["config"], str(weight))), flatten_cfg(cfg)
         for key in _SHAPES_FEATURES:
@@ -112,7 +115,7 @@ def do_inference(cfg, save_distmat: bool = False) -> dict:
     if not cfg.TEST.WEIGHT:
         raise ValueError("TEST.WEIGHT is empty: name the checkpoint to test, e.g. TEST.WEIGHT output/NAME_60.pth")
     precision = Precision(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID), cfg.SOLVER.FP16)
-    model = load_trained(cfg, weight).to(precision.device, memory_format=torch.channels_last)
+    model = place_model(cfg, load_trained(cfg, weight), precision.device)
     loaders = make_dataloader(cfg, train=False)
     if not loaders.test:
         raise ValueError(f"no domain of {cfg.DATASETS.TEST_DIR} has both queries and gallery images: nothing to rank")

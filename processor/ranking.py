@@ -73,15 +73,20 @@ class Ranked:
 # ------------------------------------------------------------------ sources
 def bank_source(name: str, bank: FeatureBank, ranking: Ranking) -> DomainSource:
     """The streams of a feature bank: distances as they are and, where the ranking says so, re-ranked ones."""
+    weights = ranking.branch_weights(bank.feats)
+
     def stream(re_rank: bool) -> Blocks:
         branches = []
-        for branch in bank.feats:
+        if re_rank and len(weights) > 1:
+            logger.info("%s: re-ranking %d branches (%s) takes %d times the work of one", name, len(weights),
+                        ", ".join(weights), len(weights))
+        for branch in weights:
             query, gallery = bank.branch(branch)
             if ranking.feat_norm:
                 query, gallery = l2_normalize(query), l2_normalize(gallery)
             branches.append(re_ranked_blocks(query, gallery, *ranking.re_ranking) if re_rank
                             else distance_blocks(query, gallery, ranking.distance))
-        return branches[0] if len(branches) == 1 else sum_blocks(branches, [1.0] * len(branches))
+        return branches[0] if len(branches) == 1 else sum_blocks(branches, list(weights.values()))
 
     streams = {"plain": lambda: stream(False)}
     if ranking.re_ranking:
@@ -275,8 +280,10 @@ def _concatenated(inputs: list[Path], domain: str, weights: list[float]) -> Doma
         raise ValueError(f"--mode concat needs models tested with the same ranking, these differ: {rankings}")
     banks = [banks[domain] for banks, _ in opened]
     check_same_order({str(folder): bank.names for folder, bank in zip(inputs, banks, strict=True)})
-    parts = [(feats, weight) for bank, weight in zip(banks, weights, strict=True) for feats in bank.feats.values()]
+    ranking = rankings.pop()
+    parts = [(bank.feats[branch], weight * share) for bank, weight in zip(banks, weights, strict=True)
+             for branch, share in ranking.branch_weights(bank.feats).items()]
     feats = np.asarray(concat_features([part for part, _ in parts], [weight for _, weight in parts]))
     first = banks[0]
     joined = FeatureBank({"concat": feats}, first.pids, first.camids, first.names, first.num_query, first.has_truth)
-    return bank_source("concat", joined, rankings.pop())
+    return bank_source("concat", joined, ranking)

@@ -20,7 +20,8 @@ from configs import dump_cfg, flatten_cfg, load_cfg_text
 from datasets.bases import statistics
 from datasets.make_dataloader import Batch, DataLoaders, make_dataloader
 from loss.make_loss import make_loss
-from model.make_model import make_model
+from model.identities import transfer_identities
+from model.make_model import make_model, place_model
 from processor.inference import evaluate
 from processor.ranking import describe
 from solver.make_optimizer import make_optimizer, make_scheduler
@@ -35,8 +36,8 @@ logger = logging.getLogger(__name__)
 # Keys that may differ between a checkpoint and the run that goes on from it: they do not change the weights.
 _FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR", "DATASETS.TEST_DIR",
               "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "SOLVER.EVAL_PERIOD",
-              "MODEL.PRETRAIN_", "MODEL.DEVICE", "INPUT.SIZE_TEST")
-
+              "MODEL.PRETRAIN_", "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "INPUT.SIZE_TEST")
+_BOUND_KEYS = ("TEST.PCB_GLOBAL_FEAT_ENSEMBLE",)  # begins like a free one, but decides what the model has
 
 _EVALUATED = ("rank1", "mAP", "mINP", "naic_score")  # what the record keeps of an evaluation
 
@@ -153,7 +154,7 @@ def report(run: Training, means: dict[str, float], epoch: int, iteration: int, n
            bar: tqdm) -> None:
     """The lineage's log line, the progress bar and the record, from the epoch's means so far."""
     lr = run.scheduler.get_last_lr()[0]
-    terms = ", ".join(f"{name}: {value:.3f}" for name, value in means.items() if name not in ("loss", "acc"))
+    terms = ", ".join(f"{name}: {value:.3f}" for name, value in _in_short(means).items())
     logger.info("Epoch[%d] Iteration[%d/%d] Loss: %.3f, Acc: %.3f, Base Lr: %.2e (%s)",
                 epoch, iteration, num_batches, means["loss"], means["acc"], lr, terms)
     bar.set_postfix_str(f"loss {means['loss']:.3f}, {terms}, acc {means['acc']:.3f}, lr {lr:.1e}, {speed:.0f} images/s")
@@ -162,6 +163,15 @@ def report(run: Training, means: dict[str, float], epoch: int, iteration: int, n
         raise FloatingPointError(
             f"the loss is {means['loss']} in epoch {epoch} ({terms}); lower SOLVER.BASE_LR, or lengthen the warm-up"
         )
+
+
+def _in_short(means: dict[str, float]) -> dict[str, float]:
+    """The loss terms without loss and acc, those of the parts (id_part0 ...) as their mean."""
+    terms: dict[str, list[float]] = {}
+    for name, value in means.items():
+        if name not in ("loss", "acc"):
+            terms.setdefault(name.rstrip("0123456789"), []).append(value)
+    return {name: sum(values) / len(values) for name, values in terms.items()}
 
 
 def evaluate_epoch(run: Training, epoch: int) -> None:
@@ -187,8 +197,12 @@ def build(cfg, resume: str) -> tuple[Training, int]:
         logger.info("no evaluation during training: %s", reason)
     seed_everything(cfg.SOLVER.SEED)
     model = make_model(cfg, loaders.data.num_classes, pretrained=found is None)
-    model.to(precision.device, memory_format=torch.channels_last)
-    criterion = make_loss(cfg, loaders.data.num_classes, model.feat_dims).to(precision.device)
+    criterion = make_loss(cfg, loaders.data.num_classes, model.feat_dims)
+    if cfg.MODEL.PRETRAIN_CHOICE == "finetune" and found is None:
+        transfer_identities({"model": model, "criterion": criterion}, read_checkpoint(cfg.MODEL.PRETRAIN_PATH),
+                            loaders.data.pid_names, cfg.MODEL.PRETRAIN_PATH)
+    place_model(cfg, model, precision.device)
+    criterion.to(precision.device)
     optimizers = [optimizer for optimizer in make_optimizer(cfg, model, criterion) if optimizer is not None]
     scheduler = make_scheduler(cfg, optimizers[0])
     digest = hashlib.sha256(repr(loaders.data.train).encode()).hexdigest()
@@ -252,7 +266,7 @@ def _check_same_run(path: Path, checkpoint: dict, cfg) -> None:
         raise ValueError(f"{path} holds weights only: start from it with MODEL.PRETRAIN_CHOICE self instead")
     then, now = flatten_cfg(load_cfg_text(checkpoint["config"], str(path))), flatten_cfg(cfg)
     changed = [f"{key} was {then.get(key)!r} and is {value!r}" for key, value in now.items()
-               if not key.startswith(_FREE_KEYS) and then.get(key) != value]
+               if (key in _BOUND_KEYS or not key.startswith(_FREE_KEYS)) and then.get(key) != value]
     if changed:
         raise ValueError(f"{path} belongs to another configuration ({'; '.join(changed)}); use another OUTPUT_DIR, or "
                          "train from epoch 1 without --resume")

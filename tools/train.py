@@ -14,8 +14,14 @@ def main() -> None:
     parser.add_argument("--config_file", default=None, help="YAML file; without it the defaults")
     parser.add_argument("--resume", nargs="?", const="auto", default="none", metavar="CHECKPOINT",
                         help="go on from this checkpoint, or without a name from OUTPUT_DIR's newest")
+    parser.add_argument("--list-models", action="store_true", help="print the backbones of MODEL.NAME, and stop")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
     args = parser.parse_intermixed_args()
+    if args.list_models:
+        from model.zoo import format_zoo
+
+        print(format_zoo())
+        return
     cfg = load_cfg(args.config_file, args.opts)
     from processor.trainer import do_train  # torch takes seconds to import: not before the config is right
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from model.backbones import resnet, resnet_ibn_b
+from model.backbones import efficientnet, resnest, resnet, resnet_ibn_a, resnet_ibn_b, se_resnet_ibn_a
 from model.backbones.base import Backbone, freeze_stages
 
 __all__ = ["BACKBONES", "WEIGHTS_URLS", "Backbone", "build_backbone", "freeze_stages"]
 
 _FAMILIES = (
     resnet,
+    resnet_ibn_a,
     resnet_ibn_b,
+    se_resnet_ibn_a,
+    resnest,
+    efficientnet,
 )
 # Name -> constructor, called with last_stride=1 or 2.
 BACKBONES: dict[str, Callable[..., Backbone]] = {k: v for family in _FAMILIES for k, v in family.BACKBONES.items()}

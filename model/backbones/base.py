@@ -7,13 +7,15 @@ from torch import nn
 class Backbone(nn.Module):
     """A network from images [B, 3, H, W] to a feature map [B, feat_dim, h, w].
 
-    A family sets `feat_dim` and, where they differ, the names of the modules that make up its stem and stages; the
-    names of its parameters are those of the published weights, without the classifier.
+    A family sets `feat_dim` and, where they differ, the names of the modules that make up its stem and each of its
+    stages; the names of its parameters are those of the published weights, without the classifier. `may_miss` are
+    shell patterns of weights that no published file has.
     """
 
     feat_dim: int
     stem_names: tuple[str, ...] = ("conv1", "bn1")
-    stage_names: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
+    stage_names: tuple[tuple[str, ...], ...] = (("layer1",), ("layer2",), ("layer3",), ("layer4",))
+    may_miss: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ def freeze_stages(backbone: Backbone, n: int) -> None:
         raise ValueError(f"MODEL.FROZEN={n}: expected -1 (nothing), 0 (the stem) .. {len(backbone.stage_names)}")
     if n < 0:
         return
-    backbone._frozen_names = backbone.stem_names + backbone.stage_names[:n]
+    backbone._frozen_names = sum(backbone.stage_names[:n], backbone.stem_names)
     for name in backbone._frozen_names:
         backbone.get_submodule(name).requires_grad_(False)
     backbone.train(backbone.training)

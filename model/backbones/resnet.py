@@ -93,11 +93,11 @@ class ResNet(Backbone):
         super().__init__()
         if last_stride not in (1, 2):
             raise ValueError(f"MODEL.LAST_STRIDE={last_stride}: expected 1 or 2")
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = self.stem(width)
         self.bn1 = self.stem_norm(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        inplanes = width
+        inplanes = self.bn1.num_features
         for stage, (depth, stride) in enumerate(zip(depths, (1, 2, 2, last_stride), strict=True)):
             planes = width * 2**stage
             setattr(self, f"layer{stage + 1}", self._stage(stage, block, inplanes, planes, depth, stride))
@@ -107,6 +107,10 @@ class ResNet(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def stem(self, width: int) -> nn.Module:
+        """The first convolution, for a family to replace."""
+        return nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+
     def stem_norm(self, planes: int) -> nn.Module:
         """The norm after the first convolution, for a family to replace."""
         return nn.BatchNorm2d(planes)
@@ -115,6 +119,10 @@ class ResNet(Backbone):
         """The class of a block, from its stage (0..3) and its being the stage's last, for a family to replace."""
         return block
 
+    def shortcut(self, inplanes: int, planes: int, stride: int) -> nn.Module:
+        """The convolution beside a block that changes the map's size or width, for a family to replace."""
+        return nn.Sequential(conv(inplanes, planes, 1, stride), nn.BatchNorm2d(planes))
+
     def _stage(
         self, stage: int, block: type[Block], inplanes: int, planes: int, depth: int, stride: int
     ) -> nn.Sequential:
@@ -122,7 +130,7 @@ class ResNet(Backbone):
         downsample = None
         # The published weights have a shortcut convolution in every strided stage, at any LAST_STRIDE.
         if stage > 0 or inplanes != width:
-            downsample = nn.Sequential(conv(inplanes, width, 1, stride), nn.BatchNorm2d(width))
+            downsample = self.shortcut(inplanes, width, stride)
         blocks = []
         for i in range(depth):
             kind = self.block_type(stage, i == depth - 1, block)

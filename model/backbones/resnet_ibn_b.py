@@ -2,7 +2,7 @@
 
 Source: Pan et al., Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net, ECCV 2018; parameter
 names of its published weights (`layer1.2.IN.weight`). The lineage's own copy normalised layer3 as well, which no
-published weights have; that one is not this network.
+published weights have: for its checkpoints there are the names that end in `_naic`.
 """
 from __future__ import annotations
 
@@ -49,9 +49,17 @@ class ResNetIBNb(ResNet):
         return BasicBlockIN if block is BasicBlock else BottleneckIN
 
 
+class ResNetIBNbNAIC(ResNetIBNb):
+    """The lineage's: an instance norm at the end of the third stage, too. ImageNet files have no weights for it."""
+
+    normed_stages = (0, 1, 2)
+    may_miss = ("layer3.*.IN.*",)
+
+
 BACKBONES = {f"{name}_ibn_b": partial(ResNetIBNb, block, depths) for name, (block, depths) in DEPTHS.items()}
 # Half as wide, for the demo and for CPUs: 32, 64, 128, 256 channels, 2.8 M weights. Nobody published weights for it.
 BACKBONES["resnet18_ibn_b_w32"] = partial(ResNetIBNb, *DEPTHS["resnet18"], width=32)
+BACKBONES |= {f"{name}_ibn_b_naic": partial(ResNetIBNbNAIC, *DEPTHS[name]) for name in ("resnet50", "resnet101")}
 
 _RELEASE = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0/"
 WEIGHTS_URLS = {
@@ -60,3 +68,4 @@ WEIGHTS_URLS = {
     "resnet50_ibn_b": _RELEASE + "resnet50_ibn_b-9ca61e85.pth",
     "resnet101_ibn_b": _RELEASE + "resnet101_ibn_b-c55f6dba.pth",
 }
+WEIGHTS_URLS |= {f"{name}_naic": WEIGHTS_URLS[name] for name in ("resnet50_ibn_b", "resnet101_ibn_b")}

@@ -1,0 +1,64 @@
+"""The list of the backbones, with what each costs."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from model.backbones import BACKBONES, WEIGHTS_URLS, Backbone, build_backbone
+
+SIZE = (256, 128)
+
+
+class ZooEntry(NamedTuple):
+    """parameters in millions; gflops as `multiply_adds` / 1e9; url "" where nobody published weights."""
+
+    name: str
+    parameters: float
+    gflops: float
+    feat_dim: int
+    url: str
+
+
+def list_models(size: tuple[int, int] = SIZE, last_stride: int = 1) -> list[ZooEntry]:
+    """Every backbone that can be built here, for one image of `size` (height, width)."""
+    entries = []
+    for name in BACKBONES:
+        with torch.device("meta"):
+            net = build_backbone(name, last_stride).eval()
+        parameters = sum(parameter.numel() for parameter in net.parameters())
+        entries.append(ZooEntry(name, parameters / 1e6, multiply_adds(net, size) / 1e9, net.feat_dim,
+                                WEIGHTS_URLS.get(name, "")))
+    return entries
+
+
+def multiply_adds(net: Backbone, size: tuple[int, int]) -> int:
+    """Multiply-adds of the convolutions and linear layers for one image; what papers call FLOPs.
+
+    Args:
+        net: on the meta device, so that nothing is computed.
+        size: height and width, pixels.
+    """
+    total = 0
+
+    def count(module: nn.Module, _: object, out: torch.Tensor) -> None:
+        nonlocal total
+        total += out.numel() * module.weight[0].numel()
+
+    hooks = [module.register_forward_hook(count) for module in net.modules()
+             if isinstance(module, (nn.Conv2d, nn.Linear))]
+    net(torch.empty(1, 3, *size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def format_zoo() -> str:
+    """`list_models` as a table of plain text."""
+    header = f"{'MODEL.NAME':<22} {'params M':>8} {'GFLOPs':>7} {'feat_dim':>8}  ImageNet weights"
+    rows = [f"{e.name:<22} {e.parameters:>8.1f} {e.gflops:>7.2f} {e.feat_dim:>8}  {e.url or '-'}"
+            for e in list_models()]
+    note = (f"GFLOPs: 10^9 multiply-adds of one {SIZE[0]}x{SIZE[1]} image with LAST_STRIDE 1, without heads. "
+            "'-': nobody published weights.")
+    return "\n".join([header, *rows, note])
