@@ -245,11 +245,11 @@ def test_without_a_file_the_output_dir_is_default():
 # ---------------------------------------------------------------- obsolete keys and other remarks
 
 def test_obsolete_keys_are_named_in_one_warning(write, caplog):
-    path = write("MODEL: {COS_LAYER: true, THRESH: 0.3}\nTEST: {USE_LOCAL: false}\n")
+    path = write("MODEL: {COS_LAYER: true, THRESH: 0.3}\nTEST: {EVAL: true}\n")
     load_cfg(path, ["SOLVER.RANGE_K", "3"])
     (record,) = caplog.records
     assert (record.levelno, record.name) == (logging.WARNING, "configs")
-    for key in ("MODEL.COS_LAYER", "MODEL.THRESH", "TEST.USE_LOCAL", "SOLVER.RANGE_K"):
+    for key in ("MODEL.COS_LAYER", "MODEL.THRESH", "TEST.EVAL", "SOLVER.RANGE_K"):
         assert record.getMessage().count(key) == 1
 
 

@@ -122,7 +122,7 @@ def test_a_naic_recipe_is_the_lineages_with_the_reports_batch(tmp_path, width, p
         "SOLVER.CENTER_LOSS_WEIGHT": 0.0005,  # not read: no center loss
         "SOLVER.EVAL_PERIOD": 0,
         "SOLVER.IMS_PER_BATCH": batch,
-        "TEST.USE_PCB_MERGE_FEAT": True,  # obsolete
+        "TEST.USE_PCB_MERGE_FEAT": True,  # not read: no part heads
         "TEST.WEIGHT": "",
         "OUTPUT_DIR": f"output/naic/{name}",
     }
@@ -130,3 +130,36 @@ def test_a_naic_recipe_is_the_lineages_with_the_reports_batch(tmp_path, width, p
     assert (cfg.SOLVER.OPTIMIZER_NAME, cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS) == ("Ranger", 0.01, [25, 40])
     assert (cfg.MODEL.GEM_P, cfg.MODEL.GEM_LEARN_P, cfg.MODEL.IF_LABELSMOOTH) == (3.0, False, False)
     assert cfg.TEST.RE_RANKING_PARAMETER == [30, 2, 0.8]
+
+
+# Ours -> the lineage's recipe, and what differs beside places, device, evaluation and what no part of the run reads.
+OTHERS = {
+    "r101_ibn_a": ("naic_round2_model_a.yml", {}),
+    "r101_ibn_b_128_50": ("naic_round2_model_b_128_50.yml", {"SOLVER.IMS_PER_BATCH": 256}),
+    "r101_ibn_b_192_50": ("naic_round2_model_b_192_50.yml", {"SOLVER.IMS_PER_BATCH": 240}),
+    "r101_ibn_b_240_50": ("naic_round2_model_b_240_50.yml", {"SOLVER.IMS_PER_BATCH": 200}),
+    "s101": ("naic_round2_model_resnest.yml", {}),
+    "s101_pcb": ("naic_round2_model_resnest.yml", {"MODEL.IF_USE_PCB": True}),
+    "se_r50_ibn_a": ("naic_round2_model_se.yml", {}),
+    "efn_b0": ("efn_b0_model.yml", {"MODEL.NAME": "efficientnet_b0"}),
+}
+NOT_COMPARED = ("MODEL.DEVICE_ID", "MODEL.PRETRAIN_PATH", "MODEL.THRESH", "SOLVER.EVAL_PERIOD", "TEST.WEIGHT",
+                "OUTPUT_DIR")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_naic_recipes_are_the_lineages(tmp_path, name):
+    theirs, differs = OTHERS[name]
+    path = tmp_path / theirs
+    path.write_text(as_yaml(RECIPES[theirs]), encoding="utf-8")
+    ours, lineage = flatten_cfg(load_cfg(ROOT / f"configs/naic/{name}.yml")), flatten_cfg(load_cfg(path))
+    unread = set() if "center" in ours["MODEL.METRIC_LOSS_TYPE"] else {"SOLVER.CENTER_LOSS_WEIGHT"}
+    unread |= set() if ours["MODEL.IF_USE_PCB"] else {"TEST.USE_PCB_MERGE_FEAT"}
+    found = {key: value for key, value in ours.items()
+             if value != lineage[key] and key not in NOT_COMPARED and key not in unread}
+    assert found == differs
+
+
+def test_every_lineage_recipe_has_one_of_ours():
+    covered = {theirs for theirs, _ in OTHERS.values()} | {f"naic_round2_model_b_{width}.yml" for width in NAIC}
+    assert covered == set(RECIPES)

@@ -141,6 +141,7 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(key, raw, allowed):
 
 PK = ["DATALOADER.SAMPLER", "softmax_triplet", "DATALOADER.NUM_INSTANCE", "4"]
 CENTER = [*PK, "MODEL.METRIC_LOSS_TYPE", "triplet_center"]
+PCB = ["MODEL.IF_USE_PCB", "true"]
 COSINE = ["SOLVER.LR_SCHEDULER", "cosine"]
 
 
@@ -154,7 +155,11 @@ COSINE = ["SOLVER.LR_SCHEDULER", "cosine"]
     (["MODEL.IF_WITH_CENTER", "yes"], "MODEL.IF_WITH_CENTER=True contradicts MODEL.METRIC_LOSS_TYPE=triplet"),
     (["DATALOADER.SAMPLER", "triplet", "MODEL.METRIC_LOSS_TYPE", "center"], "a center loss alone"),
     ([*CENTER, "SOLVER.CENTER_LOSS_WEIGHT", "0"], "SOLVER.CENTER_LOSS_WEIGHT=0.0 switches off"),
-    (["MODEL.IF_USE_PCB", "true"], "part (PCB) heads are not part of this version"),
+    ([*PCB, "DATALOADER.SAMPLER", "triplet"], "part heads are trained by ID losses alone"),
+    ([*PCB, "MODEL.MERGE_PCB_FEAT", "no"], "TEST.USE_PCB_MERGE_FEAT=True tests the merged parts"),
+    ([*PCB, "MODEL.MERGE_PCB_FEAT", "no", "TEST.USE_PCB_MERGE_FEAT", "no", "TEST.PCB_PART_FEAT", "weighted"],
+     "TEST.PCB_PART_FEAT=weighted needs the gates"),
+    (["MODEL.PCB_RPP", "on"], "MODEL.PCB_RPP=True refines the parts of MODEL.IF_USE_PCB"),
     (["MODEL.GEM_LEARN_P", "on"], "MODEL.GEM_LEARN_P=True has no exponent to learn"),
     ([*COSINE, "SOLVER.MAX_EPOCHS", "10"], "SOLVER.WARMUP_EPOCHS=10 leaves no epoch"),
     ([*COSINE, "SOLVER.MIN_LR", "0.1"], "SOLVER.MIN_LR=0.1 is above SOLVER.BASE_LR=0.0003"),
@@ -234,7 +239,7 @@ def test_every_key_is_read_outside_the_configs():
     rooms = ("model", "loss", "solver", "datasets", "processor", "tools")
     files = [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
     read = {key for path in files for key in _read_keys(path.read_text(encoding="utf-8"))}
-    # Decided within the configs: IF_USE_PCB is refused, IF_WITH_CENTER only must not contradict METRIC_LOSS_TYPE.
-    elsewhere = {*OBSOLETE, "MODEL.IF_USE_PCB", "MODEL.IF_WITH_CENTER"}
+    # Decided within the configs: IF_WITH_CENTER only must not contradict METRIC_LOSS_TYPE.
+    elsewhere = {*OBSOLETE, "MODEL.IF_WITH_CENTER"}
     assert sorted(set(RULES) - read - elsewhere) == []
     assert sorted(key for key in read - set(RULES) if "." in key and key.isupper()) == [], "read, but not in the tree"

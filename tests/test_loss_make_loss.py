@@ -60,10 +60,11 @@ def test_sampler_and_metric_loss_decide_the_terms(sampler, metric, terms):
 
 @pytest.mark.parametrize("metric", METRIC_LOSSES)
 def test_total_is_the_weighted_sum_of_the_terms(metric):
-    weights = {"MODEL__ID_LOSS_WEIGHT": 0.3, "MODEL__TRIPLET_LOSS_WEIGHT": 0.9, "SOLVER__CENTER_LOSS_WEIGHT": 0.01}
+    weights = {"MODEL__ID_LOSS_WEIGHT": 0.3, "MODEL__TRIPLET_LOSS_WEIGHT": 0.9, "SOLVER__CENTER_LOSS_WEIGHT": 0.01,
+               "MODEL__PAIR_LOSS_WEIGHT": 0.7}
     criterion = make_loss(config(**weights, MODEL__METRIC_LOSS_TYPE=metric), 3, FEAT_DIMS)
     total, terms = criterion(outputs(), PIDS)
-    factors = {"id": 0.3, "triplet": 0.9, "center": 0.01}
+    factors = {"id": 0.3, "triplet": 0.9, "center": 0.01, "pair": 0.7}
     torch.testing.assert_close(total, sum(factors[name] * value for name, value in terms.items()))
 
 
@@ -122,6 +123,19 @@ def test_branches_are_summed_and_named():
     assert set(terms) == {"id", "triplet", "center", "id_part0", "triplet_part0", "center_part0"}
     alone = sum(criterion({branch: out[branch]}, PIDS)[0] for branch in dims)
     torch.testing.assert_close(total, alone)
+
+
+def test_parts_have_an_id_loss_alone_and_factors_of_their_own():
+    branches = ["global", *(f"part{i}" for i in range(6)), "merged", "local"]
+    keys = {"MODEL__IF_USE_PCB": True, "MODEL__PCB_PART_LOSS_WEIGHT": 0.6, "MODEL__PCB_MERGED_LOSS_WEIGHT": 0.3,
+            "MODEL__PCB_LOCAL_LOSS_WEIGHT": 0.2, "MODEL__ID_LOSS_WEIGHT": 0.1}
+    out = outputs(branches)
+    out = {b: o if b == "global" else o._replace(metric_feat=None) for b, o in out.items()}
+    total, terms = make_loss(config(**keys), 3, FEAT_DIMS)(out, PIDS)
+    assert set(terms) == {"triplet", "id", *(f"id_{b}" for b in branches[1:])}
+    mean = sum(terms[f"id_part{i}"] for i in range(6)) / 6
+    want = (0.1 * terms["id"] + terms["triplet"] + 0.6 * mean + 0.3 * terms["id_merged"] + 0.2 * terms["id_local"])
+    torch.testing.assert_close(total, want)
 
 
 def test_gathered_metric_features_may_be_more_than_the_logits():

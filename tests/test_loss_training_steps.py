@@ -41,9 +41,41 @@ def train(steps=6, **keys):
     return losses
 
 
-@pytest.mark.parametrize(("id_loss", "metric"), list(itertools.product(CLASSIFIERS, METRIC_LOSSES)))
-def test_loss_falls_for_every_pair_of_losses(id_loss, metric):
-    losses = train(MODEL__ID_LOSS_TYPE=id_loss, MODEL__METRIC_LOSS_TYPE=metric, SOLVER__COSINE_MARGIN=0.3)
+CHOICES = {
+    "MODEL__ID_LOSS_TYPE": tuple(CLASSIFIERS), "MODEL__METRIC_LOSS_TYPE": tuple(METRIC_LOSSES),
+    "MODEL__IF_LABELSMOOTH": (True, False), "MODEL__NECK": ("bnneck", "no"), "MODEL__IF_USE_PCB": (True, False),
+}
+
+
+def covering(choices):
+    """Combinations in which every pair of two keys' values stands once at least; chosen greedily."""
+    def pairs(values):
+        return set(itertools.combinations(enumerate(values), 2))
+
+    everything = list(itertools.product(*choices.values()))
+    left, chosen = set().union(*map(pairs, everything)), []
+    while left:
+        best = max(everything, key=lambda values: len(pairs(values) & left))
+        chosen.append(best)
+        left -= pairs(best)
+    return chosen
+
+
+COVERING = covering(CHOICES)
+PRODUCT = [values if values in COVERING else pytest.param(*values, marks=pytest.mark.slow)
+           for values in itertools.product(*CHOICES.values())]
+
+
+def test_the_covering_set_has_every_pair_and_is_small():
+    seen = {pair for values in COVERING for pair in itertools.combinations(enumerate(values), 2)}
+    assert len(seen) == sum(len(a) * len(b) for a, b in itertools.combinations(CHOICES.values(), 2))
+    assert len(COVERING) < 45 < len(PRODUCT)
+
+
+@pytest.mark.parametrize(tuple(CHOICES), PRODUCT)
+def test_loss_falls_with_every_combination(request, MODEL__ID_LOSS_TYPE, MODEL__METRIC_LOSS_TYPE,
+                                           MODEL__IF_LABELSMOOTH, MODEL__NECK, MODEL__IF_USE_PCB):
+    losses = train(**{key: request.node.callspec.params[key] for key in CHOICES}, SOLVER__COSINE_MARGIN=0.3)
     assert all(map(torch.isfinite, torch.tensor(losses)))
     assert losses[-1] < losses[0]
 

@@ -1,5 +1,7 @@
 """Backbones against golden features of the published networks, and what every backbone must do."""
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,18 @@ from model.backbones import BACKBONES, WEIGHTS_URLS, build_backbone, freeze_stag
 GOLDEN = Path(__file__).parent / "golden"
 WITH_GOLDEN = [name for name in BACKBONES if (GOLDEN / "backbones" / f"{name}.npz").is_file()]
 SMALL = "resnet18_ibn_b_w32"
-DEEP = ("101", "152")
-ALL = [pytest.param(name, marks=pytest.mark.slow) if any(d in name for d in DEEP) else name for name in BACKBONES]
+# The smallest of each family, in the quick suite; the others run with --all.
+QUICK = (SMALL, "resnet18", "resnet18_ibn_a", "resnet18_ibn_b", "resnet50_ibn_b_naic", "se_resnet50_ibn_a", "resnest50",
+         "resnest50_ibn", "efficientnet_b0")
+ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
+EFFICIENT = [name for name in BACKBONES if name.startswith("efficientnet")]
+# Parameters with the classifier of 1000 classes, as the authors count them (millions).
+PUBLISHED = {
+    "resnet18": 11.69, "resnet34": 21.80, "resnet50": 25.56, "resnet101": 44.55, "resnet152": 60.19,
+    "resnest50": 27.48, "resnest101": 48.28, "resnest200": 70.20, "resnest269": 110.93,
+    "efficientnet_b0": 5.29, "efficientnet_b1": 7.79, "efficientnet_b2": 9.11, "efficientnet_b3": 12.23,
+    "efficientnet_b4": 19.34, "efficientnet_b5": 30.39, "efficientnet_b6": 43.04, "efficientnet_b7": 66.35,
+}
 
 
 fill = load_golden_fill()
@@ -34,7 +46,8 @@ def test_numpy_gives_the_golden_streams():
 
 
 def test_there_are_golden_backbones():
-    assert {"resnet50", "resnet50_ibn_b", "resnet18_ibn_b"} <= set(WITH_GOLDEN)
+    assert set(WITH_GOLDEN) == {"resnet50", "resnet50_ibn_a", "resnet50_ibn_b", "resnet18_ibn_b", "se_resnet50_ibn_a",
+                                "resnest50", "efficientnet_b0"}
 
 
 @pytest.mark.parametrize("name", WITH_GOLDEN)
@@ -43,20 +56,140 @@ def test_keys_and_shapes_are_the_published_ones(name):
     assert fill.compare_keys(f"backbones/{name}.keys.json", shapes) == []
 
 
+def golden_cases(name):
+    """(last stride, input, case of the archive); EfficientNet was published with one stride."""
+    if name in EFFICIENT:
+        return [(2, "main", "main"), (2, "odd", "odd_dynamic")]
+    return [(stride, size, f"{size}_ls{stride}") for stride in (1, 2) for size in ("main", "odd")]
+
+
 @pytest.mark.parametrize("name", WITH_GOLDEN)
 def test_features_are_the_golden_ones_for_both_strides(name):
     weights = fill.fill_module(build_backbone(name)).state_dict()
     archive = np.load(GOLDEN / "backbones" / f"{name}.npz")
-    for last_stride in (1, 2):
+    for last_stride, size, case in golden_cases(name):
         net = build_backbone(name, last_stride).eval()
         net.load_state_dict(weights)
-        for size in ("main", "odd"):
-            with torch.no_grad():
-                features = net(torch.from_numpy(fill.golden_input(size))).numpy()
-            assert fill.compare(archive, f"{size}_ls{last_stride}", features) == []
+        with torch.no_grad():
+            features = net(torch.from_numpy(fill.golden_input(size))).numpy()
+        assert fill.compare(archive, case, features, tol=1e-4) == []
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if hasattr(models, name)])
+@pytest.mark.parametrize("name", ["resnet50_ibn_a", "resnest50", "efficientnet_b0", "resnet18_ibn_b"])
+def test_channels_last_changes_no_feature(name):
+    net = fill.fill_module(build_backbone(name)).to(memory_format=torch.channels_last)
+    x = torch.from_numpy(fill.golden_input("main")).to(memory_format=torch.channels_last)
+    last_stride, _, case = golden_cases(name)[0]
+    net = build_backbone(name, last_stride).eval().to(memory_format=torch.channels_last)
+    net.load_state_dict(fill.fill_module(build_backbone(name)).state_dict())
+    with torch.no_grad():
+        features = net(x).contiguous().numpy()
+    assert fill.compare(np.load(GOLDEN / "backbones" / f"{name}.npz"), case, features, tol=1e-4) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(nn.Module, "compile"), reason="nn.Module.compile came with torch 2.2")
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler")
+@pytest.mark.parametrize("name", ["se_resnet50_ibn_a", "resnest50", "efficientnet_b0", "resnet18_ibn_b"])
+def test_compiling_changes_no_feature(name):
+    torch._dynamo.reset()
+    last_stride, _, case = golden_cases(name)[0]
+    net = build_backbone(name, last_stride).eval()
+    net.load_state_dict(fill.fill_module(build_backbone(name)).state_dict())
+    net.compile()
+    with torch.no_grad():
+        features = net(torch.from_numpy(fill.golden_input("main"))).numpy()
+    assert fill.compare(np.load(GOLDEN / "backbones" / f"{name}.npz"), case, features) == []
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_as_many_as_published(name):
+    net = on_meta(build_backbone, name)
+    total = sum(p.numel() for p in net.parameters()) + 1000 * (net.feat_dim + 1)
+    assert total / 1e6 == pytest.approx(PUBLISHED[name], abs=0.006)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith(("resn", "se_"))])
+def test_blocks_of_a_stage_are_those_of_the_golden_sibling(name):
+    """Depth apart, a deeper net is its sibling: inner blocks have the same keys and shapes."""
+    sibling = {"resnest": "resnest50", "se_resn": "se_resnet50_ibn_a"}.get(name[:7], "resnet50")
+    sibling = "resnet50_ibn_a" if name.startswith("resnet") and "_ibn_a" in name else sibling
+    basic = name.startswith(("resnet18", "resnet34"))
+    spec = json.loads((GOLDEN / "backbones" / f"{sibling}.keys.json").read_text())
+    inner = {}
+    for key, shape in spec["keys"]:
+        layer, _, rest = key.partition(".")
+        block, _, rest = rest.partition(".")
+        if layer.startswith("layer") and block == "1":
+            inner[layer, rest] = tuple(shape)
+    own = {key: tuple(v.shape) for key, v in on_meta(build_backbone, name).state_dict().items()}
+    for key, shape in own.items():
+        layer, _, rest = key.partition(".")
+        block, _, rest = rest.partition(".")
+        if not layer.startswith("layer") or block == "0" or basic or rest.startswith("IN."):
+            continue
+        if rest.startswith("bn1") and name.endswith("_ibn"):
+            continue  # IBN: below
+        assert inner[layer, rest] == shape, key
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name.endswith(("_ibn_a", "_ibn"))])
+def test_ibn_splits_the_first_norm_of_three_stages_in_halves(name):
+    net = on_meta(build_backbone, name)
+    halves = {key: (m.IN.num_features, m.BN.num_features) for key, m in net.named_modules() if hasattr(m, "BN")}
+    blocks = [f"layer{stage}.{i}.bn1" for stage in (1, 2, 3) for i in range(len(getattr(net, f"layer{stage}")))]
+    assert list(halves) == blocks
+    assert all(first == rest == 32 * 2 ** (int(key[5]) - 1) for key, (first, rest) in halves.items())
+
+
+def test_a_short_reference_of_a_split_attention_block_agrees():
+    torch.manual_seed(0)
+    layer = build_backbone("resnest50").layer2[1].conv2.eval()
+    x = torch.randn(2, 128, 5, 3)
+    with torch.no_grad():
+        got = layer(x)
+        y = layer.relu(layer.bn0(layer.conv(x)))
+        for b in range(2):
+            mean = (y[b, :128] + y[b, 128:]).mean((1, 2))
+            logits = layer.fc2(layer.relu(layer.bn1(layer.fc1(mean[None, :, None, None])))).flatten()
+            for c in (0, 77, 127):
+                w = torch.softmax(torch.stack([logits[c], logits[128 + c]]), 0)
+                torch.testing.assert_close(got[b, c], w[0] * y[b, c] + w[1] * y[b, 128 + c])
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b1", pytest.param("efficientnet_b4", marks=pytest.mark.slow),
+                                  pytest.param("efficientnet_b7", marks=pytest.mark.slow)])
+def test_efficientnet_computes_what_its_package_computes(name):
+    package = pytest.importorskip("efficientnet_pytorch").EfficientNet.from_name(name.replace("_", "-"))
+    package.eval()
+    net = build_backbone(name, last_stride=2).eval()
+    net.load_state_dict({k: v for k, v in package.state_dict().items() if not k.startswith("_fc.")})
+    x = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), package.extract_features(x), rtol=1e-4, atol=1e-5)
+
+
+def test_without_its_package_an_efficientnet_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_pytorch", None)
+    with pytest.raises(ImportError, match="efficientnet_b3 needs the package efficientnet-pytorch"):
+        build_backbone("efficientnet_b3")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_two_training_steps_reach_every_parameter(name):
+    torch.manual_seed(0)
+    net = build_backbone(name).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    images = torch.randn(4, 3, 64, 32)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(images).square().mean().backward()
+        without = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert without == []
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith("resnet") and hasattr(models, name)])
 def test_resnet_keys_are_torchvision_keys(name):
     theirs = {k: v.shape for k, v in on_meta(getattr(models, name)).state_dict().items() if not k.startswith("fc.")}
     assert {k: v.shape for k, v in on_meta(build_backbone, name).state_dict().items()} == theirs
@@ -77,7 +210,8 @@ def test_resnet18_computes_what_torchvision_computes():
 def test_ibn_b_normalises_the_end_of_two_stages_and_the_stem(name):
     net = on_meta(build_backbone, name)
     ends = [key for key, module in net.named_modules() if isinstance(module, nn.InstanceNorm2d)]
-    assert ends == ["bn1", f"layer1.{len(net.layer1) - 1}.IN", f"layer2.{len(net.layer2) - 1}.IN"]
+    stages = (1, 2, 3) if name.endswith("_naic") else (1, 2)
+    assert ends == ["bn1", *(f"layer{i}.{len(getattr(net, f'layer{i}')) - 1}.IN" for i in stages)]
 
 
 @pytest.mark.parametrize("last_stride", [1, 2])
@@ -91,17 +225,25 @@ def test_map_has_feat_dim_channels(name, last_stride):
     assert torch.isfinite(features).all()
 
 
+@pytest.mark.parametrize("last_stride", [1, 2])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_last_stride_changes_only_the_first_block_of_the_last_stage(name):
+def test_a_256x128_image_gives_a_16x8_or_8x4_map(name, last_stride):
+    net = on_meta(build_backbone, name, last_stride).eval()
+    out = net(torch.empty(1, 3, 256, 128, device="meta"))
+    assert out.shape == (1, net.feat_dim, 16 // last_stride, 8 // last_stride)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_last_stride_changes_only_the_last_stage(name):
     def strides(last_stride):
         net = on_meta(build_backbone, name, last_stride)
-        return {key: m.stride for key, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+        last = tuple(f"{module}." for module in net.stage_names[-1])
+        return {key: m.stride for key, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.AvgPool2d))}, last
 
-    one, two = strides(1), strides(2)
+    (one, last), (two, _) = strides(1), strides(2)
     changed = {key for key in one if one[key] != two[key]}
-    assert len(changed) == 2
-    assert "layer4.0.downsample.0" in changed
-    assert all(key.startswith("layer4.0.") for key in changed)
+    assert len(changed) == (1 if name in EFFICIENT else 2)
+    assert all(key.startswith(last) for key in changed)
 
 
 def test_small_net_is_half_as_wide():
@@ -133,10 +275,11 @@ def test_published_weights_are_of_known_backbones():
     assert all(url.startswith("https://") and url.endswith(".pth") for url in WEIGHTS_URLS.values())
 
 
+@pytest.mark.parametrize("name", [SMALL, "resnet18_ibn_a", "resnest50", "efficientnet_b0"])
 @pytest.mark.parametrize("n", [-1, 0, 2, 4])
-def test_frozen_stages_stay_frozen_after_train(n):
+def test_frozen_stages_stay_frozen_after_train(name, n):
     torch.manual_seed(0)
-    net = build_backbone(SMALL)
+    net = build_backbone(name)
     freeze_stages(net, n)
     net.eval()
     net.train()
@@ -147,13 +290,20 @@ def test_frozen_stages_stay_frozen_after_train(n):
         optimizer = torch.optim.SGD(parameters, lr=0.1)
         out.square().mean().backward()
         optimizer.step()
-    frozen = () if n < 0 else net.stem_names + net.stage_names[:n]
-    for key, value in net.state_dict().items():
-        if not key.startswith(tuple(f"{name}." for name in frozen)):
-            continue
-        assert torch.equal(value, before[key]), key
-    moved = {key.split(".")[0] for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved == {name for name in net.stem_names + net.stage_names if name not in frozen}
+    groups = [net.stem_names, *net.stage_names]
+    moved = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    for i, names in enumerate(groups):
+        inside = {key for key in moved if key.startswith(tuple(f"{name}." for name in names))}
+        assert bool(inside) == (i > n), names
+    assert sum(len([k for k in before if k.startswith(tuple(f"{m}." for m in g))]) for g in groups) == len(before)
+
+
+def test_a_frozen_efficientnet_drops_no_connection():
+    net = build_backbone("efficientnet_b0")
+    freeze_stages(net, 4)
+    x = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        assert torch.equal(net.train()(x), net.train()(x))
 
 
 def test_more_stages_than_there_are_cannot_be_frozen():

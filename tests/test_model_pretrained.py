@@ -9,7 +9,7 @@ from conftest import load_golden_fill
 from torch import nn
 
 from model.backbones import build_backbone
-from model.pretrained import MODEL_HEADS, load_pretrained
+from model.pretrained import MODEL_HEADS, load_pretrained, unwrap_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 NAME = "resnet18_ibn_b"
@@ -116,26 +116,49 @@ def test_misshapen_weights_are_never_allowed(tmp_path):
         load_pretrained(Gates(), path, allow_missing=["*"], allow_unexpected=["*"])
 
 
-@pytest.mark.parametrize(
-    ("file_of", "key", "advice"),
-    [
-        ("resnet18_ibn_b", "layer3.1.IN.weight", "lineage's own IBN-b"),
-        ("resnet18_ibn_b", "layer1.0.bn1.IN.weight", "IBN-a network"),
-        ("resnet18", None, "without instance norms"),
-    ],
-)
-def test_wrong_network_is_explained(tmp_path, file_of, key, advice):
-    state = build_backbone(file_of).state_dict()
-    if key:
-        state[key] = torch.ones(256)
-    with pytest.raises(ValueError, match=advice):
+@pytest.mark.parametrize(("file_of", "given_to"), [
+    ("resnet18", NAME), (NAME, "resnet18"), ("resnet18_ibn_a", NAME), ("efficientnet_b0", "efficientnet_b7"),
+    ("resnet50_ibn_b_naic", "resnet50_ibn_b"),
+])
+def test_a_file_of_another_backbone_is_recognised(tmp_path, file_of, given_to):
+    with torch.device("meta"):
+        net = build_backbone(given_to)
+    path = save(tmp_path / "w.pth", {**build_backbone(file_of).state_dict(), "fc.weight": torch.zeros(9, 2)})
+    with pytest.raises(ValueError, match=f"the file is of {file_of}: set MODEL.NAME to {file_of}$"):
+        load_pretrained(net, path)
+
+
+def test_a_lineage_norm_in_layer3_is_explained(tmp_path):
+    state = build_backbone(NAME).state_dict()
+    state["layer3.1.IN.weight"] = torch.ones(256)
+    with pytest.raises(ValueError, match=r"choose a MODEL\.NAME that ends in _ibn_b_naic"):
         load_pretrained(build_backbone(NAME), save(tmp_path / "w.pth", state))
 
 
-def test_ibn_b_file_in_a_plain_resnet_is_explained(tmp_path):
-    path = save(tmp_path / "w.pth", build_backbone(NAME).state_dict())
-    with pytest.raises(ValueError, match=r"choose a MODEL.NAME that has _ibn_b"):
-        load_pretrained(build_backbone("resnet18"), path)
+def test_the_lineages_own_ibn_b_may_start_from_imagenet(tmp_path):
+    path = save(tmp_path / "w.pth", build_backbone("resnet50_ibn_b").state_dict())
+    net = build_backbone("resnet50_ibn_b_naic")
+    report = load_pretrained(net, path, allow_missing=net.may_miss)
+    assert report.missing == ("layer3.5.IN.weight", "layer3.5.IN.bias")
+
+
+@pytest.mark.parametrize("name", ["resnet50_ibn_a", "se_resnet50_ibn_a", "resnest50", "efficientnet_b0"])
+@pytest.mark.parametrize("style", ["flat", "old", "wrapped"])
+def test_every_familys_file_loads_whole(tmp_path, name, style):
+    net = build_backbone(name)
+    report = load_pretrained(net, save(tmp_path / "w.pth", fill.golden_checkpoint(name, style)))
+    parameters = {key for key in net.state_dict() if not key.endswith("num_batches_tracked")}
+    assert parameters <= set(report.loaded)
+    assert report.missing == report.unexpected == report.mismatched == ()
+
+
+def test_a_lineage_checkpoint_with_parts_gets_our_names(tmp_path):
+    part = {f"module.pcb.{key}": torch.zeros(1) for key in (
+        "local_conv_list.3.add_block.1.running_var", "dy_weight5.2.bias", "instance0.weight", "instance_merge.bias",
+        "local_conv.weight", "feat_bn2d.weight", "bn.running_mean")}
+    assert set(unwrap_state_dict(part, "w.pth")) == {
+        "pcb.embeddings.3.1.running_var", "pcb.gates.5.2.bias", "pcb.classifiers.part0.weight",
+        "pcb.classifiers.merged.bias", "pcb.local.0.weight", "pcb.local.1.weight"}
 
 
 class Evil:
