@@ -242,3 +242,14 @@ def test_compiling_is_a_key_and_changes_no_embedding():
     with torch.no_grad():
         for branch, feat in model(images()).items():
             torch.testing.assert_close(feat, plain(images())[branch], rtol=1e-3, atol=1e-4)
+
+
+def test_losses_and_features_of_parts_are_float32_under_autocast():
+    cfg = config(TEST__PCB_GLOBAL_FEAT_ENSEMBLE=True, MODEL__PCB_RPP=True)
+    model = make_model(cfg, 7).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(images(), PIDS)
+        total, _ = make_loss(cfg, 7, model.feat_dims)(out, PIDS)
+        feats = model.eval()(images())
+    assert {o.logits.dtype for o in out.values()} == {total.dtype} == {torch.float32}
+    assert {feat.dtype for feat in feats.values()} == {torch.float32}
