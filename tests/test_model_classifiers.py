@@ -167,3 +167,18 @@ def test_bnneck_bias_is_fixed_at_zero():
     neck(torch.randn(5, 4)).square().sum().backward()
     assert neck.bias.grad is None
     assert neck.bias.abs().sum() == 0
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(CLASSIFIERS.values()), ids=lambda kind: kind.__name__)
+def test_a_hundred_thousand_classes_stay_finite_at_parallel_and_opposite_features(kind):
+    classifier = build(kind, num_class=100_000, feat_dim=16, scale=64.0, margin=0.35)
+    feat = torch.cat([classifier.weight[:2].detach() * 5, -classifier.weight[2:4].detach()]).requires_grad_()
+    pids = torch.arange(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = classifier(feat, pids)
+        loss = F.cross_entropy(logits, pids)
+    loss.backward()
+    assert logits.dtype == torch.float32
+    assert loss.isfinite()
+    assert feat.grad.isfinite().all()
+    assert classifier.weight.grad.isfinite().all()
