@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.backbones import BACKBONES, WEIGHTS_URLS, Backbone, build_backbone, freeze_stages
+from model.backbones import WEIGHTS_URLS, Backbone, build_backbone, check_name, freeze_stages
 from model.classifiers import CLASSIFIERS
 from model.heads import GATES, PCB, BNNeck, HeadOutput
 from model.pooling import POOLINGS
@@ -104,8 +104,7 @@ def make_model(cfg, num_class: int, pretrained: bool = True) -> ReIDModel:
         ValueError: a name is unknown, or the weights do not fit.
         FileNotFoundError: MODEL.PRETRAIN_PATH is empty or not there; says where to get the file.
     """
-    _check_names(cfg)
-    path = _pretrained_path(cfg) if pretrained else None
+    path = check_model(cfg, pretrained)
     base = build_backbone(cfg.MODEL.NAME, cfg.MODEL.LAST_STRIDE)
     model = ReIDModel(
         base,
@@ -160,8 +159,18 @@ def _make_pcb(cfg, feat_dim: int, num_class: int) -> PCB:
     )
 
 
+def check_model(cfg, pretrained: bool = True) -> Path | None:
+    """Fail on an unknown name or a missing file, before anything slow starts; raises as `make_model`.
+
+    Returns:
+        The file to start from, None for random weights.
+    """
+    _check_names(cfg)
+    check_name(cfg.MODEL.NAME)
+    return _pretrained_path(cfg) if pretrained else None
+
+
 def _check_names(cfg) -> None:
-    """Fail on an unknown name before anything slow starts."""
     tables = {
         ("MODEL", "POOLING_METHOD"): POOLINGS,
         ("MODEL", "ID_LOSS_TYPE"): CLASSIFIERS,
@@ -176,9 +185,8 @@ def _check_names(cfg) -> None:
 
 
 def _pretrained_path(cfg) -> Path | None:
-    """The file to start from; None where PRETRAIN_CHOICE is none or the backbone's name is not known."""
     name, choice, path = cfg.MODEL.NAME, cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
-    if choice == "none" or name not in BACKBONES:
+    if choice == "none":
         return None
     if path and Path(path).is_file():
         return Path(path)

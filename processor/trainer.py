@@ -21,7 +21,7 @@ from datasets.bases import statistics
 from datasets.make_dataloader import Batch, DataLoaders, make_dataloader
 from loss.make_loss import make_loss
 from model.identities import transfer_identities
-from model.make_model import make_model, place_model
+from model.make_model import check_model, make_model, place_model
 from processor.inference import evaluate
 from processor.ranking import describe
 from solver.make_optimizer import make_optimizer, make_scheduler
@@ -190,6 +190,7 @@ def build(cfg, resume: str) -> tuple[Training, int]:
     """Everything a run needs, and the epochs that are done already."""
     precision = Precision(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID), cfg.SOLVER.FP16)
     found = find_checkpoint(cfg, resume)
+    check_model(cfg, pretrained=found is None)
     loaders = make_dataloader(cfg, test=cfg.SOLVER.EVAL_PERIOD > 0)
     logger.info("training data:\n%s", statistics(loaders.data))
     if cfg.SOLVER.EVAL_PERIOD and not any(test.has_truth for test in loaders.test.values()):

@@ -39,7 +39,7 @@ def test_train_test_and_ensemble_from_the_shell(tiny_opts, tmp_path):
 @pytest.mark.parametrize(("name", "words", "message"), [
     ("train", ["SOLVER.IMS_PER_BATC", "3"], "did you mean SOLVER.IMS_PER_BATCH?"),
     ("train", ["--config_file", "nowhere.yml"], "nowhere.yml"),
-    ("train", ["DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", "nowhere"], "nowhere"),
+    ("train", ["MODEL.PRETRAIN_CHOICE", "none", "DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", "nowhere"], "nowhere"),
     ("train", ["MODEL.NAME", "resnet51", "DATASETS.NAMES", "naic"], None),
     ("test", ["TEST.WEIGHT", "nowhere.pth"], "nowhere.pth"),
     ("ensemble", ["--inputs", "nowhere", "--output", "x.json"], "nowhere"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from model.backbones import efficientnet, resnest, resnet, resnet_ibn_a, resnet_ibn_b, se_resnet_ibn_a
 from model.backbones.base import Backbone, freeze_stages
 
-__all__ = ["BACKBONES", "WEIGHTS_URLS", "Backbone", "build_backbone", "freeze_stages"]
+__all__ = ["BACKBONES", "WEIGHTS_URLS", "Backbone", "build_backbone", "check_name", "freeze_stages"]
 
 _FAMILIES = (
     resnet,
@@ -32,8 +32,13 @@ def build_backbone(name: str, last_stride: int = 1) -> Backbone:
     Raises:
         ValueError: the name is unknown (the choices and the nearest spelling are given), or a stride is not possible.
     """
+    check_name(name)
+    return BACKBONES[name](last_stride=last_stride)
+
+
+def check_name(name: str) -> None:
+    """Raise the ValueError of an unknown name; nothing is built."""
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"MODEL.NAME={name!r} is not a backbone{hint}; choices: {', '.join(BACKBONES)}")
-    return BACKBONES[name](last_stride=last_stride)
