@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.defaults import get_cfg_defaults
 from datasets.domains import split_domains
 from datasets.synthetic import Sizes, make_demo_data
 
@@ -52,6 +53,19 @@ def tiny_options(tiny_data: Path, output: Path) -> list[str]:
         "OUTPUT_DIR": str(output),
     }
     return [word for pair in options.items() for word in pair]
+
+
+def model_config(**keys):
+    """The defaults with the small net, no pretraining and both kinds of loss; NODE__KEY=value changes one key."""
+    cfg = get_cfg_defaults()
+    keys = {"MODEL__NAME": "resnet18_ibn_b_w32", "MODEL__PRETRAIN_CHOICE": "none",
+            "DATALOADER__SAMPLER": "softmax_triplet", **keys}
+    for key, value in keys.items():
+        node, name = key.split("__")
+        assert name in cfg[node], key
+        cfg[node][name] = value
+    cfg.freeze()
+    return cfg
 
 
 def load_golden_fill():

@@ -4,29 +4,20 @@ import re
 
 import pytest
 import torch
+from conftest import model_config
 from torch.nn import functional as F
 
-from configs.defaults import get_cfg_defaults
 from loss.make_loss import make_loss
 from model.heads import PART_DIM, PARTS, PCB, pool_by, stripes
 from model.make_model import make_model, place_model
 from model.pretrained import load_weights
 
-SMALL = "resnet18_ibn_b_w32"
 PIDS = torch.tensor([0, 0, 1, 2])
 PART_NAMES = [f"part{i}" for i in range(PARTS)]
 
 
 def config(**keys):
-    cfg = get_cfg_defaults()
-    keys = {"MODEL__NAME": SMALL, "MODEL__PRETRAIN_CHOICE": "none", "DATALOADER__SAMPLER": "softmax_triplet",
-            "MODEL__IF_USE_PCB": True, **keys}
-    for key, value in keys.items():
-        node, name = key.split("__")
-        assert name in cfg[node], key
-        cfg[node][name] = value
-    cfg.freeze()
-    return cfg
+    return model_config(**{"MODEL__IF_USE_PCB": True, **keys})
 
 
 def images(n=4):

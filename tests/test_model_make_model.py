@@ -3,25 +3,13 @@ import copy
 
 import pytest
 import torch
+from conftest import model_config as config
 from torch import nn
 
-from configs.defaults import get_cfg_defaults
 from model.classifiers import CLASSIFIERS
 from model.make_model import make_model
 
 SMALL = "resnet18_ibn_b_w32"
-
-
-def config(**keys):
-    """The defaults with the small net and no pretraining; NODE__KEY=value changes one key."""
-    cfg = get_cfg_defaults()
-    keys = {"MODEL__NAME": SMALL, "MODEL__PRETRAIN_CHOICE": "none", "DATALOADER__SAMPLER": "softmax_triplet", **keys}
-    for key, value in keys.items():
-        node, name = key.split("__")
-        assert name in cfg[node], key
-        cfg[node][name] = value
-    cfg.freeze()
-    return cfg
 
 
 def images(n=4):
