@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -170,14 +171,20 @@ def identify(state: Mapping[str, Tensor], near: str = "") -> str | None:
     shapes = {key: tuple(value.shape) for key, value in inner.items() if not key.startswith(BACKBONE_HEADS)}
     shapes = {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
     for name in sorted(BACKBONES, key=lambda name: -difflib.SequenceMatcher(None, name, near).ratio()):
-        try:
-            with torch.device("meta"):
-                own = build_backbone(name).state_dict()
-        except ImportError:  # the family needs a package that is not there
-            continue
-        if {key: tuple(v.shape) for key, v in own.items() if not key.endswith("num_batches_tracked")} == shapes:
+        if _shapes(name) == shapes:
             return name
     return None
+
+
+@functools.cache
+def _shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a backbone's weights without counters; {} where a package that it needs is not there."""
+    try:
+        with torch.device("meta"):
+            own = build_backbone(name).state_dict()
+    except ImportError:
+        return {}
+    return {key: tuple(value.shape) for key, value in own.items() if not key.endswith("num_batches_tracked")}
 
 
 # (list of the report, pattern of a key in it, what to do); the first that applies is said.
