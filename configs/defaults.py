@@ -226,6 +226,17 @@ _C.TEST.FLIP_FEATS = False
 _C.TEST.EVAL = False
 # k1, k2 and lambda of re-ranking; lambda in 0..1 is the share of the original distance.
 _C.TEST.RE_RANKING_PARAMETER = [30, 2, 0.8]
+# Average query expansion: the nearest n gallery features are averaged into a query's; 0 = none. FEAT_NORM must be True.
+_C.TEST.QUERY_EXPANSION = 0
+# Database augmentation, before it: the nearest n others are averaged into each gallery feature; 0 = none. Likewise.
+_C.TEST.DATABASE_AUGMENTATION = 0
+# Exponent of both averages' weights cos^alpha, where a negative cosine weighs nothing; 0 = plain mean.
+_C.TEST.EXPANSION_ALPHA = 0.0
+# Precision of re-ranking's candidate search: auto (what is fastest here) | float32 | tf32 | bf16. Every candidate is
+# computed again in float32 and every row is proven, so the result is the same to the bit.
+_C.TEST.SEARCH_PRECISION = "auto"
+# Memory that ranking may use above the features, MiB; 0 = four fifths of what is free. The result is the same.
+_C.TEST.MEMORY_BUDGET = 0
 # Length of a query's list in the submission, and the k of mAP@k.
 _C.TEST.TOP_K = 200
 # True: gallery images of the query's own pid and camera are left out of the metrics (Market-1501's protocol);

@@ -324,6 +324,11 @@ RULES: dict[str, Any] = {
     "TEST.FLIP_FEATS": Bool(),
     "TEST.EVAL": Bool(),
     "TEST.RE_RANKING_PARAMETER": Row((("k1", Int(1)), ("k2", Int(1)), ("lambda", _SHARE))),
+    "TEST.QUERY_EXPANSION": Int(0),
+    "TEST.DATABASE_AUGMENTATION": Int(0),
+    "TEST.EXPANSION_ALPHA": Float(0),
+    "TEST.SEARCH_PRECISION": Choice(("auto", "float32", "tf32", "bf16")),
+    "TEST.MEMORY_BUDGET": Int(0),
     "TEST.TOP_K": Int(1),
     "TEST.DROP_SAME_CAMERA": Bool(),
     "TEST.USE_LOCAL": Bool(),
@@ -502,6 +507,14 @@ def _check_re_ranking(v: Values) -> Iterator[str]:
                "use a smaller k2")
 
 
+def _check_expansion(v: Values) -> Iterator[str]:
+    """An average is a direction: its length says how well its features agree, not what they look like."""
+    for key in ("TEST.QUERY_EXPANSION", "TEST.DATABASE_AUGMENTATION"):
+        if v[key] and not v["TEST.FEAT_NORM"]:
+            yield (f"{key}={v[key]} makes features of length 1, which cannot be compared with the others' own lengths "
+                   "under TEST.FEAT_NORM=False; use True there")
+
+
 def _check_padding(v: Values) -> Iterator[str]:
     height, width = v["INPUT.SIZE_TRAIN"]
     if v["INPUT.PADDING"] >= min(height, width):
@@ -511,7 +524,7 @@ def _check_padding(v: Values) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
     _check_pk_batches, _check_center, _check_parts, _check_pooling, _check_cosine_schedule, _check_optimizer,
-    _check_re_ranking, _check_padding,
+    _check_re_ranking, _check_expansion, _check_padding,
 )
 
 
@@ -533,7 +546,7 @@ def cross_problems(values: Values) -> list[str]:
 
 
 def remarks(values: Values, given: Sequence[str]) -> list[str]:
-    """What works but is probably not meant: one text for all obsolete keys, one for steps that never come.
+    """What works but is probably not meant: one text for all obsolete keys, one for each value that nothing reads.
 
     Args:
         values: {dotted key: value} for every key.
@@ -547,4 +560,7 @@ def remarks(values: Values, given: Sequence[str]) -> list[str]:
     late = [step for step in values["SOLVER.STEPS"] if step >= epochs]
     if late and values["SOLVER.LR_SCHEDULER"] == "multistep":
         found.append(f"SOLVER.STEPS: {late} never come, SOLVER.MAX_EPOCHS is {epochs}")
+    if values["TEST.EXPANSION_ALPHA"] and not (values["TEST.QUERY_EXPANSION"] or values["TEST.DATABASE_AUGMENTATION"]):
+        found.append(f"TEST.EXPANSION_ALPHA={values['TEST.EXPANSION_ALPHA']} weighs nothing: TEST.QUERY_EXPANSION and "
+                     "TEST.DATABASE_AUGMENTATION are 0")
     return found

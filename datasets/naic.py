@@ -346,8 +346,8 @@ def _load_test(data: Path, test_dir: str, derived: Path | None) -> dict[str, Que
             raise FileNotFoundError(f"no test folder {folder / part}; put query/ and gallery/ into {folder}, or set "
                                     "DATASETS.TEST_DIR to the folder that has them")
     images = {part: list_images(folder / part) for part in PARTS}
-    domains = _read_domains(folder, images, derived)
-    truth = _read_truth(data, folder, images)
+    domains = read_domains(folder, images, derived)
+    truth = read_truth(data, folder, images)
     names = sorted({pid for pid, _ in truth.values()})
     number_of = {name: number for number, name in enumerate(names)}
 
@@ -371,7 +371,7 @@ def _load_test(data: Path, test_dir: str, derived: Path | None) -> dict[str, Que
     return evaluations
 
 
-def _read_domains(folder: Path, images: dict[str, list[str]],
+def read_domains(folder: Path, images: dict[str, list[str]],
                   derived: Path | None) -> dict[tuple[str, str], list[str]]:
     """(part, domain) -> sorted names of its images.
 
@@ -411,7 +411,7 @@ def _read_domains(folder: Path, images: dict[str, list[str]],
     return domains
 
 
-def _read_truth(data: Path, folder: Path, images: dict[str, list[str]]) -> dict[str, tuple[str, int]]:
+def read_truth(data: Path, folder: Path, images: dict[str, list[str]]) -> dict[str, tuple[str, int]]:
     """`query/NAME` or `gallery/NAME` -> (pid name, camid), for each test image; empty without a truth file.
 
     Raises:

@@ -24,18 +24,23 @@ class Ranking:
 
     re_ranking: (k1, k2, lambda) or None.
     local_weight: weight of the mean distance over all branches but `global`, which has 1.
+    query_expansion, database_augmentation, expansion_alpha: see processor.retrieval.expansion.expand.
     """
 
     feat_norm: bool
     distance: str
     re_ranking: tuple[int, int, float] | None
     local_weight: float = 1.0
+    query_expansion: int = 0
+    database_augmentation: int = 0
+    expansion_alpha: float = 0.0
 
     @classmethod
     def from_cfg(cls, cfg) -> Ranking:
         k1, k2, lambda_value = cfg.TEST.RE_RANKING_PARAMETER
         re_ranking = (int(k1), int(k2), float(lambda_value)) if cfg.TEST.RE_RANKING else None
-        return cls(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, re_ranking, cfg.TEST.LOCAL_WEIGHT)
+        return cls(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, re_ranking, cfg.TEST.LOCAL_WEIGHT,
+                   cfg.TEST.QUERY_EXPANSION, cfg.TEST.DATABASE_AUGMENTATION, cfg.TEST.EXPANSION_ALPHA)
 
     def branch_weights(self, branches: Iterable[str]) -> dict[str, float]:
         """The factor of each branch's distance in their sum."""
@@ -135,7 +140,7 @@ def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
 
 
 def read_ranking(index: dict) -> Ranking:
-    """The Ranking that a bank's index remembers."""
-    ranking = index["ranking"]
-    re_ranking = tuple(ranking["re_ranking"]) if ranking["re_ranking"] else None
-    return Ranking(ranking["feat_norm"], ranking["distance"], re_ranking, ranking.get("local_weight", 1.0))
+    """The Ranking that a bank's index remembers; what an older bank does not know has its default."""
+    ranking = dict(index["ranking"])
+    ranking["re_ranking"] = tuple(ranking["re_ranking"]) if ranking["re_ranking"] else None
+    return Ranking(**ranking)

@@ -14,9 +14,10 @@ from datasets.make_dataloader import DataLoaders, TestLoader, make_dataloader
 from datasets.transforms import Normalize
 from model.make_model import ReIDModel, make_model, place_model
 from model.pretrained import MODEL_HEADS, load_weights
-from processor.feature_bank import BankWriter, FeatureBank, Ranking
-from processor.ranking import Evaluation, bank_source, rank_domains, write_results
+from processor.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
+from processor.ranking import Compute, Evaluation, bank_source, rank_domains, write_results
 from utils.checkpoint import read_checkpoint
+from utils.dist import ALONE, Workers
 from utils.files import sha256_of
 from utils.precision import Precision, select_device
 from utils.progress import progress
@@ -69,16 +70,17 @@ def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, f
 
 
 def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision) -> dict:
-    """Metrics of a model on the test folder without re-ranking, features in memory: the check during training.
+    """Metrics of a model on the test folder without re-ranking or expansion: the check during training.
 
     Returns {domain or 'all': {'plain': figures}}, {} where no domain has ground truth.
     """
-    ranking = replace(Ranking.from_cfg(cfg), re_ranking=None)
+    ranking = replace(Ranking.from_cfg(cfg), re_ranking=None, query_expansion=0, database_augmentation=0)
+    compute = Compute.from_cfg(cfg, str(precision.device))
     domains = {}
     for domain, test in loaders.test.items():
         if test.has_truth:
             bank = extract_features(model, test, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain)
-            domains[domain] = [bank_source("model", bank, ranking)]
+            domains[domain] = [bank_source("model", bank, ranking, compute)]
     return rank_domains(domains, [1.0], Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)).metrics()
 
 
@@ -99,41 +101,53 @@ def load_trained(cfg, weight: Path) -> ReIDModel:
     return model
 
 
-def do_inference(cfg, save_distmat: bool = False) -> dict:
+def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> dict:
     """Test one checkpoint: leave its feature bank, submission.json and metrics.json in cfg.OUTPUT_DIR.
 
     Args:
         cfg: the config tree; TEST.WEIGHT names the checkpoint.
         save_distmat: write the original's distmat_{1,2}.npy and lists, too.
+        workers: processes that share the ranking; the first extracts the features.
     Returns:
         The metrics, {} where the truth is unknown.
     Raises:
         ValueError, FileNotFoundError: the checkpoint or the test data cannot be used; said before anything slow.
     """
     out = Path(cfg.OUTPUT_DIR)
+    device = select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
+    if workers.is_main:
+        leave_bank(cfg, device, out / "features")
+    workers.wait()
+    banks, index = read_bank(out / "features")
+    compute = Compute.from_cfg(cfg, workers.device(device), workers)
+    domains = {domain: [bank_source(cfg.MODEL.NAME, bank, Ranking.from_cfg(cfg), compute)]
+               for domain, bank in banks.items()}
+    evaluation = Evaluation(**index["evaluation"])
+    ranked = rank_domains(domains, [1.0], evaluation, out if save_distmat else None, workers)
+    return write_results(out / "submission.json", ranked, workers, weight=index["weight"])
+
+
+def leave_bank(cfg, device: torch.device, folder: Path) -> None:
+    """Extract the features of every domain with the checkpoint TEST.WEIGHT into a feature bank.
+
+    Raises:
+        ValueError, FileNotFoundError: as for `do_inference`.
+    """
     weight = Path(cfg.TEST.WEIGHT)
     if not cfg.TEST.WEIGHT:
         raise ValueError("TEST.WEIGHT is empty: name the checkpoint to test, e.g. TEST.WEIGHT output/NAME_60.pth")
-    precision = Precision(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID), cfg.SOLVER.FP16)
-    model = place_model(cfg, load_trained(cfg, weight), precision.device)
+    precision = Precision(device, cfg.SOLVER.FP16)
+    model = place_model(cfg, load_trained(cfg, weight), device)
     loaders = make_dataloader(cfg, train=False)
     if not loaders.test:
         raise ValueError(f"no domain of {cfg.DATASETS.TEST_DIR} has both queries and gallery images: nothing to rank")
-    ranking = Ranking.from_cfg(cfg)
-    evaluation = Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)
-
-    writer = BankWriter(out / "features")
-    domains = {}
+    writer = BankWriter(folder)
     for domain, part in loaders.test.items():
         logger.info("%s: %d queries, %d gallery images", domain, part.num_query, len(part.samples) - part.num_query)
-        bank = extract_features(
+        writer.add(domain, extract_features(
             model, part, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
             make_array=lambda branch, shape, domain=domain: writer.array(domain, branch, shape),
-        )
-        writer.add(domain, bank)
-        domains[domain] = [bank_source(cfg.MODEL.NAME, bank, ranking)]
-    writer.finish(ranking, evaluation=vars(evaluation), weight=weight.name, weight_sha256=sha256_of(weight),
-                  model=cfg.MODEL.NAME, size=list(cfg.INPUT.SIZE_TEST))
-
-    ranked = rank_domains(domains, [1.0], evaluation, save_distmat=out if save_distmat else None)
-    return write_results(out / "submission.json", ranked, weight=weight.name)
+        ))
+    evaluation = Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)
+    writer.finish(Ranking.from_cfg(cfg), evaluation=vars(evaluation), weight=weight.name,
+                  weight_sha256=sha256_of(weight), model=cfg.MODEL.NAME, size=list(cfg.INPUT.SIZE_TEST))

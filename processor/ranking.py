@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from processor.comparison import PER_QUERY, per_query_table
 from processor.feature_bank import FeatureBank, Ranking, read_bank, read_ranking
-from processor.retrieval.distance import TILE, distance_blocks, l2_normalize, top_k
+from processor.retrieval.distance import distance_blocks, own_rows, top_k
 from processor.retrieval.ensemble import check_same_order, concat_features, sum_blocks
+from processor.retrieval.expansion import expand
 from processor.retrieval.metrics import RankAccumulator, RankResult, merge_results
-from processor.retrieval.reranking import re_ranked_blocks
+from processor.retrieval.reranking import re_ranked_blocks, re_ranked_top_k
+from processor.retrieval.significance import intervals
 from processor.retrieval.submission import write_submission
+from utils.dist import ALONE, Workers
 from utils.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -32,15 +36,41 @@ class Truth:
     g_camids: np.ndarray
 
 
+@dataclass(frozen=True)
+class Compute:
+    """How distances are computed; no field changes a result.
+
+    precision, memory (bytes, None = from what is free), device: of processor.retrieval.reranking.ReRanker.
+    workers: processes that share the queries; the first writes the files.
+    """
+
+    precision: str = "auto"
+    memory: int | None = None
+    device: str | None = None
+    workers: Workers = ALONE
+
+    @classmethod
+    def from_cfg(cls, cfg, device: str | None = None, workers: Workers = ALONE) -> Compute:
+        return cls(cfg.TEST.SEARCH_PRECISION, cfg.TEST.MEMORY_BUDGET * 2**20 or None, device, workers)
+
+
+HERE = Compute()  # this process alone, where the features are
+
+
 @dataclass
 class DomainSource:
-    """One model's distances in one domain; streams: {'plain' | 're_ranked' | 'saved': () -> blocks of rows}."""
+    """One model's distances in one domain.
+
+    streams: {'plain' | 're_ranked' | 'saved': () -> blocks of rows}, of this process' queries.
+    nearest: k -> the indices [Q, k] of the last stream without computing all its distances, where there is such a way.
+    """
 
     name: str
     query_names: np.ndarray
     gallery_names: np.ndarray
     streams: dict[str, Callable[[], Blocks]]
     truth: Truth | None = None
+    nearest: Callable[[int], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +89,7 @@ class Ranked:
     gallery_names: list[str] = field(default_factory=list)
     indices: list[np.ndarray] = field(default_factory=list)
     results: dict[str, dict[str, RankResult]] = field(default_factory=dict)
+    per_query: dict[str, dict[str, dict]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, dict[str, dict]]:
         """{domain or 'all': {'plain' | 're_ranked': figures}}; 'all' weighs the domains by their valid queries."""
@@ -66,40 +97,65 @@ class Ranked:
             return {}
         kinds = list(next(iter(self.results.values())))
         merged = {kind: merge_results([by_kind[kind] for by_kind in self.results.values()]) for kind in kinds}
-        return {domain: {kind: result.to_dict() for kind, result in by_kind.items()}
+        return {domain: {kind: {**result.to_dict(), "ci95": intervals(result)} for kind, result in by_kind.items()}
                 for domain, by_kind in {"all": merged, **self.results}.items()}
 
 
 # ------------------------------------------------------------------ sources
-def bank_source(name: str, bank: FeatureBank, ranking: Ranking) -> DomainSource:
+def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute = HERE) -> DomainSource:
     """The streams of a feature bank: distances as they are and, where the ranking says so, re-ranked ones."""
     weights = ranking.branch_weights(bank.feats)
+    features = _expanded_once(bank, ranking)
+    options = {"normalize": ranking.feat_norm, "device": compute.device, "workers": compute.workers}
+    search = {**options, "precision": compute.precision, "memory": compute.memory}
 
-    def stream(re_rank: bool) -> Blocks:
-        branches = []
-        if re_rank and len(weights) > 1:
+    def plain(branch: str) -> Blocks:
+        return distance_blocks(*features(branch), ranking.distance, **options)
+
+    def re_ranked(branch: str) -> Blocks:
+        return re_ranked_blocks(*features(branch), *ranking.re_ranking, **search)
+
+    def stream(blocks_of: Callable[[str], Blocks]) -> Blocks:
+        if blocks_of is re_ranked and len(weights) > 1:
             logger.info("%s: re-ranking %d branches (%s) takes %d times the work of one", name, len(weights),
                         ", ".join(weights), len(weights))
-        for branch in weights:
-            query, gallery = bank.branch(branch)
-            if ranking.feat_norm:
-                query, gallery = l2_normalize(query), l2_normalize(gallery)
-            branches.append(re_ranked_blocks(query, gallery, *ranking.re_ranking) if re_rank
-                            else distance_blocks(query, gallery, ranking.distance))
+        branches = [blocks_of(branch) for branch in weights]
         return branches[0] if len(branches) == 1 else sum_blocks(branches, list(weights.values()))
 
-    streams = {"plain": lambda: stream(False)}
+    streams, nearest = {"plain": lambda: stream(plain)}, None
     if ranking.re_ranking:
-        streams["re_ranked"] = lambda: stream(True)
+        streams["re_ranked"] = lambda: stream(re_ranked)
+        if len(weights) == 1:
+            only = next(iter(weights))
+
+            def nearest(k: int) -> np.ndarray:
+                return re_ranked_top_k(*features(only), *ranking.re_ranking, k=k, **search)[0]
     q = bank.num_query
     truth = Truth(bank.pids[:q], bank.pids[q:], bank.camids[:q], bank.camids[q:]) if bank.has_truth else None
-    return DomainSource(name, bank.query_names, bank.gallery_names, streams, truth)
+    return DomainSource(name, bank.query_names, bank.gallery_names, streams, truth, nearest)
 
 
-def distmat_source(folder: Path, number: int, block_rows: int = TILE) -> DomainSource:
+def _expanded_once(bank: FeatureBank, ranking: Ranking) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+    """branch -> its query and gallery features, expanded where the ranking says so; the last branch is kept."""
+    kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def features(branch: str) -> tuple[np.ndarray, np.ndarray]:
+        query, gallery = bank.branch(branch)
+        if not (ranking.query_expansion or ranking.database_augmentation):
+            return query, gallery
+        if branch not in kept:
+            kept.clear()
+            kept[branch] = expand(query, gallery, ranking.query_expansion, ranking.database_augmentation,
+                                  ranking.expansion_alpha)
+        return kept[branch]
+
+    return features
+
+
+def distmat_source(folder: Path, number: int, workers: Workers = ALONE) -> DomainSource:
     """The stream of a saved distmat_{number}.npy with its query_path_ and gallery_path_ lists.
 
-    Its blocks are as long as those of a feature bank, so that the two can be summed.
+    Its blocks are those of a feature bank, so that the two can be summed.
 
     Raises:
         ValueError: the lists do not fit the matrix, or a file is a pickle.
@@ -118,8 +174,7 @@ def distmat_source(folder: Path, number: int, block_rows: int = TILE) -> DomainS
                          f"queries and {len(names[1])} gallery images")
 
     def blocks() -> Blocks:
-        for start in range(0, len(distmat), block_rows):
-            rows = slice(start, min(start + block_rows, len(distmat)))
+        for rows in own_rows(len(distmat), workers):
             yield rows, np.asarray(distmat[rows], dtype=np.float32)
 
     return DomainSource(str(folder), *names, {"saved": blocks})
@@ -127,13 +182,14 @@ def distmat_source(folder: Path, number: int, block_rows: int = TILE) -> DomainS
 
 # ------------------------------------------------------------------ ranking
 def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], evaluation: Evaluation,
-                 save_distmat: Path | None = None) -> Ranked:
+                 save_distmat: Path | None = None, workers: Workers = ALONE) -> Ranked:
     """Sum the sources' distances of each domain by query blocks, take the exact top-k and, with truth, the metrics.
 
     Args:
         domains: {domain: one source a model}, the queries and galleries of a domain in the same order.
         weights: one a model.
         save_distmat: folder for the original's distmat_{1,2}.npy and its lists, written block by block.
+        workers: processes that share the queries; each gets the whole result.
     Raises:
         ValueError: names or their order differ between the sources; the message names the first difference.
     """
@@ -143,34 +199,65 @@ def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], e
         check_same_order({source.name: source.gallery_names for source in sources})
         first = sources[0]
         truth = next((source.truth for source in sources if source.truth), None)
-        ranked.results.update({domain: {}} if truth else {})
-        # A source's last stream is what it was tested with, be it re-ranked or not; that is what the answer sums.
-        final = [next(reversed(source.streams)) for source in sources]
-        kinds = {final[0]: final}
-        if truth and set(final) != {"plain"} and all("plain" in source.streams for source in sources):
-            name = "re_ranked" if "re_ranked" in final else final[0]
-            kinds = {"plain": ["plain"] * len(sources), name: final}
-        for kind, chosen in kinds.items():
-            is_final = chosen is final
-            blocks = sum_blocks([source.streams[one]() for source, one in zip(sources, chosen, strict=True)], weights)
-            accumulator = None
+        if truth is None and save_distmat is None and len(sources) == 1 and first.nearest:
+            indices = first.nearest(evaluation.top_k)
+        else:
+            saving = (save_distmat, DOMAIN_NUMBER[domain]) if save_distmat else None
+            indices, results = _rank_full_rows(sources, weights, evaluation, truth, saving, workers)
             if truth:
-                accumulator = RankAccumulator(**vars(truth), k=evaluation.top_k,
-                                              drop_same_camera=evaluation.drop_same_camera)
-                blocks = _watched(blocks, accumulator)
-            if is_final and save_distmat:
-                blocks = _saved(blocks, save_distmat, DOMAIN_NUMBER[domain], first)
-            if is_final:
-                indices, _ = top_k(blocks, evaluation.top_k, len(first.query_names))
-                ranked.indices += list(indices + len(ranked.gallery_names))
-                ranked.query_names += list(map(str, first.query_names))
-                ranked.gallery_names += list(map(str, first.gallery_names))
-            else:
-                for _ in blocks:
-                    pass
-            if accumulator:
-                ranked.results[domain][kind] = accumulator.result()
+                ranked.results[domain] = results
+                ranked.per_query[domain] = {kind: per_query_table(result, first.query_names)
+                                            for kind, result in results.items()}
+        ranked.indices += list(indices + len(ranked.gallery_names))
+        ranked.query_names += list(map(str, first.query_names))
+        ranked.gallery_names += list(map(str, first.gallery_names))
     return ranked
+
+
+def _rank_full_rows(
+    sources: list[DomainSource], weights: list[float], evaluation: Evaluation, truth: Truth | None,
+    saving: tuple[Path, int] | None, workers: Workers,
+) -> tuple[np.ndarray, dict[str, RankResult]]:
+    """One domain: the top-k of the sum, and the metrics of each kind of distance."""
+    indices, results = np.empty(0), {}
+    final = _final_streams(sources)
+    for kind, chosen in _kinds(sources, final, with_plain=truth is not None).items():
+        blocks = sum_blocks([source.streams[one]() for source, one in zip(sources, chosen, strict=True)], weights)
+        accumulator = None
+        if truth:
+            accumulator = RankAccumulator(**vars(truth), k=evaluation.top_k,
+                                          drop_same_camera=evaluation.drop_same_camera)
+            blocks = _watched(blocks, accumulator)
+        if chosen is final:
+            if saving:
+                blocks = _saved(blocks, *saving, sources[0], workers)
+            indices, _ = top_k(blocks, evaluation.top_k, len(sources[0].query_names), workers)
+        else:
+            for _ in blocks:
+                pass
+        if accumulator:
+            results[kind] = _joined(accumulator, workers).result()
+    return indices, results
+
+
+def _final_streams(sources: list[DomainSource]) -> list[str]:
+    """A source's last stream is what it was tested with, be it re-ranked or not; that is what the answer sums."""
+    return [next(reversed(source.streams)) for source in sources]
+
+
+def _kinds(sources: list[DomainSource], final: list[str], with_plain: bool) -> dict[str, list[str]]:
+    """{what it is called: the stream of each source}, the one that the answer sums last."""
+    if with_plain and set(final) != {"plain"} and all("plain" in source.streams for source in sources):
+        return {"plain": ["plain"] * len(sources), "re_ranked" if "re_ranked" in final else final[0]: final}
+    return {final[0]: final}
+
+
+def _joined(accumulator: RankAccumulator, workers: Workers) -> RankAccumulator:
+    """What all processes have seen."""
+    first, *others = workers.gather_objects(accumulator)
+    for other in others:
+        first.absorb(other)
+    return first
 
 
 def _watched(blocks: Blocks, accumulator: RankAccumulator) -> Blocks:
@@ -179,46 +266,59 @@ def _watched(blocks: Blocks, accumulator: RankAccumulator) -> Blocks:
         yield rows, distances
 
 
-def _saved(blocks: Blocks, folder: Path, number: int, source: DomainSource) -> Blocks:
+def _saved(blocks: Blocks, folder: Path, number: int, source: DomainSource, workers: Workers) -> Blocks:
     """Pass the blocks on and keep them as the original's files; the lists are written last."""
     shape = (len(source.query_names), len(source.gallery_names))
     path = folder / f"distmat_{number}.npy"
     partial = path.with_suffix(".partial")
-    distmat = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+    if workers.is_main:
+        np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+    workers.wait()
+    distmat = np.lib.format.open_memmap(partial, "r+")
     for rows, distances in blocks:
         distmat[rows] = distances
         yield rows, distances
     distmat.flush()
-    partial.replace(path)
-    np.save(folder / f"query_path_{number}.npy", source.query_names, allow_pickle=False)
-    np.save(folder / f"gallery_path_{number}.npy", source.gallery_names, allow_pickle=False)
+    workers.wait()
+    if workers.is_main:
+        partial.replace(path)
+        np.save(folder / f"query_path_{number}.npy", source.query_names, allow_pickle=False)
+        np.save(folder / f"gallery_path_{number}.npy", source.gallery_names, allow_pickle=False)
 
 
-def write_results(submission: Path, ranked: Ranked, **about: object) -> dict:
-    """Write the submission and, beside it, metrics.json where the truth is known; return the metrics."""
-    write_submission(submission, ranked.query_names, ranked.gallery_names, ranked.indices)
+def write_results(submission: Path, ranked: Ranked, workers: Workers = ALONE, **about: object) -> dict:
+    """Write the submission and, beside it where the truth is known, metrics.json and per_query.json.
+
+    Returns the metrics. Only the first of the workers writes.
+    """
     metrics = ranked.metrics()
-    path = submission.with_name("metrics.json")
+    if not workers.is_main:
+        return metrics
+    write_submission(submission, ranked.query_names, ranked.gallery_names, ranked.indices)
+    figures, per_query = submission.with_name("metrics.json"), submission.with_name(PER_QUERY)
     if metrics:
-        write_json(path, {**about, **metrics})
+        write_json(figures, {**about, **metrics})
+        write_json(per_query, ranked.per_query)
         for domain, by_kind in metrics.items():
-            for kind, figures in by_kind.items():
-                logger.info("%s, %s: %s", domain, kind.replace("_", "-"), describe(figures))
+            for kind, values in by_kind.items():
+                logger.info("%s, %s: %s", domain, kind.replace("_", "-"), describe(values))
     else:
-        path.unlink(missing_ok=True)  # an earlier run's figures are not this submission's
+        for path in (figures, per_query):
+            path.unlink(missing_ok=True)  # an earlier run's figures are not this submission's
         logger.info("no ground truth: no metrics")
     return metrics
 
 
 def describe(figures: dict) -> str:
     """One line of metrics."""
-    shown = [f"{name} {100 * value:.2f}%" for name, value in figures.items() if isinstance(value, float)]
+    shown = [f"{name} {100 * value:.2f}%" for name, value in figures.items()
+             if isinstance(value, float) and not name.startswith("TPR")]
     return ", ".join(shown) + f" ({figures['num_valid']} queries)"
 
 
 # ------------------------------------------------------------------ the ensemble
 def ensemble(inputs: list[Path], weights: list[float] | None, output: Path, mode: str = "sum",
-             top: int | None = None, saved_distmats: bool = False) -> dict:
+             top: int | None = None, saved_distmats: bool = False, compute: Compute = HERE) -> dict:
     """Combine tested models into one submission; returns the metrics ({} where the truth is unknown).
 
     Args:
@@ -227,6 +327,7 @@ def ensemble(inputs: list[Path], weights: list[float] | None, output: Path, mode
         mode: sum = add the (re-ranked) distances; concat = concatenate the normalised features, then rank once.
         top: length of a query's list; None = as the models were tested.
         saved_distmats: read distmat_{1,2}.npy even where there is a feature bank.
+        compute: how; its workers share the work.
     Raises:
         ValueError: folders disagree in queries, gallery or settings, or hold nothing to combine.
     """
@@ -236,28 +337,30 @@ def ensemble(inputs: list[Path], weights: list[float] | None, output: Path, mode
     from_distmats = [saved_distmats or not (folder / "features").is_dir() for folder in inputs]
     if mode == "concat" and any(from_distmats):
         raise ValueError("--mode concat needs feature banks, not saved distmats")
-    opened = [(_distmat_domains(folder), None) if saved else _bank_domains(folder)
+    opened = [(_distmat_domains(folder, compute.workers), None) if saved else _bank_domains(folder, compute)
               for folder, saved in zip(inputs, from_distmats, strict=True)]
     evaluation = _common_evaluation(inputs, [index for _, index in opened if index], top)
     names = [set(domains) for domains, _ in opened]
     if any(name != names[0] for name in names):
         raise ValueError(f"the inputs have different domains: {[sorted(name) for name in names]}")
     if mode == "concat":
-        domains = {domain: [_concatenated(inputs, domain, weights)] for domain in opened[0][0]}
+        domains = {domain: [_concatenated(inputs, domain, weights, compute)] for domain in opened[0][0]}
         weights = [1.0]
     else:
         domains = {domain: [by_domain[domain] for by_domain, _ in opened] for domain in opened[0][0]}
-    ranked = rank_domains(domains, weights, evaluation)
-    return write_results(output, ranked, mode=mode, weights=weights, models=[folder.name for folder in inputs])
+    ranked = rank_domains(domains, weights, evaluation, workers=compute.workers)
+    return write_results(output, ranked, compute.workers, mode=mode, weights=weights,
+                         models=[folder.name for folder in inputs])
 
 
-def _bank_domains(folder: Path) -> tuple[dict[str, DomainSource], dict]:
+def _bank_domains(folder: Path, compute: Compute) -> tuple[dict[str, DomainSource], dict]:
     banks, index = read_bank(folder / "features")
-    return {domain: bank_source(str(folder), bank, read_ranking(index)) for domain, bank in banks.items()}, index
+    return {domain: bank_source(str(folder), bank, read_ranking(index), compute)
+            for domain, bank in banks.items()}, index
 
 
-def _distmat_domains(folder: Path) -> dict[str, DomainSource]:
-    found = {domain: distmat_source(folder, number) for domain, number in DOMAIN_NUMBER.items()
+def _distmat_domains(folder: Path, workers: Workers) -> dict[str, DomainSource]:
+    found = {domain: distmat_source(folder, number, workers) for domain, number in DOMAIN_NUMBER.items()
              if (folder / f"distmat_{number}.npy").is_file()}
     if not found:
         raise ValueError(f"{folder} holds neither a feature bank nor distmat_1.npy or distmat_2.npy; run tools/test.py")
@@ -272,7 +375,7 @@ def _common_evaluation(inputs: list[Path], indices: list[dict], top: int | None)
     return Evaluation(top or known["top_k"], known["drop_same_camera"])
 
 
-def _concatenated(inputs: list[Path], domain: str, weights: list[float]) -> DomainSource:
+def _concatenated(inputs: list[Path], domain: str, weights: list[float], compute: Compute) -> DomainSource:
     """One source whose features are the weighted, normalised features of all models side by side."""
     opened = [read_bank(folder / "features") for folder in inputs]
     rankings = {read_ranking(index) for _, index in opened}
@@ -286,4 +389,4 @@ def _concatenated(inputs: list[Path], domain: str, weights: list[float]) -> Doma
     feats = np.asarray(concat_features([part for part, _ in parts], [weight for _, weight in parts]))
     first = banks[0]
     joined = FeatureBank({"concat": feats}, first.pids, first.camids, first.names, first.num_query, first.has_truth)
-    return bank_source("concat", joined, ranking)
+    return bank_source("concat", joined, ranking, compute)

@@ -167,6 +167,8 @@ COSINE = ["SOLVER.LR_SCHEDULER", "cosine"]
     (["SOLVER.NESTEROV", "on", "SOLVER.OPTIMIZER_NAME", "SGD", "SOLVER.MOMENTUM", "0"], "needs SOLVER.MOMENTUM > 0"),
     (["SOLVER.GRADIENT_CENTRALIZATION", "on"], "SOLVER.OPTIMIZER_NAME=Adam does not do it; use Ranger"),
     (["TEST.RE_RANKING", "on", "TEST.RE_RANKING_PARAMETER", "[5, 7, 0.3]"], "k2=7 is above k1+1=6"),
+    (["TEST.QUERY_EXPANSION", "5", "TEST.FEAT_NORM", "no"], "TEST.QUERY_EXPANSION=5 makes features of length 1"),
+    (["TEST.DATABASE_AUGMENTATION", "3", "TEST.FEAT_NORM", "no"], "TEST.DATABASE_AUGMENTATION=3 makes features of"),
     (["INPUT.PADDING", "128"], "INPUT.PADDING=128 is not smaller than INPUT.SIZE_TRAIN=[384, 128]"),
 ])
 def test_what_cannot_work_together_is_refused(opts, message):
@@ -191,11 +193,19 @@ def test_what_cannot_work_together_is_refused(opts, message):
     ["SOLVER.GRADIENT_CENTRALIZATION", "on", "SOLVER.OPTIMIZER_NAME", "Ranger"],
     ["TEST.RE_RANKING", "on", "TEST.RE_RANKING_PARAMETER", "[5, 6, 0.3]", "TEST.FEAT_NORM", "no"],
     ["TEST.RE_RANKING_PARAMETER", "[5, 7, 0.3]"],
+    ["TEST.QUERY_EXPANSION", "5", "TEST.DATABASE_AUGMENTATION", "3", "TEST.EXPANSION_ALPHA", "3"],
     ["INPUT.PADDING", "0", "INPUT.SIZE_TRAIN", "[1, 1]"],
     ["MODEL.NECK", "no", "TEST.NECK_FEAT", "before"],
 ])
 def test_what_can_work_together_loads(opts):
     load_cfg(None, opts)
+
+
+def test_an_exponent_that_weighs_nothing_is_remarked(caplog):
+    load_cfg(None, ["TEST.EXPANSION_ALPHA", "3", "TEST.QUERY_EXPANSION", "5"])
+    assert not caplog.records
+    load_cfg(None, ["TEST.EXPANSION_ALPHA", "3"])
+    assert "TEST.EXPANSION_ALPHA=3.0 weighs nothing" in caplog.records[0].getMessage()
 
 
 # ---------------------------------------------------------------- readers

@@ -1,5 +1,10 @@
-"""CMC, mAP and mINP against a slow count and against the golden file."""
+"""CMC, mAP, mINP and TPR@FPR against a slow count and against the golden file."""
 import json
+import os
+import pickle
+import subprocess
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from processor.retrieval import roc
 from processor.retrieval.metrics import RankAccumulator, evaluate_rank, merge_results
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 LABELS = ("q_pids", "g_pids", "q_camids", "g_camids")
 
 
@@ -28,6 +35,39 @@ def slow_result(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, k, drop):
         aps_at_k.append(sum(p for rank, p in precisions if rank <= k) / min(sum(hits), k))
         inps.append(sum(hits) / precisions[-1][0])
     return [np.mean(values, axis=0) for values in (cmcs, aps, aps_at_k, inps)], len(aps)
+
+
+def slow_tpr(distmat, q_pids, g_pids, q_camids, g_camids, drop):
+    """Every distance tried as the threshold, infinity too."""
+    positives, negatives = [], []
+    for q, row in enumerate(distmat):
+        for g, value in enumerate(row):
+            if g_pids[g] != q_pids[q]:
+                negatives.append(value)
+            elif not (drop and g_camids[g] == q_camids[q]):
+                positives.append(value)
+    best = {}
+    for exponent in (4, 3, 2):
+        accepted = [t for t in [-float("inf"), *positives, *negatives]
+                    if Fraction(sum(n <= t for n in negatives), len(negatives)) <= Fraction(1, 10**exponent)]
+        best[f"TPR@FPR=1e-0{exponent}"] = (sum(p <= max(accepted) for p in positives) / len(positives) if accepted
+                                           else 0.0)
+    return best
+
+
+def accumulated(names, distmat, blocks, **options):
+    """An accumulator that has seen some rows, a list of blocks of rows."""
+    accumulator = RankAccumulator(*names, **options)
+    for rows in blocks:
+        accumulator.update(np.asarray(rows), distmat[rows])
+    return accumulator
+
+
+def same_result(found, expected):
+    """To the bit, query by query."""
+    for name in ("ap", "ap_at_k", "inp", "first_hit", "cmc"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.to_dict() == expected.to_dict()
 
 
 def labels(rng, num_query, num_gallery, pids=5, cams=3):
@@ -96,6 +136,24 @@ def test_the_same_camera_is_dropped_or_kept_as_asked():
 def test_a_query_without_a_match_is_not_counted():
     result = evaluate_rank([[0.1, 0.2], [0.1, 0.2]], [7, 8], [7, 1], [0, 0], [1, 1])
     assert (result.num_valid, result.num_queries, result.mAP) == (1, 2, 1.0)
+    assert result.first_hit.tolist() == [1, 0]
+    assert all(np.isnan(column[1]) and column[0] == 1 for column in (result.ap, result.ap_at_k, result.inp))
+
+
+def test_infinities_rank_first_and_last():
+    inf = float("inf")
+    names = ([7], [1, 7, 2, 7], [0], [1, 1, 1, 1])
+    assert evaluate_rank([[inf, inf, 0.5, inf]], *names).first_hit[0] == 3  # behind 2, and behind 1 by the index
+    result = evaluate_rank([[-inf, -inf, 0.5, inf]], *names)
+    assert result.first_hit[0] == 2
+    assert result.inp[0] == 2 / 4
+    assert result.tpr_at_fpr["TPR@FPR=1e-02"] == 0  # no threshold takes the match at -inf and not the other image
+    all_far = evaluate_rank([[inf, 0.1, inf, inf]], *names)
+    assert all_far.tpr_at_fpr["TPR@FPR=1e-02"] == 1 / 2  # any finite threshold
+
+
+def test_without_a_wrong_pair_there_is_no_tpr():
+    assert evaluate_rank([[0.1, 0.2]], [7], [7, 7], [0], [1, 1]).tpr_at_fpr == {}
 
 
 def test_ap_at_k_counts_the_first_k_ranks_only():
@@ -108,7 +166,7 @@ def test_to_dict_is_ready_for_json():
     result = evaluate_rank([[0.1, 0.2]], [7], [1, 7], [0], [1, 1])
     found = json.loads(json.dumps(result.to_dict()))
     assert list(found) == ["rank1", "rank5", "rank10", "mAP", "mAP@200", "mINP", "naic_score", "num_valid",
-                           "num_queries"]
+                           "num_queries", "TPR@FPR=1e-04", "TPR@FPR=1e-03", "TPR@FPR=1e-02"]
     assert found["naic_score"] == (found["rank1"] + found["mAP@200"]) / 2
 
 
@@ -118,8 +176,12 @@ def test_merging_weights_by_valid_queries():
     parts = [evaluate_rank(distmat[rows], names[0][rows], names[1], names[2][rows], names[3])
              for rows in (slice(0, 4), slice(4, 30))]
     merged, whole = merge_results(parts), evaluate_rank(distmat, *names)
-    assert merged.to_dict() == pytest.approx(whole.to_dict())
+    expected = {name: value for name, value in whole.to_dict().items() if not name.startswith("TPR")}
+    assert merged.to_dict() == pytest.approx(expected)  # no TPR: a threshold belongs to one gallery
     np.testing.assert_allclose(merged.cmc, whole.cmc)
+    np.testing.assert_array_equal(merged.ap, whole.ap)
+    assert merged.domain_sizes == (4, 26)
+    same_result(merge_results([whole]), whole)
     with pytest.raises(ValueError, match="no results"):
         merge_results([])
     with pytest.raises(ValueError, match="cannot be merged"):
@@ -154,3 +216,150 @@ def test_no_valid_query_is_an_error():
 def test_labels_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         RankAccumulator(*arguments)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), num_query=st.integers(1, 6), num_gallery=st.integers(20, 150),
+       drop=st.booleans(), values=st.sampled_from(["ties", "gaps", "infinite", "float64", "negative"]))
+def test_tpr_is_that_of_the_largest_threshold_within_the_fpr(seed, num_query, num_gallery, drop, values):
+    rng = np.random.default_rng(seed)
+    names = labels(rng, num_query, num_gallery, pids=4)
+    names[0][0], names[2][0] = names[1][0], names[3][0] + 1
+    distmat = rng.random((num_query, num_gallery), dtype=np.float64 if values == "float64" else np.float32)
+    if values == "ties":
+        distmat = rng.integers(9, size=distmat.shape)
+    elif values == "infinite":
+        distmat[rng.random(distmat.shape) < 0.3] = np.inf
+        distmat[rng.random(distmat.shape) < 0.002] = -np.inf
+    elif values == "negative":
+        distmat -= np.float32(0.5)
+    blocks = np.array_split(rng.permutation(num_query), 3)
+    result = accumulated(names, distmat, blocks, drop_same_camera=drop).result()
+    assert result.tpr_exact
+    assert result.tpr_at_fpr == slow_tpr(distmat.tolist(), *names, drop)
+
+
+def test_tpr_counts_the_pairs_of_queries_without_a_match():
+    """As the field's evaluation does: query 8 has no match, and its image at 0.1 is the nearest wrong pair."""
+    result = evaluate_rank([[0.2, 0.3], [0.9, 0.1]], [7, 8], [7, 1], [0, 0], [1, 1])
+    assert result.tpr_at_fpr["TPR@FPR=1e-02"] == 0
+
+
+def test_the_histogram_gives_the_tpr_of_a_threshold_on_its_grid(monkeypatch):
+    rng = np.random.default_rng(3)
+    names, distmat = labels(rng, 40, 2000, pids=30), rng.normal(size=(40, 2000)).astype(np.float32)
+    distmat[names[0][:, None] == names[1]] -= 2
+    exact = evaluate_rank(distmat, *names)
+    monkeypatch.setattr(roc, "MAX_POOL", 100)
+    on_grid = evaluate_rank(distmat, *names)
+    assert (exact.tpr_exact, on_grid.tpr_exact) == (True, False)
+    bits = distmat.view(np.uint32)
+    down = np.where(distmat < 0, bits | np.uint32(0xFF), bits & np.uint32(0xFFFFFF00)).view(np.float32)
+    monkeypatch.undo()
+    assert on_grid.tpr_at_fpr == evaluate_rank(down, *names).tpr_at_fpr
+    assert on_grid.tpr_at_fpr == pytest.approx(exact.tpr_at_fpr, abs=2e-3)
+    assert all(on_grid.tpr_at_fpr[name] <= exact.tpr_at_fpr[name] for name in exact.tpr_at_fpr)
+    assert 0 < exact.tpr_at_fpr["TPR@FPR=1e-04"] < exact.tpr_at_fpr["TPR@FPR=1e-02"] < 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=200), size=st.integers(1, 20),
+       piece=st.integers(1, 30))
+def test_smallest_values_are_those_of_a_sort(values, size, piece):
+    values = np.array(values, np.float32)
+    kept, halves = roc.SmallestValues(size), [roc.SmallestValues(size), roc.SmallestValues(size)]
+    for number, begin in enumerate(range(0, len(values), piece)):
+        for one in (kept, halves[number % 2]):
+            one.add(values[begin : begin + piece])
+    halves[0].absorb(halves[1])
+    expected = np.sort(values)
+    for one in (kept, halves[0]):
+        assert [one.value_at(k) for k in range(min(size, len(values)))] == expected[:size].tolist()
+        assert one.count_below(expected[min(size, len(values)) - 1]) == int((values < expected[:size][-1]).sum())
+
+
+def test_steps_of_the_histogram_are_in_the_order_of_the_numbers():
+    values = np.array([-np.inf, -3e38, -1.5, -1.0, -1e-38, -0.0, 0.0, 1e-38, 0.5, 1.0, 1.00004, 3e38,
+                       np.inf], np.float32)
+    steps = roc._step_of(values).astype(np.int64)
+    assert (np.diff(steps) >= 0).all()
+    assert (np.diff(steps) == 0).nonzero()[0].tolist() == [5]  # both zeros, and nothing else
+    for value in values:
+        histogram = roc.Histogram(5)
+        histogram.add(np.float32([value]))
+        begin = histogram.value_at(0)
+        assert value == np.inf or (begin <= value and np.isclose(begin, value, rtol=2**-15, atol=1e-37))
+
+
+@pytest.mark.parametrize("pool", [1 << 25, 10])
+def test_absorbing_other_processes_gives_the_whole_in_any_order(pool, monkeypatch):
+    monkeypatch.setattr(roc, "MAX_POOL", pool)
+    monkeypatch.setattr(roc, "_GRID_SHIFT", 16)  # a small histogram
+    rng = np.random.default_rng(5)
+    names, distmat = labels(rng, 90, 700, pids=20), rng.random((90, 700), dtype=np.float32)
+    whole = evaluate_rank(distmat, *names)
+    parts = [[range(0, 10), range(10, 30)], [range(60, 90)], [range(30, 60)]]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        first, *others = (pickle.loads(pickle.dumps(accumulated(names, distmat, [list(rows) for rows in parts[one]])))
+                          for one in order)
+        for other in others:
+            first.absorb(other)
+        same_result(first.result(), whole)
+
+
+def test_accumulators_that_do_not_belong_together_are_not_joined():
+    names, distmat = ([1, 2], [1, 2], [0, 0], [1, 1]), np.array([[0.1, 0.2], [0.3, 0.4]])
+    accumulator = accumulated(names, distmat, [[0]])
+    with pytest.raises(ValueError, match="query 0 came twice"):
+        accumulator.absorb(accumulated(names, distmat, [[0, 1]]))
+    with pytest.raises(ValueError, match="differ in g_pids"):
+        accumulator.absorb(RankAccumulator([1, 2], [2, 1], [0, 0], [1, 1]))
+    with pytest.raises(ValueError, match="differ in k"):
+        accumulator.absorb(RankAccumulator(*names, k=3))
+    accumulator.absorb(accumulated(names, distmat, [[1]]))
+    assert accumulator.result().num_valid == 2
+
+
+def test_a_refused_block_leaves_no_trace():
+    names, distmat = ([1, 2], [1, 2], [0, 0], [1, 1]), np.array([[0.1, 0.2], [0.3, 0.4]])
+    accumulator = RankAccumulator(*names)
+    with pytest.raises(ValueError, match="query 1 hold NaN"):
+        accumulator.update(slice(0, 2), [[0.1, 0.2], [0.3, float("nan")]])
+    with pytest.raises(ValueError, match="query 0 came twice"):
+        accumulator.update(np.array([0, 0]), distmat)
+    accumulator.update(slice(0, 2), distmat)
+    same_result(accumulator.result(), evaluate_rank(distmat, *names))
+
+
+MSMT17 = """
+import json, re, sys
+from pathlib import Path
+import numpy as np
+from processor.retrieval.metrics import RankAccumulator
+rng = np.random.default_rng(0)
+accumulator = RankAccumulator(*(rng.integers(of, size=n) for of, n in ((3060, 11659), (3060, 82161), (15, 11659),
+                                                                        (15, 82161))))
+for begin in range(0, 11659, 256):
+    rows = slice(begin, min(begin + 256, 11659))
+    accumulator.update(rows, rng.random((rows.stop - begin, 82161), dtype=np.float32))
+result = accumulator.result()
+# Not ru_maxrss: a child's begins at what its parent had when it was started.
+peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1))
+print(json.dumps({"peak": peak, "torch": "torch" in sys.modules, "exact": result.tpr_exact, **result.to_dict()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak memory is read from Linux's /proc")
+def test_msmt17_is_evaluated_in_less_than_one_and_a_half_gigabytes():
+    """The whole process, distances made block by block (84 MB each)."""
+    done = subprocess.run([sys.executable, "-c", MSMT17], capture_output=True, text=True, check=True, cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    found = json.loads(done.stdout)
+    assert found["peak"] < 1.5e9
+    assert not found["torch"]
+    assert found["exact"]
+    # The distances are chance: TPR is FPR, and a match is at a rank as good as any.
+    assert found["TPR@FPR=1e-02"] == pytest.approx(0.01, rel=0.1)
+    assert found["TPR@FPR=1e-03"] == pytest.approx(0.001, rel=0.3)
+    assert found["num_valid"] == found["num_queries"] == 11659

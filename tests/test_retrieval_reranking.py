@@ -1,4 +1,5 @@
 """Tiled, sparse re-ranking against a dense one written from the paper, and against the golden files."""
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,70 +9,34 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from retrieval_oracle import people, slow_farthest, slow_re_ranking, squared_distances
 
+from processor.retrieval import budget, encoding, features, search
 from processor.retrieval import distance as tiles
-from processor.retrieval import reranking
-from processor.retrieval.reranking import re_ranked_blocks, re_ranking
+from processor.retrieval.encoding import jaccard_distance
+from processor.retrieval.ranks import top_k
+from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k, re_ranking
 
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
 TOLERANCE = 2e-6
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def use_small_tiles(patch, tile=8):
+    """Many tiles, strips and pieces also of a few images."""
+    patch.setattr(tiles, "TILE", tile)
+    patch.setattr(budget, "TILES", {"cpu": (tile,)})
+    patch.setattr(budget, "STRIPS", (2,))
+    patch.setattr(budget, "PAIRS", {"cpu": 40})
+    patch.setattr(budget, "QUERIES", {"cpu": 3})
+    for module in (encoding, features, search):
+        patch.setattr(module, "ROWS_AT_ONCE", 7)
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(tiles, "TILE", 8)
-    monkeypatch.setattr(reranking, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(reranking, "PAIRS_AT_ONCE", 5)
-
-
-def squared_distances(query, gallery):
-    """[N, N], the same float32 numbers that the tiles hold: where two nearly tie, these decide."""
-    table = tiles.FeatureRows(query, gallery)
-    out = np.zeros((len(table), len(table)), np.float32)
-    for i in range(table.num_tiles):
-        a, rows = table.tile(i), table.tile_slice(i)
-        for j in range(i, table.num_tiles):
-            b, columns = a if i == j else table.tile(j), table.tile_slice(j)
-            tile = tiles.squared_euclidean(a, table.norms_of_tile(i), b, table.norms_of_tile(j)).numpy()
-            out[rows, columns] = tile[: rows.stop - rows.start, : columns.stop - columns.start]
-    return np.triu(out, 1) + np.triu(out, 1).T
-
-
-def slow_re_ranking(squared, num_query, k1, k2, lambda_value):
-    """The paper's formulas on a dense matrix, one image after the other."""
-    size = len(squared)
-    order = [sorted(range(size), key=lambda j, i=i: (j != i, squared[i, j], j)) for i in range(size)]
-    farthest = np.where(squared.max(1) > 0, squared.max(1), 1)
-    original = squared / farthest[:, None]
-
-    def reciprocal(i, k):
-        return {j for j in order[i][: k + 1] if i in order[j][: k + 1]}
-
-    codes = np.zeros((size, size))
-    for i in range(size):
-        base = reciprocal(i, k1)
-        expanded = set(base)
-        for candidate in base:
-            other = reciprocal(candidate, int(np.around(k1 / 2)))
-            if 3 * len(other & base) > 2 * len(other):
-                expanded |= other
-        members = sorted(expanded)
-        codes[i, members] = np.exp(-original[i, members])
-        codes[i] /= codes[i].sum()
-    codes = np.stack([codes[order[i][:k2]].mean(0) for i in range(size)])
-    shared = np.minimum(codes[:num_query, None], codes[None, num_query:]).sum(2)
-    return lambda_value * original[:num_query, num_query:] + (1 - lambda_value) * (1 - shared / (2 - shared))
-
-
-def people(num_query, num_gallery, dim=12, identities=6, noise=0.5, norms=1.0, seed=0):
-    """Clustered features, unit length where norms is 1."""
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((identities, dim))
-    feat = centres[rng.integers(identities, size=num_query + num_gallery)]
-    feat = feat + noise * rng.standard_normal(feat.shape)
-    feat /= np.linalg.norm(feat, axis=1, keepdims=True)
-    feat *= rng.uniform(1, norms, (len(feat), 1))
-    return feat[:num_query].astype(np.float32), feat[num_query:].astype(np.float32)
+    use_small_tiles(monkeypatch)
 
 
 def assert_as_the_oracle(query, gallery, k1, k2, lambda_value):
@@ -85,7 +50,7 @@ def assert_as_the_oracle(query, gallery, k1, k2, lambda_value):
 @pytest.mark.parametrize(("name", "prefix"), [("dmt", "dist_f32"), ("fastreid", "dist_trueeuclid")])
 @pytest.mark.parametrize(("k1", "k2", "lambda_value"), [(30, 2, 0.8), (20, 6, 0.3)])
 def test_re_ranking_gives_the_published_numbers(monkeypatch, name, prefix, k1, k2, lambda_value, tile):
-    monkeypatch.setattr(tiles, "TILE", tile)
+    use_small_tiles(monkeypatch, tile)
     golden = np.load(GOLDEN / f"rerank_{name}.npz")
     found = re_ranking(golden["q_feat"], golden["g_feat"], k1, k2, lambda_value)
     np.testing.assert_allclose(
@@ -114,7 +79,7 @@ def test_duplicates_follow_the_tie_rule(small_tiles):
 
 def test_an_image_is_its_own_first_neighbour(small_tiles):
     feat = np.ones((30, 4), np.float32)
-    found = reranking.nearest_neighbours(tiles.FeatureRows(feat[:5], feat[5:]), 4)
+    found = ReRanker(feat[:5], feat[5:], 3).neighbours
     assert found.indices[:, 0].tolist() == list(range(30))
     assert found.indices[29].tolist() == [29, 0, 1, 2]
     assert found.indices[1].tolist() == [1, 0, 2, 3]
@@ -130,8 +95,9 @@ def test_equal_images_give_no_nan(small_tiles, value):
 
 def test_lambda_one_is_the_original_distance():
     query, gallery = people(10, 30)
-    squared = squared_distances(query, gallery)
-    expected = squared[:10, 10:] / squared[:10].max(1, keepdims=True)
+    table = features.FeatureRows(query, gallery)
+    squared = tiles.row_block(table, slice(0, 10), tiles.squared_euclidean).numpy()
+    expected = squared / squared_distances(query, gallery)[:10].max(1, keepdims=True)
     assert np.array_equal(re_ranking(query, gallery, 5, 3, 1), expected)
 
 
@@ -146,7 +112,7 @@ def test_an_image_without_common_neighbours_keeps_the_full_jaccard_distance(smal
 
 @pytest.mark.parametrize("tile", [8, 1024])
 def test_block_rows_changes_no_bit(monkeypatch, tile):
-    monkeypatch.setattr(tiles, "TILE", tile)
+    use_small_tiles(monkeypatch, tile)
     query, gallery = people(21, 60, noise=1.0, norms=3.0)
     whole = re_ranking(query, gallery, 8, 3, 0.3)
     for block_rows in (1, 5, 8, 20, 21, 500):
@@ -175,8 +141,49 @@ def test_inputs_full_of_ties_agree_with_the_oracle(num_query, num_gallery, k1, d
     k2 = data.draw(st.integers(1, k1 + 1))
     feat = np.random.default_rng(seed).integers(0, levels, (num_query + num_gallery, 3)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "TILE", 8)
+        use_small_tiles(patch)
         assert_as_the_oracle(feat[:num_query], feat[num_query:], k1, k2, lambda_value)
+
+
+@pytest.mark.parametrize("mean", [3, 30])
+def test_features_far_from_the_origin_agree_with_the_oracle(small_tiles, mean):
+    """As before a batch normalisation: all cosines are near 1, and |a|² + |b|² - 2ab alone would lose the rest."""
+    feat = mean + np.random.default_rng(0).standard_normal((60, 256))
+    feat = (feat / np.linalg.norm(feat, axis=1, keepdims=True)).astype(np.float32)
+    assert_as_the_oracle(feat[:20], feat[20:], 6, 3, 0.8)
+
+
+def test_one_search_serves_any_smaller_k1(small_tiles):
+    query, gallery = people(13, 40, noise=1.0)
+    ranker = ReRanker(query, gallery, 12)
+    for k1, k2, lambda_value in ((12, 4, 0.3), (5, 3, 0.3), (5, 3, 0.9), (1, 1, 0.5), (12, 4, 0.3)):
+        found = np.concatenate([block for _, block in ranker.blocks(k1, k2, lambda_value)])
+        assert np.array_equal(found, re_ranking(query, gallery, k1, k2, lambda_value))
+    with pytest.raises(ValueError, match="k1=13: the neighbours were searched for k1=12"):
+        ranker.index(13, 4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "auto"])
+def test_the_precision_of_the_search_changes_no_bit(small_tiles, precision):
+    query, gallery = people(21, 60, noise=1.0, norms=3.0)
+    blocks = re_ranked_blocks(query, gallery, 8, 3, 0.3, precision=precision)
+    assert np.array_equal(np.concatenate([block for _, block in blocks]), re_ranking(query, gallery, 8, 3, 0.3))
+
+
+def test_an_unknown_precision_is_refused_at_the_call():
+    with pytest.raises(ValueError, match="unknown precision 'half'; choose from auto, float32, tf32, bf16"):
+        re_ranked_blocks(*people(3, 5), 3, 2, 0.3, precision="half")
+
+
+def test_normalising_on_the_way_gives_the_bits_of_normalised_features(small_tiles):
+    query, gallery = people(13, 40, norms=9.0)
+    gallery[7] = 0
+    unit = tiles.l2_normalize(query), tiles.l2_normalize(gallery)
+    blocks = re_ranked_blocks(query, gallery, 8, 3, 0.3, normalize=True)
+    assert np.array_equal(np.concatenate([block for _, block in blocks]), re_ranking(*unit, 8, 3, 0.3))
+    for found, expected in zip(re_ranked_top_k(query, gallery, 8, 3, 0.3, 9, normalize=True),
+                               re_ranked_top_k(*unit, 8, 3, 0.3, 9), strict=True):
+        assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize(("parameters", "message"), [
@@ -199,9 +206,169 @@ def test_features_that_are_not_finite_are_refused_at_the_call(value):
         re_ranked_blocks(query, gallery[:, :11], 5, 2, 0.3)
 
 
+# ------------------------------------------------------------------ the nearest only
+def whole_numbers(num_query, num_gallery, levels=3, seed=0):
+    feat = np.random.default_rng(seed).integers(0, levels, (num_query + num_gallery, 3)).astype(np.float32)
+    return feat[:num_query], feat[num_query:]
+
+
+def far_apart_lengths(num_query, num_gallery):
+    query, gallery = people(num_query, num_gallery, noise=1.0)
+    scale = 10.0 ** np.random.default_rng(1).uniform(-3, 3, (num_query + num_gallery, 1)).astype(np.float32)
+    return query * scale[:num_query], gallery * scale[num_query:]
+
+
+INPUTS = {
+    "clustered": people(40, 110, identities=9),
+    "loose": people(40, 110, noise=10.0),
+    "tight": people(40, 110, noise=0.02),
+    "not unit": people(40, 110, noise=1.0, norms=9.0),
+    "lengths 1e-3 to 1e3": far_apart_lengths(40, 110),
+    "whole numbers": whole_numbers(40, 110),
+    "all equal": (np.ones((40, 4), np.float32), np.ones((110, 4), np.float32)),
+    "far more queries": people(120, 7),
+    "one query": people(1, 60),
+    "two images": people(1, 1),
+}
+
+
+def every_value(ranker, k1, k2, lambda_value):
+    """[Q, G] float32: all distances as the top-k mixes them, from the pairs' differences and the index' Jaccard."""
+    num_query = ranker.features.num_query
+    squared = squared_distances(ranker.features.rows(0, num_query), ranker.features.rows(num_query, 10**9))
+    original = torch.from_numpy(squared[:num_query] / slow_farthest(squared)[:num_query, None])[:, num_query:]
+    jaccard = jaccard_distance(ranker.index(k1, k2).shared(slice(0, num_query)))
+    return (original * lambda_value + jaccard * (1 - lambda_value)).numpy()
+
+
+def assert_top_k_as_the_oracle(query, gallery, k1, k2, lambda_value, k, **options):
+    ranker = ReRanker(query, gallery, k1, top_k=k, **options)
+    indices, distances = ranker.top_k(k1, k2, lambda_value)
+    expected = top_k([(slice(0, len(query)), every_value(ranker, k1, k2, lambda_value))], k, len(query))
+    assert indices.dtype == np.int64
+    assert distances.dtype == np.float32
+    assert indices.shape == (len(query), min(k, len(gallery)))
+    assert np.array_equal(distances, expected[1])
+    assert np.array_equal(indices, expected[0])
+
+
+def full_rows(caplog):
+    return sum(int(count) for count in re.findall(r"(\d+) of \d+ queries needed a full row", caplog.text))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 20, 60, 110, 500])
+@pytest.mark.parametrize("kind", INPUTS)
+def test_the_top_k_is_that_of_all_distances(small_tiles, kind, k):
+    assert_top_k_as_the_oracle(*INPUTS[kind], 8, 3, 0.3, k)
+
+
+@pytest.mark.parametrize("lambda_value", [0, 0.01, 0.5, 0.9, 1])
+@pytest.mark.parametrize("kind", ["clustered", "loose", "whole numbers", "not unit"])
+def test_the_top_k_of_any_lambda_is_that_of_all_distances(small_tiles, kind, lambda_value):
+    for k in (3, 25):
+        assert_top_k_as_the_oracle(*INPUTS[kind], 8, 3, lambda_value, k)
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(1, 1), (1, 2), (20, 6), (60, 1), (200, 30)])
+def test_the_top_k_of_any_k1_and_k2_is_that_of_all_distances(small_tiles, k1, k2):
+    for k in (1, 15):
+        assert_top_k_as_the_oracle(*INPUTS["clustered"], k1, k2, 0.3, k)
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 7, 30, 149])
+@pytest.mark.parametrize("kind", ["clustered", "loose", "whole numbers"])
+def test_however_few_candidates_there_are_the_top_k_is_exact(small_tiles, monkeypatch, kind, candidates):
+    monkeypatch.setattr(budget.Work, "candidates", candidates)
+    for k, lambda_value in ((1, 0.3), (10, 0.05), (10, 0.9), (40, 0.3)):
+        assert_top_k_as_the_oracle(*INPUTS[kind], 8, 3, lambda_value, k)
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("dmt", "dist_f32"), ("fastreid", "dist_trueeuclid")])
+@pytest.mark.parametrize(("k1", "k2", "lambda_value"), [(30, 2, 0.8), (20, 6, 0.3)])
+@pytest.mark.parametrize("k", [1, 10, 50, 10**6])
+def test_the_top_k_has_the_published_numbers(name, prefix, k1, k2, lambda_value, k):
+    golden = np.load(GOLDEN / f"rerank_{name}.npz")
+    expected = golden[f"{prefix}_k1_{k1}_k2_{k2}_lam_{lambda_value}"]
+    indices, distances = re_ranked_top_k(golden["q_feat"], golden["g_feat"], k1, k2, lambda_value, k)
+    np.testing.assert_allclose(distances, np.sort(expected, 1)[:, :k], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(np.take_along_axis(expected, indices, 1), distances, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("k", [1, 20, 110])
+@pytest.mark.parametrize("kind", INPUTS)
+def test_the_top_k_is_that_of_the_blocks_but_for_swaps_of_nearly_equal_ones(small_tiles, kind, k):
+    query, gallery = INPUTS[kind]
+    whole = re_ranking(query, gallery, 8, 3, 0.3)
+    indices, distances = re_ranked_top_k(query, gallery, 8, 3, 0.3, k)
+    np.testing.assert_allclose(distances, np.sort(whole, 1)[:, :k], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(np.take_along_axis(whole, indices, 1), distances, rtol=0, atol=TOLERANCE)
+    assert all(len(set(row)) == len(row) for row in indices.tolist())
+
+
+@pytest.mark.parametrize("kind", ["clustered", "whole numbers", "lengths 1e-3 to 1e3"])
+def test_how_the_top_k_is_computed_changes_no_bit(monkeypatch, kind):
+    whole = re_ranked_top_k(*INPUTS[kind], 8, 3, 0.3, 12, precision="float32")
+    for tile in (8, 48):
+        use_small_tiles(monkeypatch, tile)
+        for precision in ("float32", "tf32", "bf16", "auto"):
+            found = re_ranked_top_k(*INPUTS[kind], 8, 3, 0.3, 12, precision=precision)
+            assert np.array_equal(found[0], whole[0])
+            assert np.array_equal(found[1], whole[1])
+
+
+@pytest.mark.parametrize("k", [1, 10])  # fewer candidates than the k1 neighbours, and more
+def test_clustered_queries_need_no_full_row(caplog, k):
+    caplog.set_level("INFO")
+    query, gallery = people(60, 900, dim=32, identities=60)
+    assert_top_k_as_the_oracle(query, gallery, 10, 3, 0.3, k, precision="float32")
+    assert full_rows(caplog) == 0
+    assert "compared with all images again" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["whole numbers", "loose"])
+def test_queries_that_cannot_be_certified_get_full_rows(caplog, monkeypatch, kind):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(budget.Work, "candidates", 2)
+    assert_top_k_as_the_oracle(*INPUTS[kind], 8, 3, 0.3, 30)
+    assert full_rows(caplog) > 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    num_query=st.integers(1, 25), num_gallery=st.integers(1, 40), k1=st.integers(1, 12), k=st.integers(1, 45),
+    lambda_value=st.one_of(st.sampled_from([0, 0.001, 1]), st.floats(0, 1)), candidates=st.integers(1, 60),
+    levels=st.integers(0, 4), noise=st.sampled_from([0.05, 0.5, 10.0]), data=st.data(), seed=st.integers(0, 10**6),
+    precision=st.sampled_from(["float32", "tf32", "bf16"]),
+)
+def test_any_top_k_is_that_of_all_distances(
+        num_query, num_gallery, k1, k, lambda_value, candidates, levels, noise, data, seed, precision):
+    """levels 0: clustered; else whole numbers, full of ties."""
+    k2 = data.draw(st.integers(1, k1 + 1))
+    inputs = (whole_numbers(num_query, num_gallery, levels, seed) if levels
+              else people(num_query, num_gallery, noise=noise, seed=seed))
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_tiles(patch)
+        patch.setattr(budget.Work, "candidates", min(candidates, num_query + num_gallery))
+        assert_top_k_as_the_oracle(*inputs, k1, k2, lambda_value, k, precision=precision)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_top_k_below_one_is_refused_at_the_call(k):
+    with pytest.raises(ValueError, match=f"k={k}: at least one"):
+        re_ranked_top_k(*people(3, 5), 3, 2, 0.3, k)
+
+
+def test_top_k_refuses_what_the_blocks_refuse():
+    with pytest.raises(ValueError, match="k1=0"):
+        re_ranked_top_k(*people(3, 5), 0, 1, 0.3)
+    with pytest.raises(ValueError, match="lambda_value=2"):
+        re_ranked_top_k(*people(3, 5), 3, 1, 2)
+
+
+# ------------------------------------------------------------------ many images, and CUDA
 @pytest.mark.slow
 def test_many_images_agree_with_the_oracle(monkeypatch):
-    monkeypatch.setattr(tiles, "TILE", 128)
+    use_small_tiles(monkeypatch, 128)
     assert_as_the_oracle(*people(60, 540, dim=32, identities=50, noise=0.8), 20, 6, 0.3)
 
 
@@ -221,14 +388,27 @@ def test_memory_stays_far_below_a_matrix_over_all_pairs():
             pass
         print(peak() - before)
     """
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 250
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_re_ranking_on_cuda_gives_the_published_numbers():
     golden = np.load(GOLDEN / "rerank_dmt.npz")
     found = re_ranking(torch.from_numpy(golden["q_feat"]).cuda(), torch.from_numpy(golden["g_feat"]).cuda(), 30, 2, 0.8)
     np.testing.assert_allclose(found, golden["dist_f32_k1_30_k2_2_lam_0.8"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("kind", ["clustered", "not unit", "whole numbers"])
+def test_blocks_and_top_k_on_cuda_are_those_of_the_cpu(kind, precision):
+    query, gallery = INPUTS[kind]
+    whole = re_ranking(query, gallery, 8, 3, 0.3)
+    blocks = re_ranked_blocks(query, gallery, 8, 3, 0.3, device="cuda", precision=precision)
+    np.testing.assert_allclose(np.concatenate([block for _, block in blocks]), whole, rtol=0, atol=TOLERANCE)
+    indices, distances = re_ranked_top_k(query, gallery, 8, 3, 0.3, 20, device="cuda", precision=precision)
+    np.testing.assert_allclose(distances, np.sort(whole, 1)[:, :20], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(np.take_along_axis(whole, indices, 1), distances, rtol=0, atol=TOLERANCE)

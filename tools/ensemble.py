@@ -1,7 +1,8 @@
 """Combine tested models: python tools/ensemble.py --inputs DIR DIR ... [--weights W W ...] --output submission.json
 
 Sums the (re-ranked) distances of several models, block by block, from their feature banks or saved distmats, and
-writes the submission and, beside it, metrics.json where the truth is known.
+writes the submission and, beside it, metrics.json where the truth is known. Under torchrun the processes share the
+work: torchrun --nproc_per_node 2 tools/ensemble.py ...
 """
 import argparse
 import sys
@@ -22,12 +23,23 @@ def main() -> None:
                         help="sum distances (default), or concatenate the normalised features and rank once")
     parser.add_argument("--top_k", type=int, help="length of a query's list; default: as the models were tested")
     parser.add_argument("--distmats", action="store_true", help="read saved distmats even beside a feature bank")
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "tf32", "bf16"),
+                        help="of the candidate search of re-ranking; the result is the same (default: auto)")
+    parser.add_argument("--memory", type=int, default=0, metavar="MIB",
+                        help="memory for re-ranking above the features; default: four fifths of what is free")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
     args = parser.parse_args()
-    from processor.ranking import ensemble  # torch takes seconds to import
+    from processor.ranking import Compute, ensemble  # torch takes seconds to import
+    from utils.dist import worker_group
+    from utils.precision import select_device
 
     setup_logger(args.output.parent, "ensemble_log.txt")
-    ensemble(args.inputs, args.weights, args.output, args.mode, args.top_k, args.distmats)
-    print(f"wrote {args.output}")
+    with worker_group() as workers:
+        compute = Compute(args.precision, args.memory * 2**20 or None,
+                          workers.device(select_device(args.device, "0")), workers)
+        ensemble(args.inputs, args.weights, args.output, args.mode, args.top_k, args.distmats, compute)
+        if workers.is_main:
+            print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Test a checkpoint: python tools/test.py --config_file FILE.yml TEST.WEIGHT FILE.pth [KEY VALUE ...]
 
-Leaves submission.json, metrics.json (where the test folder has ground truth) and the features in OUTPUT_DIR.
+Leaves submission.json, metrics.json (where the test folder has ground truth) and the features in OUTPUT_DIR. Under
+torchrun the processes share the ranking.
 """
 import argparse
 import sys
@@ -21,10 +22,13 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     cfg = load_cfg(args.config_file, args.opts)
     from processor.inference import do_inference  # torch takes seconds to import: not before the config is right
+    from utils.dist import worker_group
 
     setup_logger(cfg.OUTPUT_DIR, "test_log.txt").debug("config:\n%s", cfg)
-    do_inference(cfg, save_distmat=args.save_distmat)
-    print(f"wrote {Path(cfg.OUTPUT_DIR) / 'submission.json'}")
+    with worker_group() as workers:
+        do_inference(cfg, args.save_distmat, workers)
+        if workers.is_main:
+            print(f"wrote {Path(cfg.OUTPUT_DIR) / 'submission.json'}")
 
 
 if __name__ == "__main__":

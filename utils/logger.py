@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,8 +14,10 @@ _FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 def setup_logger(output_dir: str | Path | None = None, filename: str = "log.txt") -> logging.Logger:
     """Send the root logger's INFO lines to the terminal and, with `output_dir`, all lines to a file there too.
 
-    The file is appended to, so that a resumed run keeps its history. Handlers of an earlier call are replaced.
+    The file is appended to, so that a resumed run keeps its history. Handlers of an earlier call are replaced. Of
+    several processes under torchrun only the first speaks; the others warn.
     """
+    is_main = os.environ.get("RANK", "0") == "0"
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
     for handler in list(root.handlers):
@@ -22,9 +25,9 @@ def setup_logger(output_dir: str | Path | None = None, filename: str = "log.txt"
             root.removeHandler(handler)
             handler.close()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    handlers[0].setLevel(logging.INFO)
+    handlers[0].setLevel(logging.INFO if is_main else logging.WARNING)
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    if output_dir:
+    if output_dir and is_main:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(Path(output_dir) / filename, encoding="utf-8"))
         handlers[1].setFormatter(logging.Formatter(_FORMAT))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def progress(items: Iterable[T], title: str, unit: str, total: int | None = None) -> Iterator[T]:
     """Yield `items`, showing how far it is; `total` where `items` has no length."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, desc=title, unit=unit, total=total, leave=False)
         return

@@ -1,27 +1,65 @@
-"""CMC, mAP and mINP, counted up a few queries at a time."""
+"""CMC, mAP, mINP and TPR@FPR, counted up a few queries at a time."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from processor.retrieval.roc import RocCounts
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class RankResult:
-    """How well the gallery was ranked, averaged over the queries that have a match to find.
+    """How well the gallery was ranked: a figure for each query, and their averages.
 
     A query without a match in the gallery (after dropping its own camera, where that is asked for) has no rank to
-    measure: it counts in `num_queries`, not in `num_valid`, and in no average.
+    measure: it is NaN here, counts in `num_queries`, not in `num_valid`, and in no average.
     """
 
-    cmc: np.ndarray    # [max_rank] float64: share of the queries with a match among the first r + 1
-    mAP: float
-    mAP_at_k: float
-    mINP: float
-    num_valid: int
-    num_queries: int
-    k: int             # of mAP_at_k
+    ap: np.ndarray         # [Q] float64, NaN without a match
+    ap_at_k: np.ndarray    # [Q] float64, NaN without a match
+    inp: np.ndarray        # [Q] float64, NaN without a match
+    first_hit: np.ndarray  # [Q] int64, rank of the nearest match from 1; 0 without a match
+    domain_sizes: tuple[int, ...]  # queries of each domain, one after the other, where several were merged
+    max_rank: int          # length of cmc
+    k: int                 # of ap_at_k
+    tpr_at_fpr: dict[str, float] = field(default_factory=dict)  # see RocCounts; {} for several domains together
+    tpr_exact: bool = True  # False: so many pairs that the thresholds were rounded to a grid, see RocCounts
+
+    @property
+    def valid(self) -> np.ndarray:
+        """[Q] bool: the queries that have a match."""
+        return self.first_hit > 0
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.first_hit)
+
+    @property
+    def num_valid(self) -> int:
+        return int(np.count_nonzero(self.first_hit))
+
+    @property
+    def cmc(self) -> np.ndarray:
+        """[max_rank] float64: share of the valid queries with a match among the first r + 1.
+
+        A gallery shorter than max_rank has no first match beyond its end: the last value is repeated.
+        """
+        within = self.first_hit[self.valid & (self.first_hit <= self.max_rank)]
+        return np.cumsum(np.bincount(within, minlength=self.max_rank + 1)[1:]) / self.num_valid
+
+    @property
+    def mAP(self) -> float:
+        return float(self.ap[self.valid].mean())
+
+    @property
+    def mAP_at_k(self) -> float:
+        return float(self.ap_at_k[self.valid].mean())
+
+    @property
+    def mINP(self) -> float:
+        return float(self.inp[self.valid].mean())
 
     @property
     def naic_score(self) -> float:
@@ -30,17 +68,22 @@ class RankResult:
 
     def to_dict(self) -> dict[str, float | int]:
         """The figures by name, for a JSON file; a rank beyond max_rank is left out."""
-        ranks = {f"rank{r}": float(self.cmc[r - 1]) for r in (1, 5, 10) if r <= len(self.cmc)}
+        cmc = self.cmc
+        ranks = {f"rank{r}": float(cmc[r - 1]) for r in (1, 5, 10) if r <= len(cmc)}
         return {**ranks, "mAP": self.mAP, f"mAP@{self.k}": self.mAP_at_k, "mINP": self.mINP,
-                "naic_score": self.naic_score, "num_valid": self.num_valid, "num_queries": self.num_queries}
+                "naic_score": self.naic_score, "num_valid": self.num_valid, "num_queries": self.num_queries,
+                **self.tpr_at_fpr}
 
 
 class RankAccumulator:
     """Takes the distances in blocks of queries, in any order, and never holds them all.
 
-    Ranks follow the distance, and equal distances the gallery index. AP is the mean over a query's matches of the
-    precision at the match's rank (not interpolated); AP@k counts the matches among the first k ranks and divides by
-    min(matches, k); INP is the number of matches divided by the last one's rank.
+    Ranks follow the distance, and equal distances the gallery index; -inf comes first and +inf last. AP is the mean
+    over a query's matches of the precision at the match's rank (not interpolated); AP@k counts the matches among the
+    first k ranks and divides by min(matches, k); INP is the number of matches divided by the last one's rank.
+    TPR@FPR is over all pairs that are ranked, those of queries without a match too; see `RocCounts`.
+
+    One row is sorted at a time, without its indices: only where the matches stand in it is asked.
 
     Args:
         q_pids, g_pids: [Q], [G] identities.
@@ -65,9 +108,14 @@ class RankAccumulator:
         self.g_pids, self.g_camids = _same_length("gallery", g_pids, g_camids)
         self.max_rank, self.k, self.drop_same_camera = max_rank, k, drop_same_camera
         size = len(self.q_pids)
+        self._by_pid = np.argsort(self.g_pids, kind="stable")  # query q's identity: [_begin[q] : _end[q]], ascending
+        self._begin, self._end = (np.searchsorted(self.g_pids[self._by_pid], self.q_pids, side)
+                                  for side in ("left", "right"))
+        same_pid = int((self._end - self._begin).sum())
+        self._roc = RocCounts(same_pid, size * len(self.g_pids) - same_pid)
         self._seen = np.zeros(size, bool)
         self._ap, self._ap_at_k, self._inp = (np.full(size, np.nan) for _ in range(3))  # NaN: nothing to find
-        self._first_hits = np.zeros(max_rank, np.int64)  # queries whose first match is at this rank
+        self._first_hit = np.zeros(size, np.int64)
 
     def update(self, rows: slice | np.ndarray, distances: np.ndarray) -> None:
         """Rank the gallery for some queries.
@@ -76,7 +124,7 @@ class RankAccumulator:
             rows: which queries, a slice or an integer array.
             distances: [len(rows), G], smaller is closer.
         Raises:
-            ValueError: a wrong shape, NaN, a query out of range, or one that was there before.
+            ValueError: a wrong shape, NaN, a query out of range, or one that was there before. Nothing was counted.
         """
         size = len(self._seen)
         if isinstance(rows, slice):
@@ -85,34 +133,55 @@ class RankAccumulator:
         if distances.shape != (len(rows), len(self.g_pids)):
             raise ValueError(f"expected distances {(len(rows), len(self.g_pids))} for {len(rows)} queries and "
                              f"{len(self.g_pids)} gallery images, got {distances.shape}")
+        if len(outside := rows[(rows < 0) | (rows >= size)]):
+            raise ValueError(f"query {outside[0]} is out of range: there are {size}")
+        times = np.bincount(rows, minlength=size) + self._seen
+        if len(repeated := np.flatnonzero(times > 1)):
+            raise ValueError(f"query {repeated[0]} came twice")
+        if len(unclear := rows[np.isnan(distances.min(axis=1))]):
+            raise ValueError(f"the distances of query {unclear[0]} hold NaN")
         for row, row_distances in zip(rows.tolist(), distances, strict=True):
-            if not 0 <= row < size:
-                raise ValueError(f"query {row} is out of range: there are {size}")
-            if self._seen[row]:
-                raise ValueError(f"query {row} came twice")
-            if np.isnan(row_distances).any():
-                raise ValueError(f"the distances of query {row} hold NaN")
-            self._seen[row] = True
             self._rank(row, row_distances)
+        self._seen[rows] = True
 
     def _rank(self, row: int, distances: np.ndarray) -> None:
         """Enter one query's figures."""
-        matches = self.g_pids == self.q_pids[row]
-        if self.drop_same_camera:
-            kept = ~(matches & (self.g_camids == self.q_camids[row]))
-            matches, distances = matches[kept], distances[kept]
-        if not matches.any():
+        same_pid = self._by_pid[self._begin[row] : self._end[row]]
+        same_pid = same_pid[np.argsort(distances[same_pid], kind="stable")]
+        dropped = self.drop_same_camera & (self.g_camids[same_pid] == self.q_camids[row])
+        ordered = np.sort(distances)
+        places = _places(ordered, distances, same_pid)
+        near = int(ordered.searchsorted(self._roc.negatives.limit))
+        self._roc.add(distances[same_pid[~dropped]], np.delete(ordered[:near], places[places < near]))
+        ranks = (places + 1 - np.cumsum(dropped))[~dropped]  # of the matches; what is dropped takes no rank
+        if not len(ranks):
             return
-        ranks = np.flatnonzero(matches[np.argsort(distances, kind="stable")]) + 1  # of the matches, from 1
         precision = np.arange(1, len(ranks) + 1) / ranks
         self._ap[row] = precision.mean()
         self._ap_at_k[row] = precision[ranks <= self.k].sum() / min(len(ranks), self.k)
         self._inp[row] = precision[-1]
-        if ranks[0] <= self.max_rank:
-            self._first_hits[ranks[0] - 1] += 1
+        self._first_hit[row] = ranks[0]
+
+    def absorb(self, other: RankAccumulator) -> None:
+        """Add what another accumulator has counted for other queries of the same data, as another process's.
+
+        The result depends neither on who absorbs whom nor on the order. An accumulator can be pickled.
+
+        Raises:
+            ValueError: the labels or settings differ, or both have seen the same query; nothing was added.
+        """
+        for name in ("q_pids", "g_pids", "q_camids", "g_camids", "max_rank", "k", "drop_same_camera"):
+            if not np.array_equal(getattr(self, name), getattr(other, name)):
+                raise ValueError(f"accumulators that differ in {name} cannot be joined")
+        if len(repeated := np.flatnonzero(self._seen & other._seen)):
+            raise ValueError(f"query {repeated[0]} came twice")
+        rows = other._seen
+        for name in ("_ap", "_ap_at_k", "_inp", "_first_hit", "_seen"):
+            getattr(self, name)[rows] = getattr(other, name)[rows]
+        self._roc.absorb(other._roc)
 
     def result(self) -> RankResult:
-        """The averages over the valid queries.
+        """The figures of all queries.
 
         Raises:
             ValueError: a query was never given, or none has a match in the gallery.
@@ -120,19 +189,30 @@ class RankAccumulator:
         missing = np.flatnonzero(~self._seen)
         if len(missing):
             raise ValueError(f"{len(missing)} of {len(self._seen)} queries were not given, the first is {missing[0]}")
-        valid = ~np.isnan(self._ap)
-        if not valid.any():
+        if not self._first_hit.any():
             other = " from another camera" if self.drop_same_camera else ""
-            raise ValueError(f"none of the {len(valid)} queries has an image of its identity{other} in the gallery")
-        num_valid = int(valid.sum())
-        return RankResult(
-            # A gallery shorter than max_rank has no first match beyond its end: the sum repeats the last value.
-            cmc=np.cumsum(self._first_hits) / num_valid,
-            mAP=float(self._ap[valid].mean()),
-            mAP_at_k=float(self._ap_at_k[valid].mean()),
-            mINP=float(self._inp[valid].mean()),
-            num_valid=num_valid, num_queries=len(valid), k=self.k,
-        )
+            raise ValueError(f"none of the {len(self._seen)} queries has an image of its identity{other} in the "
+                             f"gallery")
+        per_query = (array.copy() for array in (self._ap, self._ap_at_k, self._inp, self._first_hit))
+        return RankResult(*per_query, (len(self._seen),), self.max_rank, self.k, self._roc.tpr_at_fpr(),
+                          self._roc.exact)
+
+
+def _places(ordered: np.ndarray, distances: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Where some images stand in the ranking of a row by (distance, index), from 0.
+
+    Args:
+        ordered: [G] the row, ascending.
+        distances: [G] the row as it came.
+        images: [n] indices into it, nearest first.
+    """
+    nearest = distances[images]
+    places = ordered.searchsorted(nearest)
+    tied = ordered.searchsorted(nearest, side="right") - places > 1
+    for value in np.unique(nearest[tied]):
+        equal = nearest == value
+        places[equal] += np.flatnonzero(distances == value).searchsorted(images[equal])
+    return places
 
 
 def _same_length(side: str, pids: Sequence[int], camids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -161,22 +241,22 @@ def evaluate_rank(
 
 
 def merge_results(results: Sequence[RankResult]) -> RankResult:
-    """The result over all queries of several sets (as NAIC's green and normal), each weighted by its valid ones.
+    """The result over all queries of several domains (as NAIC's green and normal), each weighted by its valid ones.
+
+    A threshold of distances belongs to one gallery, and its FPR cannot be had from the domains' figures: several
+    domains together have no TPR@FPR.
 
     Raises:
         ValueError: there are none, or they differ in max_rank or k.
     """
     if not results:
         raise ValueError("no results to merge")
-    kinds = {(len(result.cmc), result.k) for result in results}
+    kinds = {(result.max_rank, result.k) for result in results}
     if len(kinds) > 1:
         raise ValueError(f"results of different (max_rank, k) cannot be merged: {sorted(kinds)}")
-    valid = [result.num_valid for result in results]
-
-    def mean(name: str) -> np.ndarray:
-        return np.average([getattr(result, name) for result in results], axis=0, weights=valid)
-
-    return RankResult(
-        cmc=mean("cmc"), mAP=float(mean("mAP")), mAP_at_k=float(mean("mAP_at_k")), mINP=float(mean("mINP")),
-        num_valid=sum(valid), num_queries=sum(result.num_queries for result in results), k=results[0].k,
-    )
+    if len(results) == 1:
+        return results[0]
+    per_query = (np.concatenate([getattr(result, name) for result in results])
+                 for name in ("ap", "ap_at_k", "inp", "first_hit"))
+    sizes = tuple(size for result in results for size in result.domain_sizes)
+    return RankResult(*per_query, sizes, results[0].max_rank, results[0].k)

@@ -1,8 +1,8 @@
 """k-reciprocal re-ranking, exact, without a matrix over all pairs of images.
 
-The N = Q + G images of query and gallery are compared in tiles. Of every image only its k1 + 1 nearest and the
-distance of its farthest are kept; from these lists on, everything is a sparse [N, N] matrix with a few dozen
-entries a row, and the distances are given out a few queries at a time.
+The N = Q + G images of query and gallery are compared in tiles, of which only each image's nearest and its farthest
+are kept (`search`); from these lists on everything is sparse (`encoding`), and distances are given out a few queries
+at a time, or only the nearest gallery images of each query.
 
 Source: Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017.
 """
@@ -11,39 +11,34 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
-from processor.retrieval import distance as tiles
+from processor.retrieval.budget import Work, plan_search
 from processor.retrieval.distance import (
+    QUERY_ROWS,
     Block,
-    FeatureRows,
-    Features,
     check_block_rows,
-    query_gallery_blocks,
-    rank_keys,
-    regroup,
-    split_keys,
+    own_rows,
+    row_block,
+    split_rows,
     squared_euclidean,
 )
+from processor.retrieval.encoding import JaccardIndex, encode, jaccard_distance
+from processor.retrieval.features import FeatureRows, Features
+from processor.retrieval.precision import CHOICES, PRECISIONS
+from processor.retrieval.ranks import rank_keys, split_keys
+from processor.retrieval.search import Bounds, Candidates, Neighbours, PairDistances, SearchPlan, search
+from utils.dist import ALONE, Workers
+from utils.parallel import in_threads
+from utils.progress import progress
 
 logger = logging.getLogger(__name__)
-
-ROWS_AT_ONCE = 8192   # of the sparse matrices
-PAIRS_AT_ONCE = 1024  # of features gathered from here and there
-NO_KEY = (0x7F800000 << 32) | 0xFFFFFFFF  # rank_keys of an infinite distance: an empty place in a list
-
-
-class Neighbours(NamedTuple):
-    """The nearest images of every image among query and gallery: itself, then by distance, then by index."""
-
-    indices: np.ndarray    # [N, k] int32, query images first, then the gallery's
-    distances: np.ndarray  # [N, k] float32, squared Euclidean
-    farthest: np.ndarray   # [N] float32, the largest squared distance of the row; 1 where all images coincide
+EMPTY = torch.iinfo(torch.int64).max  # no key
+ROUNDING = 4e-7  # of the mix of two distances in [0, 1]
 
 
 def re_ranking(query: Features, gallery: Features, k1: int, k2: int, lambda_value: float) -> np.ndarray:
@@ -56,7 +51,8 @@ def re_ranking(query: Features, gallery: Features, k1: int, k2: int, lambda_valu
 
 
 def re_ranked_blocks(
-    query: Features, gallery: Features, k1: int, k2: int, lambda_value: float, block_rows: int = tiles.TILE,
+    query: Features, gallery: Features, k1: int, k2: int, lambda_value: float, block_rows: int = QUERY_ROWS,
+    **options: object,
 ) -> Iterator[Block]:
     """Re-ranked distance from every query to every gallery image, in [0, 1]; smaller is closer.
 
@@ -68,186 +64,239 @@ def re_ranked_blocks(
         k1: reciprocal neighbours; lists are cut to N = Q + G where k1 + 1 is more.
         k2: nearest images (the image itself is the first) whose encodings are averaged; 1 averages nothing.
         lambda_value: weight of the original distance, in [0, 1].
-        block_rows: the most query rows in one block; it changes the memory, never the values.
+        block_rows: the most query rows in one block, QUERY_ROWS at most; it changes the memory, never the values.
+        options: of `ReRanker`: precision, memory, normalize, device, workers.
     Returns:
-        An iterator of (rows, distances [len(rows), G] float32), `rows` a slice; every query once, in order. The
-        work that all queries share is done when the first block is asked for.
+        An iterator of (rows, distances [len(rows), G] float32), `rows` a slice; every query once, in order (with
+        workers: those of this process). The work that all queries share is done when the first block is asked for.
     Raises:
         ValueError: at the call, where a parameter is out of its range, the dimensions differ or a feature is not
             finite.
     """
+    check_block_rows(block_rows)
+    check_parameters(k1, k2, lambda_value)
+    ranker = ReRanker(query, gallery, k1, **options)
+    return split_rows(ranker.blocks(k1, k2, lambda_value), block_rows)
+
+
+def re_ranked_top_k(
+    query: Features, gallery: Features, k1: int, k2: int, lambda_value: float, k: int = 200, **options: object,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k gallery images nearest to each query by re-ranked distance, without computing the others' distances.
+
+    A query is certified where no other image can be among its nearest; the others get full rows. The distances are
+    those of `re_ranked_blocks` up to float32's rounding (1e-6), computed from the differences of features.
+
+    Args:
+        k: cut to G.  The rest as for `re_ranked_blocks`.
+    Returns:
+        indices [Q, k] int64 and distances [Q, k] float32, nearest first, equal distances by gallery index.
+    Raises:
+        ValueError: as `re_ranked_blocks`, and for k < 1.
+    """
+    check_parameters(k1, k2, lambda_value)
+    return ReRanker(query, gallery, k1, top_k=k, **options).top_k(k1, k2, lambda_value)
+
+
+def check_parameters(k1: int, k2: int, lambda_value: float) -> None:
+    """Raise ValueError for parameters that have no meaning."""
     if k1 < 1:
         raise ValueError(f"k1={k1}: at least one neighbour is needed")
     if not 1 <= k2 <= k1 + 1:
         raise ValueError(f"k2={k2}: must be from 1 to k1 + 1 = {k1 + 1}, for only the k1 + 1 nearest are known")
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value={lambda_value}: must be from 0 to 1")
-    check_block_rows(block_rows)
-    return regroup(_re_ranked(FeatureRows(query, gallery), k1, k2, lambda_value), block_rows)
 
 
-def _re_ranked(features: FeatureRows, k1: int, k2: int, lambda_value: float) -> Iterator[Block]:
-    """One block for each row of tiles."""
-    start = time.perf_counter()
-    logger.info("re-ranking %d queries and %d gallery images of dimension %d: about %.0f MiB above the features",
-                features.num_query, features.num_gallery, features.dim, predicted_bytes(features, k1, k2) / 2**20)
-    neighbours = nearest_neighbours(features, k1 + 1)
-    logger.info("re-ranking: neighbours found after %.1f s", time.perf_counter() - start)
-    codes = encode(features, neighbours, k1, k2)
-    # Row j of `columns` are the gallery images whose code holds image j: the inverted index of the Jaccard sum.
-    columns = codes[features.num_query :].T.tocsr()
-    codes = codes[: features.num_query]
-    logger.info("re-ranking: %.0f entries a gallery image after %.1f s",
-                columns.nnz / features.num_gallery, time.perf_counter() - start)
-    for rows, squared in query_gallery_blocks(features, squared_euclidean):
-        block = squared.cpu().numpy()
-        block /= neighbours.farthest[rows, None]
-        block *= np.float32(lambda_value)
-        for row, mixed in zip(range(rows.start, rows.stop), block, strict=True):
-            entries = slice(codes.indptr[row], codes.indptr[row + 1])
-            mixed += np.float32(1 - lambda_value) * jaccard(codes.indices[entries], codes.data[entries], columns)
-        yield rows, block
-
-
-def predicted_bytes(features: FeatureRows, k1: int, k2: int) -> int:
-    """A rough estimate of the memory that re-ranking takes above the features."""
-    lists = len(features) * (k1 + 1) * 32            # keys, their copy to sort, indices and distances
-    entries = 8 * len(features) * 2 * (k1 + 1)       # int32 and float32; about this many before the averaging …
-    codes = 2 * entries * (1 + min(k2, 4) // 2)      # … and after it (neighbours' codes overlap), and its inverse
-    chunk = ROWS_AT_ONCE * (k1 + 1) ** 2 * 12
-    tile = features.tile_rows * (features.tile_rows * 96 + features.dim * 24)
-    return max(lists + tile, lists // 2 + chunk + codes) + 4 * features.tile_rows * features.num_gallery
-
-
-def nearest_neighbours(features: FeatureRows, k: int) -> Neighbours:
-    """The k nearest images of every image, itself first. Only the upper triangle of tiles is computed."""
-    keys = torch.full((len(features), min(k, len(features))), NO_KEY, device=features.device)
-    farthest = torch.zeros(len(features), device=features.device)
-    for i in range(features.num_tiles):
-        rows, a, a_norms = features.tile_slice(i), features.tile(i), features.norms_of_tile(i)
-        for j in range(i, features.num_tiles):
-            columns = features.tile_slice(j)
-            b = a if j == i else features.tile(j)
-            tile = squared_euclidean(a, a_norms, b, features.norms_of_tile(j))
-            tile = tile[: rows.stop - rows.start, : columns.stop - columns.start]
-            if j == i:
-                # One half decides for both, so that a pair has one distance. -1 puts an image before its duplicates.
-                tile = tile.triu(1) + tile.triu(1).T
-                tile.fill_diagonal_(-1)
-            else:
-                _keep_nearest(keys[columns], farthest[columns], tile.T, rows.start)
-            _keep_nearest(keys[rows], farthest[rows], tile, columns.start)
-    distances, indices = split_keys(keys.sort(dim=1).values)
-    return Neighbours(indices.to(torch.int32).cpu().numpy(), distances.clamp_(min=0).cpu().numpy(),
-                      torch.where(farthest > 0, farthest, 1).cpu().numpy())
-
-
-def _keep_nearest(keys: Tensor, farthest: Tensor, tile: Tensor, first_column: int) -> None:
-    """Merge a tile's columns into the rows' lists and maxima, in place."""
-    torch.maximum(farthest, tile.amax(1), out=farthest)
-    # After the first tiles few distances can still enter a list: only these are made into keys.
-    worst, _ = split_keys(keys.amax(1))
-    rows, columns = (tile <= worst[:, None]).nonzero(as_tuple=True)
-    counts = torch.bincount(rows, minlength=len(keys))
-    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    found = keys.new_full((len(keys), keys.shape[1] + int(counts.max())), NO_KEY)
-    found[:, : keys.shape[1]] = keys
-    found[rows, keys.shape[1] + places] = rank_keys(tile[rows, columns], columns + first_column)
-    keys.copy_(found.topk(keys.shape[1], largest=False, sorted=False).values)
-
-
-def encode(features: FeatureRows, neighbours: Neighbours, k1: int, k2: int) -> sparse.csr_matrix:
-    """The k-reciprocal code of every image, averaged over its k2 nearest: [N, N] float32, rows sum to 1."""
-    size = len(features)
-    full = _reciprocal(neighbours.indices)
-    # np.around rounds halves to even, as the published code does; + 1 for the image itself.
-    half = _reciprocal(neighbours.indices[:, : int(np.around(k1 / 2)) + 1])
-    codes = sparse.vstack([
-        _weigh(features, neighbours, start, _expand(full[start : start + ROWS_AT_ONCE], half))
-        for start in range(0, size, ROWS_AT_ONCE)
-    ], format="csr")
-    if k2 == 1:
-        return codes
-    averaged = _rows_of_ones(neighbours.indices[:, :k2], np.float32) @ codes
-    averaged.data /= np.float32(min(k2, size))
-    return averaged
-
-
-def _rows_of_ones(indices: np.ndarray, dtype: type) -> sparse.csr_matrix:
-    """[N, N] with a one at every (row, indices[row, :])."""
-    size, k = indices.shape
-    starts = np.arange(0, size * k + 1, k)
-    return sparse.csr_matrix((np.ones(size * k, dtype), indices.ravel(), starts), shape=(size, size))
-
-
-def _reciprocal(indices: np.ndarray) -> sparse.csr_matrix:
-    """[N, N] ones at (i, j) where each is in the other's list."""
-    near = _rows_of_ones(indices, np.int32)
-    return near.multiply(near.T).tocsr()
-
-
-def _expand(full: sparse.csr_matrix, half: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Add the set of each reciprocal neighbour that shares more than 2/3 of it: R*(i) of the paper, eq. 5.
+class ReRanker:
+    """One candidate search, and from it any number of re-rankings with k1 up to the one it was made for.
 
     Args:
-        full: [rows, N] the reciprocal sets for k1, of some images.
-        half: [N, N] the reciprocal sets for k1 / 2, of all.
+        query, gallery: as for `re_ranked_blocks`.
+        k1: the largest that will be asked for.
+        top_k: so many nearest gallery images will be asked for; None: full rows only.
+        precision: of the candidate search's products: auto | float32 | tf32 | bf16. The answer is the same.
+        memory: bytes that may be used above the features; None: four fifths of what is free. The answer is the same.
+        normalize: give the features length 1 first, without a copy of them.
+        device: where to compute; None: where the features are.
+        workers: processes that share the work, each with all the features.
+    Raises:
+        ValueError: unfit features or options; when the work starts, where it needs more memory than it may have.
     """
-    shared = (full @ half.T).multiply(full).tocsr()  # (i, c): how much of c's set is in i's
-    shared.data = (3 * shared.data > 2 * np.diff(half.indptr)[shared.indices]).astype(np.int32)
-    shared.eliminate_zeros()
-    expanded = (shared @ half + full).tocsr()
-    expanded.sort_indices()
-    return expanded
+
+    def __init__(
+        self, query: Features, gallery: Features, k1: int, *, top_k: int | None = None, precision: str = "auto",
+        memory: int | None = None, normalize: bool = False, device: torch.device | str | None = None,
+        workers: Workers = ALONE,
+    ) -> None:
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"k={top_k}: at least one neighbour is needed")
+        self.features = FeatureRows(query, gallery, device, normalize)
+        self.k1, self.workers = k1, workers
+        self.k = None if top_k is None else min(top_k, self.features.num_gallery)
+        self.work = Work(self.features, k1, self.k or 0, workers.size)
+        self._options = precision, memory
+        if precision not in CHOICES:
+            raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(CHOICES)}")
+        self._encoded: dict[tuple[int, int], JaccardIndex] = {}
+
+    @cached_property
+    def plan(self) -> SearchPlan:
+        """Made when the work starts: what is free then counts, after what others of an ensemble hold."""
+        return plan_search(self.work, *self._options, self.workers)
+
+    @cached_property
+    def pairs(self) -> PairDistances:
+        return PairDistances(self.features, self.plan.pairs)
+
+    @cached_property
+    def _searched(self) -> tuple[Neighbours, Candidates | None]:
+        start = time.perf_counter()
+        logger.info("re-ranking %s", self.work.describe(self.plan))
+        found = search(self.features, self.k1 + 1, self.plan, self.work.candidates, self.workers)
+        logger.info("re-ranking: neighbours found after %.1f s", time.perf_counter() - start)
+        return found
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return self._searched[0]
+
+    def index(self, k1: int, k2: int) -> JaccardIndex:
+        """The codes for k1 and k2; the last ones are kept."""
+        check_parameters(k1, k2, 0)
+        if k1 > self.k1:
+            raise ValueError(f"k1={k1}: the neighbours were searched for k1={self.k1}")
+        if (k1, k2) not in self._encoded:
+            self._encoded.clear()
+            codes = encode(self.neighbours, self.pairs, k1, k2, self.workers)
+            self._encoded[k1, k2] = JaccardIndex(codes, self.features.num_query, self.plan.queries)
+        return self._encoded[k1, k2]
+
+    def parts(self, k1: int, k2: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, original distance in [0, 1], Jaccard distance), [len(rows), G] each, that lambda mixes."""
+        index = self.index(k1, k2)
+        farthest = self.neighbours.farthest
+        for rows in progress(own_rows(self.features.num_query, self.workers), "re-ranked distances", "blocks"):
+            original = row_block(self.features, rows, squared_euclidean).div_(farthest[rows, None])
+            yield rows, original, jaccard_distance(index.shared(rows))
+
+    def blocks(self, k1: int, k2: int, lambda_value: float) -> Iterator[Block]:
+        """Full rows of distances, QUERY_ROWS queries at a time."""
+        for rows, original, jaccard in self.parts(k1, k2):
+            yield rows, original.mul_(lambda_value).add_(jaccard, alpha=1 - lambda_value).cpu().numpy()
+
+    def top_k(self, k1: int, k2: int, lambda_value: float) -> tuple[np.ndarray, np.ndarray]:
+        """indices [Q, k] and distances [Q, k], for the top_k that this was made for."""
+        assert self.k is not None, "made without top_k"
+        ranking = _TopK(self, self.index(k1, k2), lambda_value)
+        num_query = self.features.num_query
+        keys = torch.zeros(num_query, self.k, dtype=torch.int64, device=self.features.device)
+
+        def rank(rows: slice) -> None:
+            keys[rows] = ranking.keys(rows)
+
+        blocks = own_rows(num_query, self.workers)
+        for _ in progress(in_threads(rank, blocks, self.features.device), "nearest images", "blocks", len(blocks)):
+            pass
+        if ranking.candidates is not None and ranking.full_rows:
+            logger.info("re-ranking: %d of %d queries needed a full row", ranking.full_rows, num_query)
+        for i, start in enumerate(range(0, num_query, QUERY_ROWS)):
+            self.workers.broadcast(keys[start : start + QUERY_ROWS], i % self.workers.size)
+        distances, indices = split_keys(keys)
+        return indices.cpu().numpy(), distances.cpu().numpy()
 
 
-def _weigh(
-    features: FeatureRows, neighbours: Neighbours, start: int, sets: sparse.csr_matrix,
-) -> sparse.csr_matrix:
-    """Give each member of the sets of images `start` … the weight exp(-d), each row summing to 1."""
-    size, count = len(features), sets.shape[0]
-    rows = np.repeat(np.arange(start, start + count), np.diff(sets.indptr))
-    squared = _listed_distances(neighbours, start, count, rows * size + sets.indices)
-    missing = np.flatnonzero(np.isnan(squared))
-    squared[missing] = _pair_distances(features, rows[missing], sets.indices[missing])
-    weights = np.exp(-squared / neighbours.farthest[rows])
-    sums = np.bincount(rows - start, weights=weights, minlength=count)
-    weights /= sums.astype(np.float32)[rows - start]
-    return sparse.csr_matrix((weights, sets.indices, sets.indptr), shape=sets.shape)
+class _TopK:
+    """The nearest gallery images of a block of queries, from the candidates where that can be proven."""
+
+    def __init__(self, ranker: ReRanker, index: JaccardIndex, lambda_value: float):
+        self.features, self.index, self.pairs, self.k = ranker.features, index, ranker.pairs, ranker.k
+        self.candidates, self.farthest = ranker._searched[1], ranker.neighbours.farthest
+        self.full_bounds = Bounds(self.features, PRECISIONS["float32"])
+        self.lambda_value = lambda_value
+        self.full_rows = 0
+
+    def keys(self, rows: slice) -> Tensor:
+        """[len(rows), k] sorted rank_keys of the nearest."""
+        shared = self.index.shared(rows)
+        if self.candidates is None:
+            return self._from_full_rows(torch.arange(rows.start, rows.stop, device=shared.device), shared)
+        queries = torch.arange(rows.start, rows.stop, device=shared.device)
+        bounds = self.candidates.bounds.of(queries)
+        gallery = self.candidates.indices[rows].long() - self.features.num_query
+        known = gallery >= 0  # neither a query nor an empty place
+        gallery.clamp_(min=0)
+        jaccard = jaccard_distance(shared.gather(1, gallery))
+        searched = self.candidates.searched[rows].masked_fill(~known, 0)
+        lower = self._mixed(queries, bounds.lower(searched), jaccard).masked_fill_(~known, torch.inf)
+        upper = self._mixed(queries, bounds.upper(searched), jaccard).masked_fill_(~known, torch.inf)
+        # The k that look nearest first: the last of them bounds what else is worth an exact distance.
+        nearest = upper.topk(min(self.k, upper.shape[1]), largest=False).indices
+        first = torch.zeros_like(known).scatter_(1, nearest, True)
+        keys = self._exact(queries, gallery, first & known, jaccard)
+        more = known & ~first & (lower <= self._worst(keys)[:, None])
+        keys = _smallest(torch.cat([keys, self._exact(queries, gallery, more, jaccard)], 1), self.k)
+        # What is not among the candidates is no nearer than the limit, and shares with the query what is left.
+        kth = self._worst(keys)
+        beyond = bounds.lower(self.candidates.limits[rows, None])
+        rest = torch.nn.functional.pad(shared, (0, 1)).scatter_(1, torch.where(known, gallery, shared.shape[1]), 0)
+        rest = rest[:, :-1]
+        open_rows = self._mixed(queries, beyond, torch.ones_like(beyond))[:, 0] <= kth
+        near_rest = self._mixed(queries, beyond, jaccard_distance(rest.amax(1, keepdim=True)))[:, 0] <= kth
+        some = (near_rest & ~open_rows).nonzero().flatten()
+        if len(some):
+            far = jaccard_distance(rest[some])
+            wanted = (rest[some] > 0) & (self._mixed(queries[some], beyond[some], far) <= kth[some, None])
+            everything = torch.arange(wanted.shape[1], device=shared.device).expand_as(wanted)
+            more = self._exact(queries[some], everything, wanted, far)
+            keys[some] = _smallest(torch.cat([keys[some], more], 1), self.k)
+        open_rows = open_rows.nonzero().flatten()
+        if len(open_rows):
+            keys[open_rows] = self._from_full_rows(queries[open_rows], shared[open_rows])
+        return keys
+
+    def _from_full_rows(self, queries: Tensor, shared: Tensor) -> Tensor:
+        """The same for queries [R] (QUERY_ROWS at most) of which every image is a candidate."""
+        self.full_rows += len(queries)
+        bounds = self.full_bounds.of(queries)
+        searched = row_block(self.features, queries, squared_euclidean)
+        jaccard = jaccard_distance(shared)
+        kth = self._kth(self._mixed(queries, bounds.upper(searched), jaccard))
+        wanted = self._mixed(queries, bounds.lower(searched), jaccard) <= kth[:, None]
+        everything = torch.arange(wanted.shape[1], device=shared.device).expand_as(wanted)
+        return self._exact(queries, everything, wanted, jaccard)
+
+    def _exact(self, queries: Tensor, gallery: Tensor, wanted: Tensor, jaccard: Tensor) -> Tensor:
+        """[R, k] sorted keys of the wanted of gallery [R, C], by their exact distances."""
+        row, place = wanted.nonzero(as_tuple=True)
+        images = gallery[row, place]
+        squared = self.pairs(queries[row], images + self.features.num_query)
+        values = self._mixed(queries[row], squared[:, None], jaccard[row, place][:, None])[:, 0]
+        counts = torch.bincount(row, minlength=len(queries))
+        places = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        keys = torch.full((len(queries), max(int(counts.max()), self.k)), EMPTY,
+                          device=row.device)
+        keys[row, places] = rank_keys(values, images)
+        return _smallest(keys, self.k)
+
+    def _mixed(self, queries: Tensor, squared: Tensor, jaccard: Tensor) -> Tensor:
+        """The final distances [R, C] from squared ones and Jaccard's, in one order of operations everywhere."""
+        return (squared * (self.lambda_value / self.farthest[queries, None])).add_(jaccard, alpha=1 - self.lambda_value)
+
+    def _kth(self, upper: Tensor) -> Tensor:
+        """[R] what the k-th nearest is at most; infinite where there are fewer than k."""
+        if upper.shape[1] < self.k:
+            return torch.full((len(upper),), torch.inf, device=upper.device)
+        if upper.device.type == "cpu":
+            return torch.from_numpy(np.partition(upper.numpy(), self.k - 1, axis=1)[:, self.k - 1] + ROUNDING)
+        return upper.kthvalue(self.k, dim=1).values + ROUNDING
+
+    @staticmethod
+    def _worst(keys: Tensor) -> Tensor:
+        """[R] the distance of the last of sorted keys; infinite where there are fewer."""
+        distances = split_keys(keys[:, -1])[0]
+        return torch.where(keys[:, -1] == EMPTY, torch.inf, distances) + ROUNDING
 
 
-def _listed_distances(neighbours: Neighbours, start: int, count: int, pairs: np.ndarray) -> np.ndarray:
-    """Distances of the pairs (row * N + column) that are in the lists of rows `start` …, NaN for the others."""
-    size = len(neighbours.indices)
-    chunk = slice(start, start + count)
-    listed = (np.arange(start, start + count)[:, None] * size + neighbours.indices[chunk]).ravel()
-    order = listed.argsort()
-    at = np.minimum(np.searchsorted(listed, pairs, sorter=order), listed.size - 1)
-    found = order[at]
-    return np.where(listed[found] == pairs, neighbours.distances[chunk].ravel()[found], np.float32(np.nan))
-
-
-def _pair_distances(features: FeatureRows, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """[P] squared distances of single pairs: an expansion can reach images that are not in the list."""
-    out = np.empty(len(left), np.float32)
-    for start in range(0, len(left), PAIRS_AT_ONCE):
-        chunk = slice(start, start + PAIRS_AT_ONCE)
-        difference = features.take(left[chunk]).sub_(features.take(right[chunk]))
-        out[chunk] = difference.square_().sum(1).cpu().numpy()
-    return out
-
-
-def jaccard(indices: np.ndarray, weights: np.ndarray, columns: sparse.csr_matrix) -> np.ndarray:
-    """Jaccard distance of one code to those of the gallery; 1 where they share nothing.
-
-    Args:
-        indices, weights: the code's entries.
-        columns: [N, G] the gallery's codes, transposed.
-    Returns:
-        [G] float32, 1 - sum(min) / (2 - sum(min)), for both codes sum to 1.
-    """
-    touched = columns[indices]
-    smaller = np.minimum(touched.data, np.repeat(weights, np.diff(touched.indptr)))
-    shared = np.bincount(touched.indices, weights=smaller, minlength=columns.shape[1]).astype(np.float32)
-    np.minimum(shared, 1, out=shared)  # rounding can put a code's sum with itself just above 1
-    return 1 - shared / (2 - shared)
+def _smallest(keys: Tensor, k: int) -> Tensor:
+    return keys.sort(1).values[:, :k]

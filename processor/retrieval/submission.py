@@ -1,10 +1,12 @@
 """The competition's answer file: {query name: [gallery names, nearest first]} as JSON."""
 from __future__ import annotations
 
+import codecs
 import json
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,28 +47,34 @@ def write_submission(
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")  # a query a line: for eyes and for diff
 
 
+class Problem(NamedTuple):
+    """What is wrong in an answer file.
+
+    Attributes:
+        kind: the same few words for all faults of a kind, to count them by.
+        text: one line that names the query, without the file.
+    """
+
+    kind: str
+    text: str
+
+
 def read_submission(path: str | os.PathLike) -> dict[str, list[str]]:
-    """Read an answer file.
+    """Read an answer file; a byte-order mark is passed over.
 
     Raises:
         ValueError: it is not JSON, not an object of lists of names, or holds a query twice; the message names the
             file and the query.
     """
-    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _check_unique(f"{path}: query names", [name for name, _ in pairs])  # json itself would keep the last
-        return dict(pairs)
-
-    with open(path, encoding="utf-8") as source:
-        try:
-            answer = json.load(source, object_pairs_hook=each_once)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(answer, dict):
-        raise ValueError(f"{path}: expected an object {{query name: [gallery names]}}, got {type(answer).__name__}")
-    for query, names in answer.items():
+    try:
+        pairs = _read_pairs(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    _check_unique(f"{path}: query names", [query for query, _ in pairs])
+    for query, names in pairs:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{path}: query {query!r}: expected a list of gallery names")
-    return answer
+            raise ValueError(f"{path}: query {_shown(query)}: expected a list of gallery names")
+    return dict(pairs)
 
 
 def check_submission(
@@ -77,25 +85,160 @@ def check_submission(
     Args:
         top_k: names expected for each query, cut to the size of the gallery.
     Raises:
-        ValueError: the first thing that is wrong, with the file and the query.
+        ValueError: the first thing that is wrong, with the file and the query, and how many more there are.
     """
-    answer = read_submission(path)
-    missing = [name for name in query_names if name not in answer]
+    problems = list(submission_problems(path, query_names, gallery_names, top_k))
+    if problems:
+        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise ValueError(f"{path}: {problems[0].text}{more}")
+
+
+def submission_problems(
+    path: str | os.PathLike, query_names: Sequence[str], gallery_names: Sequence[str], top_k: int,
+    fewest: Mapping[str, int] | None = None,
+) -> Iterator[Problem]:
+    """All that is wrong with an answer file, in the order of the file, and then the queries that it lacks.
+
+    Whatever the file holds, nothing raises but OSError. A list with several faults of a kind is one problem.
+
+    Args:
+        query_names, gallery_names: as the competition spells them.
+        top_k: names expected for each query, cut to the size of the gallery.
+        fewest: {query: the least length that its list may have}; queries that are not in it, and None: top_k, cut.
+    """
+    most, largest = min(top_k, len(gallery_names)), _largest_size(query_names, gallery_names, top_k)
+    size = os.path.getsize(path)
+    if size > largest:
+        yield Problem("unreadable file", f"{size:,} bytes, where {len(query_names):,} queries × {most:,} names take "
+                                         f"{largest:,} at most; it was not read")
+        return
+    try:
+        pairs = _read_pairs(path)
+    except ValueError as error:
+        yield Problem("unreadable file", str(error))
+        return
+    with open(path, "rb") as source:
+        if source.read(3) == codecs.BOM_UTF8:
+            yield Problem("byte-order mark", "the file begins with a byte-order mark, which JSON readers refuse; save "
+                                             "it as UTF-8 without")
+    queries, gallery, seen = set(query_names), set(gallery_names), set()
+    for query, names in pairs:
+        if query in seen:
+            yield Problem("repeated query", f"query {_shown(query)}: comes more than once")
+        elif query not in queries:
+            yield Problem("unknown query", f"query {_shown(query)}: is not among the queries{_hint(query, queries)}")
+        seen.add(query)
+        if query in queries:
+            least = most if fewest is None else fewest.get(query, most)
+            yield from _list_problems(f"query {_shown(query)}", names, gallery, least, most)
+    missing = [query for query in query_names if query not in seen]
+    for query in missing:
+        yield Problem("missing query", f"query {_shown(query)}: is missing ({len(missing)} of {len(query_names)} are)")
+
+
+def _list_problems(where: str, names: Any, gallery: set[str], least: int, most: int) -> Iterator[Problem]:
+    """What is wrong with one query's list."""
+    if not isinstance(names, list):
+        yield Problem("no list", f"{where}: expected a list of gallery names, got {_shown(names)}")
+        return
+    if not least <= len(names) <= most:
+        expected = f"{most}" if least == most else f"{least} to {most}"
+        yield Problem("wrong length", f"{where}: {len(names)} gallery names, expected {expected}")
+    first_rank: dict[str, int] = {}
+    faults: dict[str, list[str]] = {}
+    for rank, name in enumerate(names, start=1):
+        if not isinstance(name, str):
+            faults.setdefault("no name", []).append(f"rank {rank}: expected a gallery name, got {_shown(name)}")
+        elif name not in gallery:
+            faults.setdefault("unknown gallery name", []).append(
+                f"rank {rank}: {_shown(name)} is not in the gallery{_hint(name, gallery)}")
+        elif first_rank.setdefault(name, rank) != rank:
+            faults.setdefault("repeated gallery name", []).append(
+                f"rank {rank}: {_shown(name)} comes twice, first at rank {first_rank[name]}")
+    for kind, texts in faults.items():
+        more = f" (and {len(texts) - 1} more of its names)" if len(texts) > 1 else ""
+        yield Problem(kind, f"{where}, {texts[0]}{more}")
+
+
+def score_submission(
+    answer: Mapping[str, Sequence[str]], query_pids: Mapping[str, Hashable], gallery_pids: Mapping[str, Hashable],
+    k: int,
+) -> dict[str, float | int]:
+    """Rank-1, mAP@k and the NAIC score of an answer, from its lists alone.
+
+    AP@k adds the precisions at the ranks of the matches among the first k names and divides by min(matches, k), where
+    the matches are those of the whole gallery, as `RankAccumulator` has it. A query without any is in no average.
+
+    Args:
+        answer: {query: gallery names, nearest first}, none of them twice.
+        query_pids, gallery_pids: {image name: identity} of all images.
+        k: ranks looked at.
+    Returns:
+        rank1, mAP@k and naic_score, their mean, in 0..1; num_valid and num_queries.
+    Raises:
+        ValueError: a query has no list, or none has a match in the gallery.
+    """
+    missing = query_pids.keys() - answer.keys()
     if missing:
-        raise ValueError(f"{path}: {len(missing)} of {len(query_names)} queries are missing, the first is "
-                         f"{missing[0]!r}")
-    unknown = answer.keys() - set(query_names)
-    if unknown:
-        raise ValueError(f"{path}: {len(unknown)} unknown queries, among them {min(unknown)!r}")
-    known, expected = set(gallery_names), min(top_k, len(gallery_names))
-    for query, names in answer.items():
-        where = f"{path}: query {query!r}"
-        if len(names) != expected:
-            raise ValueError(f"{where}: {len(names)} gallery names, expected {expected}")
-        _check_unique(f"{where}: gallery names", names)
-        for rank, name in enumerate(names, start=1):
-            if name not in known:
-                raise ValueError(f"{where}, rank {rank}: {name!r} is not in the gallery")
+        raise ValueError(f"{len(missing)} of {len(query_pids)} queries have no list, among them {min(missing)!r}")
+    matches = Counter(gallery_pids.values())
+    firsts, precisions = [], []
+    for query, pid in query_pids.items():
+        if matches[pid]:
+            hits = [rank for rank, name in enumerate(answer[query][:k], start=1) if gallery_pids.get(name) == pid]
+            firsts.append(hits[:1] == [1])
+            precisions.append(sum(n / rank for n, rank in enumerate(hits, start=1)) / min(matches[pid], k))
+    if not firsts:
+        raise ValueError(f"none of the {len(query_pids)} queries has an image of its identity in the gallery")
+    rank1, mean_ap = float(np.mean(firsts)), float(np.mean(precisions))
+    return {"rank1": rank1, f"mAP@{k}": mean_ap, "naic_score": (rank1 + mean_ap) / 2, "num_valid": len(firsts),
+            "num_queries": len(query_pids)}
+
+
+def _read_pairs(path: str | os.PathLike) -> tuple[tuple[str, Any], ...]:
+    """(query, what stands for it) of a file, as often as they stand there.
+
+    JSON objects are tuples of pairs here, also within: json's own dicts would keep the last of two equal keys.
+
+    Raises:
+        ValueError: it is not JSON or not an object; the message does not name the file.
+    """
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")  # json itself would take NaN and Infinity
+
+    try:
+        with open(path, encoding="utf-8-sig") as source:
+            answer = json.load(source, object_pairs_hook=tuple, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("not a JSON file that can be read: it is nested too deeply") from None
+    except ValueError as error:  # bad JSON, bad UTF-8, a number of thousands of digits
+        raise ValueError(f"not a JSON file: {error}") from error
+    if not isinstance(answer, tuple):
+        raise ValueError(f"expected an object {{query name: [gallery names]}}, got {_shown(answer)}")
+    return answer
+
+
+def _largest_size(query_names: Sequence[str], gallery_names: Sequence[str], top_k: int) -> int:
+    """Bytes that no correct answer exceeds: every name escaped, on an indented line of its own; 1 MiB for the rest."""
+    query, gallery = (max((len(json.dumps(name)) for name in names), default=0) + 16
+                      for names in (query_names, gallery_names))
+    return 2**20 + len(query_names) * (query + 16 + min(top_k, len(gallery_names)) * gallery)
+
+
+def _hint(name: str, known: set[str]) -> str:
+    """What may have been meant: the bare file name, or the one with its suffix."""
+    bare = name.strip().replace("\\", "/").rsplit("/", 1)[-1]
+    near = next((guess for guess in (bare, f"{bare}.png", f"{bare}.jpg") if guess in known), None)
+    return f"; did you mean {_shown(near)}?" if near else ""
+
+
+def _shown(value: Any) -> str:
+    """A value of an answer file, for a message: one line, cut where it is long."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 80 else value[:80] + "…")
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return {list: "a list", tuple: "an object"}.get(type(value), "a number")
 
 
 def _check_unique(what: str, names: Iterable[str]) -> None:

@@ -1,0 +1,141 @@
+"""How much memory and time a re-ranking takes, and how to stay within what may be used."""
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from processor.retrieval.distance import QUERY_ROWS
+from processor.retrieval.features import FeatureRows
+from processor.retrieval.precision import PRECISIONS, choose
+from processor.retrieval.search import FARTHEST, PairDistances, SearchPlan, room_of
+from utils.dist import ALONE, Workers
+from utils.parallel import thread_count
+
+MIB = 2**20
+SHARE_OF_FREE = 0.8
+TILES = {"cpu": (2048, 1024, 512, 256), "cuda": (8192, 4096, 2048, 1024)}  # preferred first
+STRIPS = (4, 2, 1)
+GATHERED = {"cpu": 384 * 2**10, "cuda": 2**28}  # bytes of features gathered at a time; a core's cache holds two
+QUERIES = {"cpu": 32, "cuda": QUERY_ROWS}  # queries whose Jaccard sums are made at a time
+# Of fewer gallery images a query's distances are computed at once sooner than its candidates are kept and searched.
+FULL_ROWS_BELOW = 40_000
+ENTRIES = 70  # of an averaged code, for the estimate; 45 to 65 were seen
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done: how many images, lists of which length, shared by how many processes."""
+
+    features: FeatureRows
+    k1: int
+    k: int
+    processes: int
+
+    @property
+    def candidates(self) -> int:
+        """Candidates of a query for its k nearest gallery images: some more, and room for query images among them."""
+        if not self.k or self.features.num_gallery < FULL_ROWS_BELOW:
+            return 0
+        wanted = 2 * self.k + 64
+        return min(-(-wanted * len(self.features) // self.features.num_gallery), 4 * wanted, len(self.features))
+
+    def bytes(self, plan: SearchPlan) -> int:
+        """Memory above the features at its peak, of one process; an estimate."""
+        size, dim = len(self.features), self.features.dim
+        query_rows = -(-self.features.num_query // plan.tile) * plan.tile if self.k else 0
+        tile = plan.tile * (dim + 16) * 4
+        lists = 8 * (room_of(plan.width) + room_of(FARTHEST)) * size
+        lists += 8 * query_rows * max(room_of(self.candidates) - room_of(plan.width), 0)
+        threads = thread_count(self.features.device)
+        searching = lists + (plan.strip + 2 * threads) * tile + threads * 6 * plan.tile**2
+        kept = size * (self.k1 + 1) * 24 + 8 * query_rows * self.candidates + 16 * size
+        codes = 8 * ENTRIES * size
+        encoding = kept + codes * 5 // 2 + 64 * 2**20
+        ranking = kept + 2 * codes + threads * 16 * QUERY_ROWS * self.features.num_gallery
+        return threads * 2 * plan.pairs * dim * 4 + max(searching, encoding, ranking)
+
+    def seconds(self, plan: SearchPlan) -> float:
+        """Time of one process; an estimate from a product and a few pairs measured just now."""
+        size = len(self.features)
+        tiles = -(-size // plan.tile)
+        products = tiles * (tiles + 1) / 2 * plan.product_seconds * 1.4
+        pairs = PairDistances(self.features, plan.pairs)
+        rows = torch.arange(plan.pairs, device=self.features.device) % size
+        pairs(rows, rows.flip(0))
+        start = time.perf_counter()
+        pairs(rows, rows.flip(0))
+        one = (time.perf_counter() - start) / plan.pairs
+        wanted = size * (self.k1 + 16) + self.features.num_query * (self.k * 5 // 4)
+        return (products + one * wanted * 1.5) / self.processes
+
+    def describe(self, plan: SearchPlan) -> str:
+        """The line that is said before the work starts."""
+        features, shared = self.features, f", shared by {self.processes} processes" if self.processes > 1 else ""
+        return (f"{features.num_query:,} queries and {features.num_gallery:,} gallery images of dimension "
+                f"{features.dim} on {features.device.type}: about {self.bytes(plan) / MIB:,.0f} MiB above the features "
+                f"and {max(self.seconds(plan), 1):,.0f} s, {plan.precision.name} search{shared}")
+
+
+def plan_search(work: Work, precision: str, memory: int | None, workers: Workers = ALONE) -> SearchPlan:
+    """The fastest plan that stays within `memory` bytes above the features, for each of the workers the same.
+
+    Args:
+        precision: see `precision.choose`.
+        memory: of one process; None: its share of SHARE_OF_FREE of what is free.
+    Raises:
+        ValueError: an unknown precision, or even the smallest plan needs more (how much is said).
+    """
+    device, size = work.features.device, len(work.features)
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    if memory is None:
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if kind == "cpu" and workers.size > 1 else 1
+        memory = int(SHARE_OF_FREE * free_bytes(device)) // neighbours
+    largest = next(tile for tile in TILES[kind] if tile <= max(size // 2, TILES[kind][-1]))
+    chosen, seconds = choose(precision, device, work.features.dim, largest)
+    # Processes may measure different speeds and free memory, and must not differ in what they do.
+    name, seconds, memory = workers.gather_objects((chosen.name, seconds, memory))[0]
+    others = min(work.k1, size - 1)
+    width = others + 20 if name == "float32" else 2 * others + 24
+    pairs = max(GATHERED[kind] // (4 * work.features.dim), 16)
+    plan = SearchPlan(PRECISIONS[name], largest, STRIPS[0], pairs, width, QUERIES[kind], seconds)
+    plans = [replace(plan, tile=tile, strip=strip, product_seconds=seconds * (tile / largest) ** 2)
+             for tile in TILES[kind] if tile <= largest for strip in STRIPS]
+    for one in plans:
+        if work.bytes(one) <= memory:
+            return one
+    raise ValueError(f"re-ranking {size:,} images of dimension {work.features.dim} needs "
+                     f"{work.bytes(plans[-1]) / MIB:,.0f} MiB above the features and may use {memory / MIB:,.0f}: give "
+                     "it more (TEST.MEMORY_BUDGET, --memory)")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that may still be taken: of the CUDA device, or of this machine or container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = [_meminfo("MemAvailable")]
+    for limit, used in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+                        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")):
+        numbers = [_number(path) for path in (limit, used)]
+        if None not in numbers:
+            free.append(max(numbers[0] - numbers[1], 0))
+    known = [one for one in free if one is not None]
+    return min(known) if known else 4 * 2**30
+
+
+def _meminfo(name: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

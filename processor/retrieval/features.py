@@ -1,0 +1,136 @@
+"""The query's and the gallery's features as one table of rows, read a piece at a time."""
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Features = np.ndarray | Tensor
+
+ROWS_AT_ONCE = 1024  # of a pass over all features
+
+
+class FeatureRows:
+    """The query's and then the gallery's features, read as one [N, D] float32 table.
+
+    Nothing is copied on the CPU, also not to normalise: an ensemble reads many banks, each as large as memory may be.
+    Two arrays that lie one behind the other, as the two slices of a feature bank do, are read as one.
+
+    Args:
+        query: [Q, D] numpy array (also memory-mapped) or tensor, any float type.
+        gallery: [G, D] likewise.
+        device: where to compute; None = where the tensors are, the CPU for numpy arrays. Another device than the
+            CPU gets a copy of the features.
+        normalize: give the rows out with length 1 (zeros stay zeros), with the bits of `l2_normalize`.
+    Raises:
+        ValueError: one is not [n >= 1, D >= 1], the dimensions or the devices differ, or a row holds NaN or
+            infinity (which one and where is said).
+    """
+
+    def __init__(
+        self, query: Features, gallery: Features, device: torch.device | str | None = None, normalize: bool = False,
+    ) -> None:
+        parts = [as_features("query", query), as_features("gallery", gallery)]
+        (self.num_query, self.dim), (self.num_gallery, gallery_dim) = (part.shape for part in parts)
+        if gallery_dim != self.dim:
+            raise ValueError(f"the feature dimensions differ: query {self.dim}, gallery {gallery_dim}")
+        devices = {str(part.device) for part in parts if isinstance(part, Tensor)}
+        if len(devices) > 1 and device is None:
+            raise ValueError(f"the features are on different devices: {', '.join(sorted(devices))}")
+        self.device = torch.device(device or (devices.pop() if devices else "cpu"))
+        self._owners = parts  # a joined table does not keep the gallery's memory alive
+        self._parts = [_as_tensor(part) for part in _joined(*parts)]
+        if self.device.type != "cpu":
+            self._parts = [part.to(self.device, torch.float32) for part in self._parts]
+        self._ends = np.cumsum([len(part) for part in self._parts]).tolist()
+        self._lengths: Tensor | None = None
+        self.squared_norms = self._squares()
+        self._check_finite()
+        if normalize:
+            self._lengths = torch.cat([lengths(self.rows(start, start + ROWS_AT_ONCE)) for start in self._chunks()])
+            self.squared_norms = self._squares()
+
+    def _chunks(self) -> range:
+        return range(0, len(self), ROWS_AT_ONCE)
+
+    def _squares(self) -> Tensor:
+        return torch.cat([self.rows(start, start + ROWS_AT_ONCE).square().sum(1) for start in self._chunks()])
+
+    def __len__(self) -> int:
+        return self.num_query + self.num_gallery
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows start ... stop (cut at N) as [n, D] float32 on the device; it may be the table's own memory."""
+        pieces = []
+        for part, end in zip(self._parts, self._ends, strict=True):
+            first = end - len(part)
+            if start < end and stop > first:
+                pieces.append(part[max(start - first, 0) : stop - first].float())
+        rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return rows if self._lengths is None else rows / self._lengths[start:stop, None]
+
+    def take(self, rows: Tensor, out: Tensor) -> Tensor:
+        """Gather rows [P] (int64, on the device) into out [P, D] float32, in the order asked for."""
+        if len(self._parts) == 1 and self._parts[0].dtype == torch.float32:
+            torch.index_select(self._parts[0], 0, rows, out=out)
+            return out if self._lengths is None else out.div_(self._lengths[rows, None])
+        for part, end in zip(self._parts, self._ends, strict=True):
+            inside = ((rows >= end - len(part)) & (rows < end)).nonzero().flatten()
+            out[inside] = part[rows[inside] - (end - len(part))].float()
+        return out if self._lengths is None else out.div_(self._lengths[rows, None])
+
+    def _check_finite(self) -> None:
+        """A NaN would sort anywhere; squared distances beyond float32 (3e38) would make one."""
+        broken = (~(self.squared_norms < 1e37)).nonzero()  # so written, it is true of a NaN
+        if len(broken):
+            row = int(broken[0])
+            where = f"query row {row}" if row < self.num_query else f"gallery row {row - self.num_query}"
+            raise ValueError(f"{where} holds NaN, infinity or a value too large to be squared in float32")
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """[n] what to divide features [n, D] by to give them length 1; never 0."""
+    return torch.linalg.vector_norm(rows, dim=1).clamp_(min=1e-12)
+
+
+def as_features(name: str, part: Features) -> Features:
+    """`part` as an array or a tensor without gradient; nothing is copied.
+
+    Raises:
+        ValueError: it is not [N, D] with N, D >= 1, or holds no floating-point numbers.
+    """
+    part = part.detach() if isinstance(part, Tensor) else np.asanyarray(part)
+    if part.ndim != 2 or 0 in part.shape:
+        raise ValueError(f"{name}: expected features [N, D] with N, D >= 1, got shape {tuple(part.shape)}")
+    return part
+
+
+def _as_tensor(part: Features) -> Tensor:
+    """The same memory as a tensor."""
+    if isinstance(part, Tensor):
+        return part
+    if not part.dtype.isnative or not np.issubdtype(part.dtype, np.floating) or min(part.strides) < 0:
+        part = part.astype(np.float32)
+    with warnings.catch_warnings():
+        # torch cannot mark a tensor read-only and warns of memory that is (memory-mapped features). Nothing here
+        # writes to features.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return torch.from_numpy(part)
+
+
+def _joined(query: Features, gallery: Features) -> list[Features]:
+    """[one table of both] where the gallery begins in memory where the query ends, else the two as they are."""
+    shape = (len(query) + len(gallery), query.shape[1])
+    if isinstance(query, Tensor) and isinstance(gallery, Tensor):
+        same = (query.dtype == gallery.dtype and query.is_contiguous() and gallery.is_contiguous()
+                and query.untyped_storage().data_ptr() == gallery.untyped_storage().data_ptr()
+                and query.data_ptr() + query.numel() * query.element_size() == gallery.data_ptr())
+        return [query.as_strided(shape, query.stride())] if same else [query, gallery]
+    if isinstance(query, np.ndarray) and isinstance(gallery, np.ndarray):
+        same = (query.dtype == gallery.dtype and query.flags.c_contiguous and gallery.flags.c_contiguous
+                and query.ctypes.data + query.nbytes == gallery.ctypes.data)
+        if same:
+            return [np.lib.stride_tricks.as_strided(query, shape, query.strides, writeable=False)]
+    return [query, gallery]

@@ -1,0 +1,654 @@
+"""The nearest and the farthest images of every image, exactly, without a matrix over all pairs.
+
+1. The upper triangle of N x N squared distances is computed in tiles, in any precision. Each tile feeds two kinds of
+   shortlist, of its rows and of its columns: some more than the k nearest, and a few of the farthest.
+2. Every distance that can matter is computed again from the difference of the two features, in float32 and in one
+   fixed order: `pair_distances` is the distance. What the search computed has no other part in the answer, which is
+   therefore the same to the bit for any precision, tile, memory budget and number of processes.
+3. A row is certified where no image outside its shortlist can be among its k nearest, or be its farthest
+   (`processor.retrieval.precision` has the bound); the other rows are compared with all images again.
+"""
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from processor.retrieval.features import ROWS_AT_ONCE, FeatureRows
+from processor.retrieval.precision import PRECISIONS, UNIT, Precision
+from processor.retrieval.ranks import rank_keys, split_keys
+from utils.dist import ALONE, Workers
+from utils.parallel import in_threads
+from utils.progress import progress
+
+logger = logging.getLogger(__name__)
+
+GROUP = 8            # rows of a tile that are looked at together for something new
+MANY = 48            # new entries of a row in a tile from which on the tile is taken whole
+FARTHEST = 16        # length of the shortlist of the farthest
+NO_KEY = (0x7F800000 << 32) | 0xFFFFFFFF  # rank_keys of an infinite distance: an empty place in a list
+
+
+@dataclass
+class Neighbours:
+    """The nearest images of every image among query and gallery: itself, then by distance, then by index.
+
+    indices: [N, k] int32, query images first, then the gallery's.
+    distances: [N, k] float32, squared Euclidean.
+    farthest: [N] float32, the largest squared distance of the row; 1 where all images coincide.
+    """
+
+    indices: Tensor
+    distances: Tensor
+    farthest: Tensor
+
+    def first(self, k: int) -> Neighbours:
+        """The same for a smaller k."""
+        return Neighbours(self.indices[:, :k], self.distances[:, :k], self.farthest)
+
+
+@dataclass
+class Candidates:
+    """Of every query, the nearest images (but itself) by what the search computed, ascending.
+
+    indices: [Q, C] int32, -1 behind the last where there are fewer;  searched: [Q, C] float32;
+    limits: [Q] float32, no image that is not listed was searched to be nearer;  bounds: what that says of the truth.
+    """
+
+    indices: Tensor
+    searched: Tensor
+    limits: Tensor
+    bounds: Bounds
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """tile: rows and columns of a tile, a multiple of GROUP;  strip: tiles of rows held at a time;
+    pairs: features gathered at a time;  width: length of the shortlists;  queries: queries whose Jaccard sums are made
+    at a time;  product_seconds: what the product of one tile takes, for the prediction."""
+
+    precision: Precision
+    tile: int
+    strip: int
+    pairs: int
+    width: int
+    queries: int = 32
+    product_seconds: float = 0.0
+
+
+# ------------------------------------------------------------------ the distance
+class PairDistances:
+    """Squared Euclidean distances of single pairs: the float32 sum of squared differences.
+
+    Each is a function of its two features alone: it is the same from either side, 0 for equal features, as exact for
+    near ones as for others, and has the same bits whatever other pairs are asked for beside it.
+    """
+
+    def __init__(self, features: FeatureRows, at_once: int):
+        self.features, self.at_once = features, at_once
+        self._buffers = threading.local()
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        """[P] float32 for rows left [P] and right [P] (int64)."""
+        features, mine = self.features, self._buffers
+        if not hasattr(mine, "a"):
+            mine.a, mine.b = (torch.zeros(self.at_once, features.dim, device=features.device) for _ in range(2))
+        out = torch.empty(len(left), device=features.device)
+        for start in range(0, len(left), self.at_once):
+            chunk = slice(start, start + self.at_once)
+            count = len(left[chunk])
+            a, b = features.take(left[chunk], mine.a[:count]), features.take(right[chunk], mine.b[:count])
+            if features.device.type == "cuda":
+                a, b = mine.a, mine.b  # a kernel's order of summation depends on the shape: keep it
+            torch.ops.aten.mse_loss.out(a, b, 0, out=a)  # (a - b)² in one pass
+            out[chunk] = a.sum(1)[:count]
+        return out
+
+
+class Bounds:
+    """From a searched squared distance to the interval in which the true one lies, and back.
+
+    `of(rows)` has them for some rows: product [R, 1] is what the product can be wrong by, rounding [R, 1] how far
+    apart rounding moved two features at most.
+    """
+
+    def __init__(self, features: FeatureRows, precision: Precision):
+        norms = features.squared_norms.sqrt()
+        residuals = torch.zeros_like(norms)
+        if precision.name != "float32":
+            for start in range(0, len(features), ROWS_AT_ONCE):
+                rows = features.rows(start, start + ROWS_AT_ONCE)
+                residuals[start : start + ROWS_AT_ONCE] = torch.linalg.vector_norm(
+                    precision.round(rows).sub_(rows), dim=1)
+            norms = norms + residuals  # of the rounded features, at most
+        # A sum of n products in float32 is wrong by n units of the sum of their absolute values at most, and of the
+        # distance itself (all its terms are positive) by n units of itself. 8: the norms' own columns, and room.
+        share = (features.dim + 8) * UNIT
+        self.product = (share * precision.units * (norms + norms.max()).square())[:, None]
+        self.rounding = ((residuals + residuals.max()) * (1 + share))[:, None]
+        self.scale = 1 + 2 * share
+
+    def of(self, rows: slice | Tensor) -> Bounds:
+        """The bounds of some rows only."""
+        some = object.__new__(Bounds)
+        some.product, some.rounding, some.scale = self.product[rows], self.rounding[rows], self.scale
+        return some
+
+    def lower(self, searched: Tensor) -> Tensor:
+        """[R, C] no true distance with this searched value is smaller."""
+        return ((searched - self.product).clamp_(min=0).sqrt_() - self.rounding).clamp_(min=0).square_() / self.scale
+
+    def upper(self, searched: Tensor) -> Tensor:
+        """[R, C] no true distance with this searched value is larger."""
+        return ((searched + self.product).clamp_(min=0).sqrt_() + self.rounding).square_() * self.scale
+
+    def lowest_beyond(self, true: Tensor) -> Tensor:
+        """[R, C] the searched value from which on no true distance is `true` or smaller."""
+        return ((true * self.scale).sqrt_() + self.rounding).square_() * (1 + 8 * UNIT) + self.product
+
+    def highest_below(self, true: Tensor) -> Tensor:
+        """[R, C] the searched value up to which no true distance is `true` or larger."""
+        root = ((true / self.scale).sqrt_() - self.rounding).clamp_(min=0)
+        return root.square_() * (1 - 8 * UNIT) - self.product
+
+
+# ------------------------------------------------------------------ tiles
+class Tiles:
+    """Features as operands whose product is a tile of squared distances: [-2a, |a|², 1] · [b, 1, |b|²].
+
+    Columns behind the last image are NaN, for which no comparison is true.
+    """
+
+    def __init__(self, features: FeatureRows, precision: Precision, tile: int):
+        self.features, self.precision, self.size = features, precision, tile
+        self.count = -(-len(features) // tile)
+        self.pieces = len(precision.pieces(torch.zeros(1)))
+        self.width = -(-(features.dim + 2 * self.pieces) // 32) * 32  # products of odd rows are slower
+
+    def rows_of(self, index: int) -> slice:
+        return slice(index * self.size, min((index + 1) * self.size, len(self.features)))
+
+    def right(self, index: int, out: Tensor | None = None) -> Tensor:
+        """The right operand [tile, width] of a tile's rows."""
+        rows = self.rows_of(index)
+        count = rows.stop - rows.start
+        out = torch.zeros(self.size, self.width, device=self.features.device) if out is None else out
+        rounded, ones, pieces = self._columns(out)
+        rounded[:count] = self.precision.round(self.features.rows(rows.start, rows.stop))
+        rounded[count:] = 0
+        norms = torch.linalg.vector_norm(rounded, dim=1).square_()
+        norms[count:] = torch.nan
+        ones.fill_(1)
+        for place, piece in enumerate(self.precision.pieces(norms)):
+            pieces[:, place] = piece
+        return out
+
+    def left(self, right: Tensor) -> Tensor:
+        """The left operand of the same rows."""
+        out = right.clone()
+        rounded, pieces, ones = self._columns(out)
+        rounded *= -2
+        pieces.copy_(self._columns(right)[2])
+        ones.fill_(1)
+        return out
+
+    def _columns(self, operand: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The operand's columns: features, and the two groups behind them."""
+        first = self.features.dim
+        second, end = first + self.pieces, first + 2 * self.pieces
+        return operand[:, :first], operand[:, first:second], operand[:, second:end]
+
+
+def room_of(width: int) -> int:
+    """Places of a row in a shortlist of this width."""
+    return width + max(width // 2, 32)
+
+
+def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(values, columns) of the `count` smallest of each row, or of all where there are fewer, in no order.
+
+    NaN counts as infinite. numpy's selection uses the processor's vector instructions (where there is no NaN); torch's
+    takes several times as long on a CPU.
+    """
+    count = min(count, values.shape[1])
+    values = values.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    if values.device.type == "cpu" and count < values.shape[1]:
+        columns = torch.from_numpy(np.argpartition(values.numpy(), count - 1, axis=1)[:, :count].copy())
+        return values.gather(1, columns), columns
+    return values.topk(count, dim=1, largest=False, sorted=False)
+
+
+class Shortlist:
+    """Of each row of a tile, the `width` smallest values offered so far; newer ones wait in `room` for the next cut.
+
+    Args:
+        beyond: (the best values [R, width], ascending, of which rows) -> the limits [R] from which on no value can
+            matter.
+    """
+
+    def __init__(self, rows: int, width: int, device: torch.device, beyond: Callable[..., Tensor]):
+        self.width, self.room, self._beyond = width, room_of(width), beyond
+        self.seen = 0  # columns that were offered
+        self._lock = threading.Lock()
+        self.values = torch.full((rows, self.room), torch.inf, device=device)
+        self.indices = torch.full((rows, self.room), -1, dtype=torch.int32, device=device)
+        self.counts = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.limits = torch.full((rows,), torch.inf, device=device)  # what is not smaller need not be offered
+
+    def wants_tile(self, columns: int) -> bool:
+        """Whether so much of another tile can be expected to enter that it is better taken whole."""
+        return self.width * columns > MANY * max(self.seen, columns)
+
+    def offer_tile(self, values: Tensor, first_column: int) -> None:
+        """All of values [rows, n], whose columns count from first_column; NaN is nothing."""
+        with self._lock:
+            self.seen += values.shape[1]
+            best, columns = smallest(values, self.width)
+            missing = ~(best < torch.inf)
+            best, columns = best.masked_fill_(missing, torch.inf), (columns + first_column).masked_fill_(missing, -1)
+            if int(self.counts.max()):
+                self.cut()
+                best = torch.cat([self.values[:, : self.width], best], 1)
+                columns = torch.cat([self.indices[:, : self.width].long(), columns], 1)
+            best, places = best.topk(min(self.width, best.shape[1]), dim=1, largest=False)
+            self.values[:, : best.shape[1]] = best
+            self.indices[:, : best.shape[1]] = columns.gather(1, places)
+            self._limit(slice(None))
+
+    def offer(self, rows: Tensor, values: Tensor, columns: Tensor) -> None:
+        """Single entries [E], the rows ascending, values below the row's limit."""
+        with self._lock:
+            self._offer(rows, values, columns)
+
+    def see(self, columns: int) -> None:
+        """So many columns were looked at for `offer`."""
+        self.seen += columns
+
+    def _offer(self, rows: Tensor, values: Tensor, columns: Tensor) -> None:
+        while len(rows):
+            counts = torch.bincount(rows, minlength=len(self.counts))
+            before = torch.cumsum(counts, 0) - counts
+            places = torch.arange(len(rows), device=rows.device) - (before - self.counts)[rows]
+            self.counts += counts
+            full = (self.counts > self.room).nonzero().flatten()
+            if not len(full):
+                self.values[rows, places] = values
+                self.indices[rows, places] = columns
+                return
+            fits = places < self.room
+            self.values[rows[fits], places[fits]] = values[fits]
+            self.indices[rows[fits], places[fits]] = columns[fits]
+            self._cut(full)
+            rest = (~fits & (values < self.limits[rows])).nonzero().flatten()
+            rows, values, columns = rows[rest], values[rest], columns[rest]
+
+    def cut(self) -> None:
+        """Drop what is not among the `width` smallest, and sort these."""
+        self._cut(slice(None))
+
+    def _cut(self, rows: Tensor | slice) -> None:
+        best, places = self.values[rows].topk(self.width, dim=1, largest=False)
+        indices = self.indices[rows].gather(1, places)
+        self.values[rows] = torch.nn.functional.pad(best, (0, self.room - self.width), value=torch.inf)
+        self.indices[rows, : self.width] = indices
+        self._limit(rows)
+
+    def _limit(self, rows: Tensor | slice) -> None:
+        """What the best of some rows, in order, say about values to come."""
+        best = self.values[rows, : self.width]
+        self.counts[rows] = (best < torch.inf).sum(1)
+        self.limits[rows] = torch.minimum(best[:, -1], self._beyond(best, rows))
+
+    def collect(self, workers: Workers, owner: int) -> None:
+        """Bring what all processes were offered together at one of them."""
+        if workers.size == 1:
+            return
+        self.cut()
+        values = workers.gather(self.values[:, : self.width].contiguous(), owner)
+        indices = workers.gather(self.indices[:, : self.width].contiguous(), owner)
+        limits = workers.gather(self.limits, owner)
+        if workers.rank == owner:
+            best, places = torch.cat(values, 1).topk(self.width, dim=1, largest=False)
+            self.values[:, : self.width] = best
+            self.indices[:, : self.width] = torch.cat(indices, 1).gather(1, places)
+            self._limit(slice(None))
+            # What one process has dropped stays dropped, whatever the others' limits were.
+            self.limits = torch.stack([self.limits, *limits]).amin(0)
+
+
+class _Limits:
+    """What can still matter to the rows of a tile, from the best that their shortlists hold.
+
+    The first `queries` rows want so many candidates, too, whatever is proven.
+    """
+
+    def __init__(self, bounds: Bounds, others: int, candidates: int, queries: int):
+        self.bounds, self.others, self.candidates, self.queries = bounds, others, candidates, queries
+
+    def near(self, best: Tensor, rows: Tensor | slice) -> Tensor:
+        bounds = self.bounds.of(rows)
+        limits = bounds.lowest_beyond(bounds.upper(best[:, self.others - 1 : self.others]))[:, 0]
+        if self.candidates:
+            numbers = torch.arange(len(self.bounds.product), device=best.device)[rows]
+            limits = torch.where(numbers < self.queries, best[:, self.candidates - 1], limits)
+        return limits
+
+    def far(self, best: Tensor, rows: Tensor | slice) -> Tensor:
+        bounds = self.bounds.of(rows)
+        return -bounds.highest_below(bounds.lower(-best[:, :1]))[:, 0]
+
+
+class Shortlists:
+    """The shortlists of all rows: of the nearest, and, values negated, of the farthest.
+
+    Args:
+        others: how many nearest images are wanted of a row.
+        width: length of the lists of the nearest.
+        candidates, query_tiles: so many for the first tiles, whatever is proven.
+    """
+
+    def __init__(self, tiles: Tiles, bounds: Bounds, others: int, width: int, candidates: int, query_tiles: int):
+        self.tiles = tiles
+        self.near: list[Shortlist | None] = []
+        self.far: list[Shortlist | None] = []
+        device = tiles.features.device
+        for i in range(tiles.count):
+            first = i * tiles.size
+            own = bounds.of(torch.arange(first, first + tiles.size).clamp_(max=len(tiles.features) - 1).to(device))
+            limits = _Limits(own, others, candidates if i < query_tiles else 0, tiles.features.num_query - first)
+            self.near.append(Shortlist(tiles.size, max(width, limits.candidates), device, limits.near))
+            self.far.append(Shortlist(tiles.size, FARTHEST, device, limits.far))
+
+    def begin(self, i: int, tile: Tensor) -> None:
+        """Tile (i, i): the first that its rows are offered."""
+        tile.fill_diagonal_(torch.nan)  # an image is not in its own lists: it comes first in the answer anyway
+        self.near[i].offer_tile(tile, i * self.tiles.size)
+        self.far[i].offer_tile(tile.neg_(), i * self.tiles.size)
+
+    def offer(self, i: int, j: int, tile: Tensor) -> None:
+        """Tile (i, j), i < j, to its rows and to its columns: what can still enter a list.
+
+        Groups of rows are looked at first, and only then the members of those that have something new.
+        """
+        size = self.tiles.size
+        nothing = torch.full((size,), -torch.inf, device=tile.device)
+        near_rows, near_columns = self.near[i].limits, self.near[j].limits
+        if self.near[i].wants_tile(size):
+            self.near[i].offer_tile(tile, j * size)
+            near_rows = nothing
+        else:
+            self.near[i].see(size)
+        if self.near[j].wants_tile(size):
+            self.near[j].offer_tile(tile.T.contiguous(), i * size)
+            near_columns = nothing
+        else:
+            self.near[j].see(size)
+        groups = tile.view(size // GROUP, GROUP, size)
+        near_rows, far_rows = near_rows.view(-1, GROUP), -self.far[i].limits.view(-1, GROUP)
+        far_columns = -self.far[j].limits
+        nearest = torch.maximum(near_rows.amax(1)[:, None], near_columns)
+        farthest = torch.minimum(far_rows.amin(1)[:, None], far_columns)
+        for found, limits, kind, sign in (
+            (groups.amin(1) < nearest, (near_rows, near_columns), self.near, 1),
+            (groups.amax(1) > farthest, (far_rows, far_columns), self.far, -1),
+        ):
+            group, column = found.nonzero(as_tuple=True)
+            if not len(group):
+                continue
+            values = groups[group, :, column] * sign  # [hits, GROUP]
+            for lists, limit, by_row in ((kind[i], limits[0][group], True), (kind[j], limits[1][column, None], False)):
+                hit, member = (values < limit * sign).nonzero(as_tuple=True)
+                if len(hit):
+                    row, other = group[hit] * GROUP + member, column[hit]
+                    row, other = (row, other + j * size) if by_row else (other, row + i * size)
+                    order = row.argsort()
+                    lists.offer(row[order], values[hit, member][order], other[order].to(torch.int32))
+
+
+def _scan(tiles: Tiles, lists: Shortlists, strip: int, workers: Workers) -> None:
+    """Compute this process' share of the upper triangle of tiles."""
+    device, buffers = tiles.features.device, threading.local()
+
+    def operands(j: int) -> tuple[Tensor, Tensor]:
+        """This thread's right operand, of tile j, and its place for a product."""
+        if not hasattr(buffers, "right"):
+            buffers.right, buffers.out = None, torch.empty(tiles.size, tiles.size, device=device)
+        buffers.right = tiles.right(j, buffers.right)
+        return buffers.right, buffers.out
+
+    def begin(i: int) -> None:
+        right, out = operands(i)
+        lists.begin(i, torch.mm(tiles.left(right), right.T, out=out))
+
+    with tiles.precision.products():
+        for _ in progress(in_threads(begin, range(tiles.count), device), "candidate search, its start", "tiles",
+                          tiles.count):
+            pass
+        strips = range(0, tiles.count, strip)
+        total = sum(len(_own_columns(first, tiles.count, workers)) for first in strips)
+        for _ in progress(_strips(tiles, lists, strips, operands, workers), "candidate search", "columns of tiles",
+                          total):
+            pass
+
+
+def _own_columns(first: int, count: int, workers: Workers) -> range:
+    """The columns of tiles of a strip that begins with tile `first` that this process computes."""
+    return range(first + 1 + (workers.rank - first) % workers.size, count, workers.size)
+
+
+def _strips(tiles: Tiles, lists: Shortlists, strips: range, operands: Callable[[int], tuple[Tensor, Tensor]],
+            workers: Workers) -> Iterator[None]:
+    """One strip of tile rows after the other, and in each one column of tiles after the other."""
+    device = tiles.features.device
+    for first in strips:
+        members = range(first, min(first + strips.step, tiles.count))
+        left = {i: tiles.left(tiles.right(i)) for i in members}
+
+        def column(j: int, members: range = members, left: dict[int, Tensor] = left) -> None:
+            right, out = operands(j)
+            shift = j % len(members)  # threads beside each other begin at different rows of tiles
+            for i in (*members[shift:], *members[:shift]):
+                if i < j:
+                    lists.offer(i, j, torch.mm(left[i], right.T, out=out))
+
+        yield from in_threads(column, _own_columns(first, tiles.count, workers), device)
+
+
+# ------------------------------------------------------------------ from candidates to neighbours
+class _Refiner:
+    """Turns the shortlists of a tile of rows into exact neighbours, and says which rows it cannot certify."""
+
+    def __init__(self, features: FeatureRows, bounds: Bounds, pairs: PairDistances, others: int):
+        self.bounds, self.pairs, self.others = bounds, pairs, others
+        self.device = features.device
+
+    def nearest(self, rows: Tensor, lists: Shortlist) -> tuple[Tensor, Tensor]:
+        """rank_keys [R, others] of the nearest but the image itself, and whether they are proven [R]."""
+        lists.cut()
+        count, width = len(rows), lists.width
+        indices = lists.indices[:count, :width].to(torch.int64)
+        bounds = self.bounds.of(rows)
+        lower = bounds.lower(lists.values[:count, :width])
+        limit = bounds.lower(lists.limits[:count, None])[:, 0]
+        keys = torch.full((count, width), NO_KEY, device=self.device)
+        known = indices >= 0
+        first = known.clone()
+        first[:, self.others + 4 :] = False  # a few more than needed: they spare many of the rest
+        self._fill(keys, rows, indices, first)
+        bound = self._worst(keys)
+        self._fill(keys, rows, indices, known & ~first & (lower <= bound[:, None]))
+        keys = keys.sort(1).values[:, : self.others]
+        return keys, self._worst(keys) < limit
+
+    def farthest(self, rows: Tensor, lists: Shortlist) -> tuple[Tensor, Tensor]:
+        """The largest distance [R] float32, and whether it is proven [R]."""
+        lists.cut()
+        count, width = len(rows), lists.width
+        indices = lists.indices[:count, :width].to(torch.int64)
+        searched = -lists.values[:count, :width]
+        known = indices >= 0
+        searched = searched.masked_fill(~known, 0)
+        bounds = self.bounds.of(rows)
+        least = bounds.lower(searched).amax(1)
+        wanted = known & (bounds.upper(searched) >= least[:, None])
+        row, place = wanted.nonzero(as_tuple=True)
+        distances = torch.zeros(count, width, device=self.device)
+        distances[row, place] = self.pairs(rows[row], indices[row, place])
+        farthest = distances.amax(1)
+        limits = lists.limits[:count, None]
+        beyond = bounds.upper((-limits).clamp(min=0))[:, 0]  # of what is not listed …
+        return farthest, (beyond <= farthest) | (limits[:, 0] == torch.inf)  # … if anything is not
+
+    def _fill(self, keys: Tensor, rows: Tensor, indices: Tensor, wanted: Tensor) -> None:
+        row, place = wanted.nonzero(as_tuple=True)
+        columns = indices[row, place]
+        keys[row, place] = rank_keys(self.pairs(rows[row], columns), columns)
+
+    def _worst(self, keys: Tensor) -> Tensor:
+        """[R] the distance of the last of the nearest `others`, infinite where there are not so many."""
+        if keys.shape[1] < self.others:
+            return torch.full((len(keys),), torch.inf, device=self.device)
+        return split_keys(keys.kthvalue(self.others, dim=1).values)[0]
+
+
+def _compare_with_all(features: FeatureRows, pairs: PairDistances, rows: Tensor, keys: Tensor, farthest: Tensor,
+                      tile: int) -> None:
+    """Finish rows [R] that could not be certified, in place: keys [R, others] and farthest [R] become exact.
+
+    Every pair that float32 cannot tell from what the row has is computed from its difference.
+    """
+    precision = PRECISIONS["float32"]
+    bounds = Bounds(features, precision)
+    tiles = Tiles(features, precision, tile)
+    for start in range(0, len(rows), tile):
+        part = slice(start, start + tile)
+        own = rows[part]
+        a = torch.empty(len(own), features.dim, device=features.device)
+        features.take(own, a)
+        norms = a.square().sum(1, keepdim=True)
+        left = torch.cat([a * -2, torch.ones_like(norms), norms], 1)[:, [*range(features.dim), -1, -2]]
+        right = None
+        for j in range(tiles.count):
+            columns = tiles.rows_of(j)
+            with precision.products():
+                right = tiles.right(j, right)
+                searched = (left @ right[: columns.stop - columns.start, : left.shape[1]].T)
+            ids = torch.arange(columns.start, columns.stop, device=features.device)
+            not_self = own[:, None] != ids
+            worst = split_keys(keys[part].amax(1))[0]
+            row, place = ((bounds.of(own).lower(searched) <= worst[:, None]) & not_self).nonzero(as_tuple=True)
+            found = rank_keys(pairs(own[row], ids[place]), ids[place])
+            keys[part] = _merged(keys[part], row, found)
+            row, place = (bounds.of(own).upper(searched) > farthest[part, None]).nonzero(as_tuple=True)
+            farthest[part] = farthest[part].scatter_reduce(0, row, pairs(own[row], ids[place]), "amax")
+
+
+def _merged(keys: Tensor, rows: Tensor, found: Tensor) -> Tensor:
+    """The smallest different keys of each row, old and found; rows ascending."""
+    counts = torch.bincount(rows, minlength=len(keys))
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    both = keys.new_full((len(keys), keys.shape[1] + int(counts.max())), NO_KEY)
+    both[:, : keys.shape[1]] = keys
+    both[rows, keys.shape[1] + places] = found
+    both = both.sort(1).values
+    both[:, 1:].masked_fill_(both[:, 1:] == both[:, :-1], NO_KEY)  # found again
+    return both.sort(1).values[:, : keys.shape[1]]
+
+
+# ------------------------------------------------------------------ the search
+def search(features: FeatureRows, k: int, plan: SearchPlan, candidates: int = 0,
+           workers: Workers = ALONE) -> tuple[Neighbours, Candidates | None]:
+    """The k nearest images of every image, itself first, and its farthest; cut to N.
+
+    Args:
+        k: list length, the image itself included.
+        plan: how to compute; it changes time and memory, never the result.
+        candidates: where > 0, also so many candidates of every query row (of what lies beyond k).
+        workers: the processes that share the work; each gets the whole result.
+    """
+    others = min(k, len(features)) - 1
+    if others == 0:
+        zero = torch.zeros(len(features), 1, device=features.device)
+        return Neighbours(zero.to(torch.int32), zero, zero[:, 0] + 1), None
+    tiles = Tiles(features, plan.precision, plan.tile)
+    query_tiles = -(-features.num_query // plan.tile) if candidates else 0
+    width = max(plan.width, others)
+    bounds, pairs = Bounds(features, plan.precision), PairDistances(features, plan.pairs)
+    lists = Shortlists(tiles, bounds, others, width, candidates, query_tiles)
+    _scan(tiles, lists, plan.strip, workers)
+    found = _refine(_Refiner(features, bounds, pairs, others), tiles, lists, workers)
+    wide = _take_candidates(lists, features.num_query, candidates, bounds, workers) if candidates else None
+    del lists
+    _finish(features, pairs, found, plan, workers)
+    distances, indices = split_keys(found.keys)
+    own = torch.arange(len(features), device=features.device)[:, None]
+    return Neighbours(
+        torch.cat([own.to(torch.int32), indices.to(torch.int32)], 1),
+        torch.cat([torch.zeros_like(distances[:, :1]), distances], 1),
+        torch.where(found.farthest > 0, found.farthest, 1),
+    ), wide
+
+
+@dataclass
+class _Found:
+    """keys [N, others], farthest [N] and proven [N] of all rows; each process fills those of its own tiles."""
+
+    keys: Tensor
+    farthest: Tensor
+    proven: Tensor
+
+
+def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, workers: Workers) -> _Found:
+    """Bring each tile's shortlists together at its owner, tile i at process i modulo their number, and refine them."""
+    count, device = len(tiles.features), tiles.features.device
+    found = _Found(torch.full((count, refiner.others), NO_KEY, device=device), torch.zeros(count, device=device),
+                   torch.ones(count, dtype=torch.bool, device=device))
+    if workers.size > 1:
+        for i in range(tiles.count):
+            lists.near[i].collect(workers, owner=i % workers.size)
+            lists.far[i].collect(workers, owner=i % workers.size)
+
+    def refine(i: int) -> None:
+        part = tiles.rows_of(i)
+        rows = torch.arange(part.start, part.stop, device=device)
+        found.keys[part], near_proven = refiner.nearest(rows, lists.near[i])
+        found.farthest[part], far_proven = refiner.farthest(rows, lists.far[i])
+        found.proven[part] = near_proven & far_proven
+        lists.far[i] = None
+
+    own = range(workers.rank, tiles.count, workers.size)
+    for _ in progress(in_threads(refine, own, device), "neighbours", "tiles", len(own)):
+        pass
+    return found
+
+
+def _finish(features: FeatureRows, pairs: PairDistances, found: _Found, plan: SearchPlan, workers: Workers) -> None:
+    """Settle what is not proven, and let every process have all rows."""
+    rows = (~found.proven).nonzero().flatten()
+    if len(rows):
+        logger.info("candidate search: %d of %d rows are compared with all images again", len(rows), len(features))
+        keys, farthest = found.keys[rows], found.farthest[rows]
+        _compare_with_all(features, pairs, rows, keys, farthest, plan.tile)
+        found.keys[rows], found.farthest[rows] = keys, farthest
+    for i, start in enumerate(range(0, len(features), plan.tile)):
+        part = slice(start, start + plan.tile)
+        for table in (found.keys, found.farthest):
+            workers.broadcast(table[part], i % workers.size)
+
+
+def _take_candidates(lists: Shortlists, num_query: int, width: int, bounds: Bounds, workers: Workers) -> Candidates:
+    indices, searched, limits = [], [], []
+    for i, start in enumerate(range(0, num_query, lists.tiles.size)):
+        one, count = lists.near[i], min(lists.tiles.size, num_query - start)
+        for table in (one.indices, one.values, one.limits):
+            workers.broadcast(table, i % workers.size)
+        indices.append(one.indices[:count, :width])
+        searched.append(one.values[:count, :width])
+        limits.append(one.limits[:count])
+        lists.near[i] = None
+    return Candidates(torch.cat(indices), torch.cat(searched), torch.cat(limits), bounds)

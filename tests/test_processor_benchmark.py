@@ -1,0 +1,234 @@
+"""The benchmark: its dense baseline is right, its meters measure, and its table has every row."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from processor.benchmarks import measure as measure_module
+from processor.benchmarks import retrieval
+from processor.benchmarks.dense_reranking import PRODUCTS, dense_bytes, dense_re_ranking
+from processor.benchmarks.features import IMAGES, make_features, make_pids
+from processor.benchmarks.machine import Meter, product_rates
+from processor.benchmarks.measure import IMPLEMENTATIONS, RATES, Job, Setting, independent_tiles, measure, ranked
+from processor.benchmarks.report import to_markdown
+from processor.benchmarks.retrieval import Plan, benchmark_retrieval, make_plan
+from processor.retrieval.metrics import evaluate_rank
+from processor.retrieval.reranking import re_ranking
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTING = Setting(size=300, dim=16, k1=20, k2=6, lambda_value=0.3, device="cpu", square=64)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def features_of(size: int, dim: int, num_query: int) -> tuple[np.ndarray, np.ndarray]:
+    features = make_features(make_pids(size), dim).numpy()
+    return features[:num_query], features[num_query:]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(("size", "dim", "k1", "k2"), [
+    (300, 16, 20, 6), (400, 64, 30, 6), (90, 8, 7, 1), (25, 8, 30, 3),
+])
+def test_the_dense_baseline_gives_the_same_distances(size, dim, k1, k2, product):
+    query, gallery = features_of(size, dim, size // 5)
+    found = dense_re_ranking(query, gallery, k1, k2, 0.3, product)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, re_ranking(query, gallery, k1, k2, 0.3), rtol=0, atol=2e-6)
+
+
+@linux
+def test_the_dense_baseline_takes_the_memory_it_predicts():
+    query, gallery = features_of(1500, 16, 225)
+    dense_re_ranking(query[:20], gallery[:80], 20, 6, 0.3)
+    with Meter("cpu") as meter:
+        dense_re_ranking(query, gallery, 20, 6, 0.3)
+    assert 0.8 < meter.peak_bytes / dense_bytes(1500, 225, 16) < 1.3
+
+
+def test_features_are_clustered_unit_vectors_and_always_the_same():
+    pids = make_pids(9000)
+    features = make_features(pids, 32)
+    assert torch.equal(features, make_features(pids, 32))
+    assert not torch.equal(features, make_features(pids, 32, seed=1))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(9000))
+    counts = np.bincount(pids)
+    assert IMAGES[0] <= counts[:-1].min()
+    assert counts.max() <= IMAGES[1]
+    cosines, same = features[:1000] @ features.T, torch.from_numpy(pids[:1000, None] == pids)
+    assert cosines[same].mean() > 0.3 > 0.1 > cosines[~same].mean().abs()
+
+
+@linux
+def test_the_meter_counts_only_what_happens_inside():
+    meter = Meter("cpu")
+    for mib in (32, 64):
+        with meter:
+            inside = np.ones(mib << 18, np.float32)
+        del inside
+        outside = np.ones(256 << 18, np.float32)
+        del outside
+    assert 60 < meter.peak_bytes / 2**20 < 90
+    assert 0 < meter.seconds < 5
+
+
+def test_tiles_rank_below_exact_re_ranking(tmp_path):
+    pids = make_pids(600)
+    query, gallery = features_of(600, 32, 90)
+    job = Job("tiles", Setting(600, 32, 20, 6, 0.3, "cpu", 64), "numpy", str(tmp_path / "result.json"))
+    found = {
+        name: ranked(run(query, gallery, job, Meter("cpu")), pids, 90)[1]
+        for name, run in {"exact": IMPLEMENTATIONS["full_rows"].run, "tiles": independent_tiles(30, 60),
+                          "one tile": independent_tiles(90, 510)}.items()
+    }
+    assert found["tiles"] < found["exact"] - 0.02
+    assert found["one tile"] == pytest.approx(found["exact"], abs=1e-6)
+
+
+def test_only_the_first_queries_are_evaluated_but_all_are_ranked(monkeypatch):
+    monkeypatch.setattr(measure_module, "EVALUATED", 40)
+    query, gallery = features_of(300, 16, 100)
+    pids, distances = make_pids(300), re_ranking(query, gallery, 20, 6, 0.3)
+    asked = []
+
+    def blocks():
+        for start in range(0, 100, 30):
+            asked.append(start)
+            yield slice(start, min(start + 30, 100)), distances[start : start + 30]
+
+    nearest, mean_ap = ranked(blocks(), pids, 100)
+    assert asked == [0, 30, 60, 90]
+    assert np.array_equal(nearest, distances[:40].argsort(1, kind="stable")[:, :10])
+    expected = evaluate_rank(distances[:40], pids[:40], pids[100:], np.zeros(40), np.ones(200))
+    assert mean_ap == pytest.approx(expected.mAP_at_k)
+
+
+def test_product_rates_are_of_the_right_size():
+    rates = product_rates(dim=16, square=128, device="cpu")
+    assert {"float32_tile", "float32_square", "bf16_tile", "numpy", "torch"} <= set(rates)
+    assert all(1e7 < rate < 1e14 for rate in rates.values())
+
+
+def environment(temporary: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+
+
+def test_the_tool_prints_every_row(tmp_path):
+    words = ["--sizes", "300", "--dim", "16", "--square", "64", "--repeats", "1", "--device", "cpu",
+             "--json", str(tmp_path / "report" / "raw.json")]
+    (tmp_path / "temporary").mkdir()
+    done = subprocess.run([sys.executable, str(ROOT / "tools/benchmark.py"), "retrieval", *words], cwd=tmp_path,
+                          capture_output=True, text=True, env=environment(tmp_path / "temporary"))
+    assert done.returncode == 0, done.stderr
+    cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| 300 ")]
+    assert [row[1] for row in cells] == [implementation.title for implementation in IMPLEMENTATIONS.values()]
+    assert "torch " + torch.__version__ in done.stdout
+    raw = json.loads((tmp_path / "report" / "raw.json").read_text())
+    rows = {row["implementation"]: row for row in raw["rows"]}
+    for name in ("top200_float32", "top200_auto", "full_rows", "dense"):
+        assert rows[name]["mAP"] == pytest.approx(rows["dense"]["mAP"], abs=1e-3)
+        assert rows[name]["same_top10"] > 0.9
+    assert rows["none"]["mAP"] < rows["dense"]["mAP"]
+    assert all(row["seconds"] > 0 and row["peak_bytes"] >= 0 for row in raw["rows"])
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@linux
+def test_an_interrupt_ends_the_child_and_leaves_no_file(tmp_path):
+    words = ["--sizes", "6000", "--dim", "16", "--square", "64", "--implementations", "dense", "--device", "cpu"]
+    tool = subprocess.Popen([sys.executable, str(ROOT / "tools/benchmark.py"), "retrieval", *words], cwd=tmp_path,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                            env=environment(tmp_path))
+    with tool:
+        assert "run 1 of 3: dense" in tool.stderr.readline()
+        tool.send_signal(signal.SIGINT)
+        said = tool.stderr.read()
+        assert said.endswith("interrupted\n")
+        assert "Traceback" not in said
+        assert tool.wait() == 130
+        with pytest.raises(ProcessLookupError):  # nobody of its group is left
+            os.killpg(tool.pid, 0)
+    assert not list(tmp_path.iterdir())
+
+
+class Children:
+    """Stands in for the child processes: gives figures, and remembers who was asked for."""
+
+    def __init__(self, **seconds: list[float]) -> None:
+        self.seconds, self.asked = seconds, []
+
+    def __call__(self, job: Job) -> dict[str, float]:
+        self.asked.append((job.setting.size, job.what))
+        if job.what == RATES:
+            return {"float32_tile": 1e9, "float32_square": 2e9, "bf16_tile": 1e9, "numpy": 1e9, "torch": 3e9}
+        assert job.product == "torch"
+        if not self.seconds[job.what]:
+            raise RuntimeError("failed with code -9")
+        nearest = np.zeros((4, 10), int)
+        nearest[0, :2] = job.what == "dense"
+        np.save(Path(job.result).with_suffix(".npy"), nearest)
+        return {"seconds": self.seconds[job.what].pop(0), "peak_bytes": 2**20, "mAP": 0.5}
+
+
+def test_implementations_take_turns_and_the_median_counts(monkeypatch):
+    children = Children(full_rows=[1, 3, 2, 9], dense=[5, 5, 5, 7], tiles=[1, 1, 1])
+    monkeypatch.setattr(retrieval, "_child", children)
+    monkeypatch.setattr(retrieval, "free_bytes", lambda device: 2**60)
+    report = benchmark_retrieval(Plan(sizes=(1000, 50_000), dim=16, implementations=("full_rows", "dense", "tiles")))
+    turn = ["rates", "full_rows", "dense", "tiles"]
+    assert children.asked == [(1000, what) for what in turn * 3] + [(50_000, what) for what in turn[:3]]
+    first, second, *_ = report["rows"]
+    assert first["seconds"] == 2
+    assert first["floor_seconds"] == 1000**2 * 16 / 2e9
+    assert (first["same_top10"], second["same_top10"]) == (1, 0.75)
+    assert "| 1,000 | full rows | 3 | 2.00 | 1 | 1 / 2 | 0.01 | 250.00 | 0.5000 | 100.0 % |" in to_markdown(report)
+    assert json.loads(json.dumps(report))["plan"] == json.loads(json.dumps(asdict(Plan(
+        sizes=(1000, 50_000), dim=16, implementations=("full_rows", "dense", "tiles")))))
+
+
+def test_what_does_not_fit_or_fails_is_said_in_the_table(monkeypatch):
+    children = Children(full_rows=[1, 1], top200_auto=[1])
+    monkeypatch.setattr(retrieval, "_child", children)
+    monkeypatch.setattr(retrieval, "free_bytes", lambda device: 2**31)
+    report = benchmark_retrieval(Plan(sizes=(20_000,), dim=16, repeats=2,
+                                      implementations=("dense", "top200_auto", "full_rows")))
+    table = to_markdown(report)
+    assert "| 20,000 | dense numpy | 0 | does not fit: 7.7 of 2.0 GiB free | – | – | – | – | – | – |" in table
+    assert "| 20,000 | top 200, auto | 0 | failed with code -9 | –" in table  # its first figure alone is none
+    assert "| 20,000 | full rows | 2 | 1.00 |" in table
+    assert (20_000, "dense") not in children.asked
+
+
+def test_a_child_that_fails_is_a_runtime_error(tmp_path):
+    with pytest.raises(RuntimeError, match="failed with code 1"):
+        retrieval._child(Job("nonsense", SETTING, "numpy", str(tmp_path / "result.json")))
+
+
+def test_a_job_survives_the_command_line(tmp_path):
+    job = Job("none", SETTING, "numpy", str(tmp_path / "ö.json"))
+    assert Job.from_json(job.to_json()) == job
+    measure(job)
+    assert set(json.loads(Path(job.result).read_text())) == {"seconds", "peak_bytes", "mAP"}
+    assert np.load(tmp_path / "ö.npy").shape == (45, 10)
+
+
+def test_what_is_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="unknown implementation 'sparse'; choose from top200_float32"):
+        benchmark_retrieval(Plan(implementations=("sparse",)))
+    with pytest.raises(ValueError, match="at least 20 images"):
+        benchmark_retrieval(Plan(sizes=(19,)))
+
+
+def test_the_plan_of_a_command_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert make_plan("auto", None, True, None, k1=30) == Plan(sizes=(5000, 10_000, 20_000, 50_000, 100_000), k1=30)
+    with pytest.raises(ValueError, match="torch finds none"):
+        make_plan("cuda", None, False, None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert make_plan("auto", [5], True, ["dense"]).sizes == (5, 100_000, 1_000_000)

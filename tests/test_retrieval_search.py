@@ -1,0 +1,441 @@
+"""The certified candidate search against all pairs one by one, its bounds, and the distance that decides."""
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from retrieval_oracle import people, slow_neighbours, squared_distances
+
+from processor.retrieval.features import FeatureRows
+from processor.retrieval.precision import PRECISIONS, choose
+from processor.retrieval.search import Bounds, PairDistances, SearchPlan, Tiles, search
+
+NAMES = sorted(PRECISIONS)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+# ------------------------------------------------------------------ inputs
+def unit(feat):
+    return feat / np.maximum(np.linalg.norm(feat, axis=1, keepdims=True), 1e-30)
+
+
+def clustered(rng, size):
+    return np.concatenate(people(1, size - 1, seed=int(rng.integers(10**6))))
+
+
+def duplicated(rng, size):
+    """Few different rows, each many times: more equal neighbours than a list has places."""
+    return unit(rng.standard_normal((3, 9)))[rng.integers(0, 3, size)]
+
+
+def nearly_equal(rng, size):
+    """Apart by a few units in the last place, which no product of float32 can see."""
+    return unit(rng.standard_normal((1, 16))) + rng.integers(-3, 4, (size, 16)) * 2.0**-24
+
+
+KINDS = {
+    "random": lambda rng, size: unit(rng.standard_normal((size, 20))),
+    "clustered": clustered,
+    "duplicated": duplicated,
+    "all equal": lambda rng, size: np.full((size, 5), 0.3),
+    "all zero": lambda rng, size: np.zeros((size, 5)),
+    "whole numbers": lambda rng, size: rng.integers(-1, 3, (size, 3)),
+    "norms 1 to 9": lambda rng, size: unit(rng.standard_normal((size, 12))) * rng.uniform(1, 9, (size, 1)),
+    "norms 1e-3 to 1e3": lambda rng, size: rng.standard_normal((size, 12)) * 10.0 ** rng.uniform(-3, 3, (size, 1)),
+    "short": lambda rng, size: rng.standard_normal((size, 12)) * 1e-3,
+    "long": lambda rng, size: rng.standard_normal((size, 12)) * 1e3,
+    "far from the origin": lambda rng, size: 30 + rng.standard_normal((size, 12)),
+    "very far from the origin": lambda rng, size: 3000 + rng.standard_normal((size, 12)),
+    "nearly equal": nearly_equal,
+    "one dimension": lambda rng, size: rng.standard_normal((size, 1)),
+    "many dimensions": lambda rng, size: unit(rng.standard_normal((size, 300))),
+}
+
+
+def make(kind, size, seed=0):
+    return KINDS[kind](np.random.default_rng(seed), size).astype(np.float32)
+
+
+def plan(name="float32", tile=16, strip=2, pairs=32, width=20):
+    return SearchPlan(PRECISIONS[name], tile=tile, strip=strip, pairs=pairs, width=width)
+
+
+def rows_of(feat, num_query=1, device=None):
+    return FeatureRows(feat[:num_query], feat[num_query:], device)
+
+
+def found_by(feat, k, num_query=1, candidates=0, **options):
+    return search(rows_of(feat, num_query), k, plan(**options), candidates)[0]
+
+
+def assert_same(found, expected):
+    """To the bit."""
+    assert found.indices.dtype == torch.int32
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.distances, expected.distances)
+    assert torch.equal(found.farthest, expected.farthest)
+
+
+def assert_as_the_oracle(feat, k, num_query=1, **options):
+    expected = slow_neighbours(squared_distances(feat[:num_query], feat[num_query:]), k)
+    assert_same(found_by(feat, k, num_query, **options), expected)
+
+
+def compared_again(caplog):
+    """The rows that the candidate search could not certify, as its log says."""
+    return sum(int(count) for count in re.findall(r"(\d+) of \d+ rows are compared with all images again", caplog.text))
+
+
+# ------------------------------------------------------------------ the neighbours
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_are_those_of_all_pairs(kind, name):
+    assert_as_the_oracle(make(kind, 90), 7, name=name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("size", "k"), [(2, 1), (2, 2), (2, 9), (3, 2), (3, 3), (3, 30), (8, 8), (17, 16), (20, 99)])
+def test_few_images_give_short_lists(size, k, name):
+    feat = make("random", size)
+    assert found_by(feat, k, name=name).indices.shape == (size, min(k, size))
+    assert_as_the_oracle(feat, k, name=name)
+
+
+def test_an_image_is_its_own_first_neighbour():
+    found = found_by(np.ones((30, 4), np.float32), 4)
+    assert found.indices[:, 0].tolist() == list(range(30))
+    assert found.indices[29].tolist() == [29, 0, 1, 2]
+    assert found.indices[1].tolist() == [1, 0, 2, 3]
+    assert found.farthest.tolist() == [1] * 30
+
+
+@pytest.mark.parametrize("size", [15, 16, 17, 31, 33, 48])
+def test_images_need_not_fill_the_last_tile(size):
+    assert_as_the_oracle(make("clustered", size), 5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["duplicated", "whole numbers", "nearly equal", "far from the origin"])
+def test_rows_whose_shortlist_is_too_short_are_repaired(caplog, kind, name):
+    caplog.set_level("INFO")
+    assert_as_the_oracle(make(kind, 90), 6, name=name, width=5)
+    assert compared_again(caplog) > 0
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered", "norms 1 to 9"])
+def test_rows_with_gaps_are_certified_by_their_shortlist(caplog, kind):
+    caplog.set_level("INFO")
+    found_by(make(kind, 200), 6, width=30)
+    assert compared_again(caplog) == 0
+
+
+def test_low_precision_certifies_rows_by_longer_shortlists(caplog):
+    caplog.set_level("INFO")
+    counts = []
+    for width in (5, 60):
+        caplog.clear()
+        assert_as_the_oracle(make("random", 150), 6, name="bf16", width=width)
+        counts.append(compared_again(caplog))
+    assert counts[0] > 100 > 10 > counts[1]
+
+
+@pytest.mark.parametrize("kind", ["random", "duplicated", "whole numbers", "norms 1e-3 to 1e3"])
+def test_how_it_is_computed_changes_no_bit(kind):
+    feat = make(kind, 75)
+    whole = found_by(feat, 8, tile=128, strip=1, pairs=10_000, width=75)
+    for options in ({"tile": 8}, {"tile": 24, "strip": 3}, {"pairs": 1}, {"pairs": 7, "width": 8}, {"width": 7},
+                    {"name": "tf32", "tile": 32, "width": 9}, {"name": "bf16", "tile": 16, "strip": 9, "width": 30},
+                    {"num_query": 30, "candidates": 12}, {"num_query": 74, "candidates": 75, "name": "bf16"}):
+        assert_same(found_by(feat, 8, **options), whole)
+
+
+def test_a_smaller_k_is_the_start_of_a_larger():
+    feat = make("clustered", 60)
+    assert_same(found_by(feat, 12).first(5), found_by(feat, 5))
+
+
+def test_threads_change_no_bit():
+    feat = make("random", 70)
+    one = found_by(feat, 8)
+    torch.set_num_threads(2)
+    assert_same(found_by(feat, 8), one)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(KINDS)), name=st.sampled_from(NAMES), size=st.integers(2, 60), k=st.integers(1, 70),
+    tile=st.sampled_from([8, 16, 24, 64]), strip=st.integers(1, 4), pairs=st.integers(1, 80), extra=st.integers(0, 30),
+    num_query=st.integers(1, 59), candidates=st.integers(0, 40), seed=st.integers(0, 10**6),
+)
+@example(kind="duplicated", name="bf16", size=60, k=4, tile=8, strip=2, pairs=5, extra=0, num_query=20, candidates=3,
+         seed=1)
+def test_any_input_and_plan_give_the_neighbours_of_all_pairs(
+        kind, name, size, k, tile, strip, pairs, extra, num_query, candidates, seed):
+    assert_as_the_oracle(make(kind, size, seed), k, min(num_query, size - 1), name=name, tile=tile, strip=strip,
+                         pairs=pairs, width=max(k - 1, 1) + extra, candidates=candidates)
+
+
+# ------------------------------------------------------------------ the candidates of the queries
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["random", "duplicated", "norms 1 to 9"])
+@pytest.mark.parametrize("candidates", [1, 4, 10, 15, 40, 89])  # lists of 10 places hold more, as many, or fewer
+def test_an_image_that_is_no_candidate_lies_beyond_the_limit(candidates, kind, name):
+    feat, num_query = make(kind, 90), 37
+    squared = squared_distances(feat[:num_query], feat[num_query:])
+    found = search(rows_of(feat, num_query), 7, plan(name, width=10), candidates)[1]
+    beyond = found.bounds.of(slice(0, num_query)).lower(found.limits[:, None])[:, 0]
+    assert found.indices.shape == (num_query, candidates)
+    for query in range(num_query):
+        listed = found.indices[query][found.indices[query] >= 0].tolist()
+        assert len(listed) == len(set(listed)) == min(candidates, 89)
+        assert query not in listed
+        rest = np.delete(squared[query], [query, *listed])
+        assert not len(rest) or rest.min() >= beyond[query]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_searched_of_a_candidate_bounds_its_distance(name):
+    feat, num_query = make("clustered", 90), 37
+    squared = torch.from_numpy(squared_distances(feat[:num_query], feat[num_query:]))[:num_query]
+    found = search(rows_of(feat, num_query), 7, plan(name), 40)[1]
+    bounds, true = found.bounds.of(slice(0, num_query)), squared.gather(1, found.indices.long())
+    assert (found.searched.diff(dim=1) >= 0).all()
+    assert (bounds.lower(found.searched) <= true).all()
+    assert (true <= bounds.upper(found.searched)).all()
+
+
+def test_without_wanted_candidates_there_are_none():
+    assert search(rows_of(make("random", 20)), 5, plan())[1] is None
+
+
+# ------------------------------------------------------------------ the bounds
+def hard_pairs(dim):
+    """Opposite, orthogonal, equal and nearly equal rows of all lengths, with mantissas that round badly."""
+    rng = np.random.default_rng(dim)
+    base = rng.standard_normal((12, dim))
+    ones = np.ones((2, dim)) * [[1 + 2.0**-9 - 2.0**-23], [1 + 2.0**-12 - 2.0**-23]]  # nearly half a bf16 or TF32 step
+    step = base * (1 + 2.0**-20)
+    axes = np.eye(dim)[:4] * 3
+    rows = np.concatenate([base, step, base + 2.0**-12, -base, ones, -ones, axes, np.abs(base), np.zeros((1, dim))])
+    return np.concatenate([rows, rows * 1e-3, rows * 1e3, 1e-6 * rows[:8], 1e6 * rows[:8]]).astype(np.float32)
+
+
+def searched_and_true(feat, name):
+    """What a tile of the search holds of all pairs, and the float64 distances."""
+    tiles = Tiles(rows_of(feat), PRECISIONS[name], -(-len(feat) // 8) * 8)
+    right = tiles.right(0)
+    with PRECISIONS[name].products():
+        searched = (tiles.left(right) @ right.T)[: len(feat), : len(feat)]
+    precise = torch.from_numpy(feat).double()
+    return searched, torch.stack([(precise - row).square().sum(1) for row in precise])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dim", [1, 2, 5, 64, 777])
+def test_the_true_distance_lies_within_the_bounds(dim, name):
+    for feat in (hard_pairs(dim), *(make(kind, 60, seed) for seed in range(3) for kind in KINDS)):
+        searched, true = searched_and_true(feat, name)
+        bounds = Bounds(rows_of(feat), PRECISIONS[name])
+        assert (bounds.lower(searched).double() <= true).all()
+        assert (true <= bounds.upper(searched).double()).all()
+
+
+@pytest.mark.parametrize(("name", "most"), [("float32", 4e-4), ("tf32", 6e-3), ("bf16", 4e-2)])
+def test_the_bounds_are_close_enough_to_decide(name, most):
+    """Of features of length 1, whose squared distances are around 2."""
+    feat = make("many dimensions", 60)
+    searched, true = searched_and_true(feat, name)
+    bounds = Bounds(rows_of(feat), PRECISIONS[name])
+    apart = ~torch.eye(60, dtype=torch.bool)
+    assert (bounds.upper(searched) - bounds.lower(searched))[apart].max() < most
+    assert (searched - true)[apart].abs().max() < most / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_limits_turn_a_true_distance_into_a_searched_one(kind, name):
+    """From lowest_beyond(t) on all true distances are above t; up to highest_below(t) all are below."""
+    feat = make(kind, 60)
+    searched, _ = searched_and_true(feat, name)
+    true = torch.from_numpy(squared_distances(feat[:1], feat[1:]))
+    bounds = Bounds(rows_of(feat), PRECISIONS[name])
+    for column in range(0, 60, 7):
+        wanted = true[:, column : column + 1]
+        beyond = searched >= bounds.lowest_beyond(wanted)
+        below = searched <= bounds.highest_below(wanted)
+        some = wanted > 0  # where all features are zero, nothing is above 0 and nothing has to be
+        assert not (some & beyond & (true <= wanted)).any()
+        assert not (some & below & (true >= wanted)).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_limits_are_no_looser_than_the_bounds(name):
+    bounds = Bounds(rows_of(make("random", 60)), PRECISIONS[name])
+    true = torch.rand(60, 200, generator=torch.Generator().manual_seed(0)) * 4
+    torch.testing.assert_close(bounds.lower(bounds.lowest_beyond(true)), true, rtol=1e-5, atol=1e-6)
+    wide = true + 0.2  # nearer to 0 the search cannot say that anything is below
+    torch.testing.assert_close(bounds.upper(bounds.highest_below(wide)), wide, rtol=1e-5, atol=1e-6)
+
+
+def test_bounds_of_some_rows_are_those_rows_of_all():
+    bounds, searched = Bounds(rows_of(make("norms 1 to 9", 60)), PRECISIONS["bf16"]), torch.rand(60, 5)
+    rows = torch.tensor([3, 50, 7])
+    assert torch.equal(bounds.of(rows).lower(searched[rows]), bounds.lower(searched)[rows])
+    assert torch.equal(bounds.of(slice(2, 9)).upper(searched[2:9]), bounds.upper(searched)[2:9])
+
+
+# ------------------------------------------------------------------ rounding
+def all_magnitudes():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(20_000, generator=generator) * 10.0 ** (torch.rand(20_000, generator=generator) * 40 - 20)
+    return torch.cat([values, torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0**-126, 1 + 2.0**-11, 1 + 3 * 2.0**-11])])
+
+
+@pytest.mark.parametrize(("name", "bits"), [("tf32", 10), ("bf16", 7)])
+def test_rounding_keeps_the_leading_bits_and_moves_by_half_a_step_at_most(name, bits):
+    values = all_magnitudes()
+    before = values.clone()
+    rounded = PRECISIONS[name].round(values)
+    assert not (rounded.view(torch.int32) & (2 ** (23 - bits) - 1)).any()
+    assert ((rounded.double() - values.double()).abs() <= values.double().abs() * 2.0 ** -(bits + 1)).all()
+    assert torch.equal(PRECISIONS[name].round(rounded), rounded)
+    assert torch.equal(PRECISIONS[name].round(-values), -rounded)
+    assert torch.equal(values, before)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("tf32", 10), ("bf16", 7)])
+def test_halves_are_rounded_to_even(name, bits):
+    step = 2.0**-bits
+    halves = torch.tensor([1 + step / 2, 1 + 3 * step / 2, 1 + 5 * step / 2, 2 - step / 2])
+    expected = torch.tensor([1, 1 + 2 * step, 1 + 2 * step, 2])
+    assert torch.equal(PRECISIONS[name].round(halves), expected)
+    assert torch.equal(PRECISIONS[name].round(-halves), -expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pieces_are_exact_in_the_product_and_sum_to_the_value(name):
+    values = all_magnitudes().abs().clamp(min=1e-18)  # squared norms; below, a piece would be denormal
+    pieces = PRECISIONS[name].pieces(values)
+    assert torch.equal(sum(piece.double() for piece in pieces), values.double())
+    for piece in pieces:
+        assert torch.equal(PRECISIONS[name].round(piece), piece)
+
+
+def test_products_leave_the_process_setting_as_it_was():
+    before = torch.get_float32_matmul_precision()
+    with PRECISIONS["bf16"].products():
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(RuntimeError), PRECISIONS["bf16"].products():
+        torch.zeros(2) @ torch.zeros(3)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_an_unknown_precision_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; choose from auto, float32, tf32, bf16"):
+        choose("fp8", torch.device("cpu"), 8, 8)
+
+
+@pytest.mark.parametrize(("low", "expected"), [(0.9, "float32"), (0.51, "float32"), (0.49, "bf16"), (0.1, "bf16")])
+def test_auto_takes_a_low_precision_where_it_is_twice_as_fast(monkeypatch, low, expected):
+    monkeypatch.setattr("processor.retrieval.precision.product_seconds",
+                        lambda precision, *shape: {"float32": 1.0, "bf16": low}[precision.name])
+    chosen, seconds = choose("auto", torch.device("cpu"), 8, 8)
+    assert chosen is PRECISIONS[expected]
+    assert seconds == {"float32": 1.0, "bf16": low}[expected]
+
+
+# ------------------------------------------------------------------ the distance
+def all_pairs(size):
+    return torch.arange(size).repeat_interleave(size), torch.arange(size).repeat(size)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 100, 256, 300, 2048])
+def test_a_pair_has_the_same_bits_from_either_side_and_in_any_company(dim):
+    features = rows_of(np.random.default_rng(dim).standard_normal((12, dim)).astype(np.float32))
+    left, right = all_pairs(12)
+    whole = PairDistances(features, 500)(left, right)
+    assert torch.equal(whole.view(12, 12), whole.view(12, 12).T)
+    assert not whole.view(12, 12).diagonal().any()
+    order = torch.randperm(144, generator=torch.Generator().manual_seed(0))
+    for at_once in (1, 2, 3, 8, 143):
+        assert torch.equal(PairDistances(features, at_once)(left[order], right[order]), whole[order])
+    one_by_one = PairDistances(features, 500)
+    assert torch.equal(torch.cat([one_by_one(left[i : i + 1], right[i : i + 1]) for i in range(144)]), whole)
+    torch.set_num_threads(2)
+    assert torch.equal(PairDistances(features, 500)(left, right), whole)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "many dimensions"])
+def test_a_pairs_distance_is_the_float64_one_rounded(kind):
+    feat = make(kind, 30)
+    found, true = squared_distances(feat[:1], feat[1:]), searched_and_true(feat, "float32")[1].numpy()
+    np.testing.assert_allclose(found, true, rtol=(feat.shape[1] + 2) * 2.0**-24, atol=0)
+
+
+def test_equal_rows_are_at_distance_zero_wherever_they_lie():
+    query, gallery = people(5, 12)
+    gallery[3:8] = query
+    assert not squared_distances(query, gallery)[np.arange(5), np.arange(8, 13)].any()
+    assert squared_distances(query, gallery)[0, 1] > 0
+
+
+def test_joined_and_separate_arrays_give_the_same_bits():
+    bank = np.concatenate(people(7, 20))
+    whole = squared_distances(bank[:7].copy(), bank[7:].copy())
+    tensor = torch.from_numpy(bank)
+    for query, gallery in [(bank[:7], bank[7:]), (tensor[:7], tensor[7:]), (tensor[:7], bank[7:]),
+                           (np.asfortranarray(bank[:7]), bank[7:]), (bank[:7], bank[::-1][:20][::-1])]:
+        assert np.array_equal(squared_distances(query, gallery), whole)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4", "int32"])
+def test_every_type_and_kind_of_array_gives_the_same_bits(dtype, tmp_path):
+    bank = np.random.default_rng(0).integers(-5, 6, (20, 9))  # in every type without rounding
+    whole = squared_distances(bank[:6].astype(np.float32), bank[6:].astype(np.float32))
+    bank = bank.astype(dtype)
+    np.save(tmp_path / "bank.npy", bank)
+    mapped = np.load(tmp_path / "bank.npy", mmap_mode="r")
+    assert np.array_equal(squared_distances(bank[:6], bank[6:]), whole)
+    assert np.array_equal(squared_distances(mapped[:6], mapped[6:]), whole)
+    if not dtype.startswith(">"):
+        tensor = torch.from_numpy(bank)
+        assert np.array_equal(squared_distances(tensor[:6].clone(), tensor[6:]), whole)
+        assert np.array_equal(squared_distances(tensor[:6], tensor[6:]), whole)
+
+
+def test_pairs_of_a_read_only_map_are_computed_without_a_warning(tmp_path, recwarn):
+    np.save(tmp_path / "bank.npy", np.ones((8, 4), np.float32))
+    mapped = np.load(tmp_path / "bank.npy", mmap_mode="r")
+    squared_distances(mapped[:3], mapped[3:])
+    assert not len(recwarn)
+
+
+# ------------------------------------------------------------------ CUDA
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["random", "clustered", "duplicated", "whole numbers", "norms 1 to 9"])
+def test_cuda_finds_the_neighbours_of_the_cpu(kind, name):
+    """Another order of summation: neighbours may differ where two distances differ in the last places."""
+    feat = make(kind, 700)
+    expected = found_by(feat, 21, tile=128)
+    found, _ = search(rows_of(feat, device="cuda"), 21, plan(name, tile=128, pairs=4096, width=60))
+    swapped = found.indices.cpu() != expected.indices
+    torch.testing.assert_close(found.distances.cpu(), expected.distances, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(found.farthest.cpu(), expected.farthest, rtol=1e-6, atol=0)
+    assert swapped.float().mean() < (0 if kind in ("duplicated", "whole numbers") else 1e-3) + 1e-9
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("kind", ["clustered", "duplicated", "nearly equal"])
+def test_on_cuda_too_how_it_is_computed_changes_no_bit(kind, caplog):
+    caplog.set_level("INFO")
+    features = rows_of(make(kind, 500), device="cuda")
+    whole = search(features, 9, plan(tile=512, pairs=4096, width=100))[0]
+    for options in ({"name": "tf32", "tile": 64, "width": 8}, {"name": "bf16", "tile": 128, "width": 40}, {"tile": 24}):
+        assert_same(search(features, 9, plan(pairs=4096, **options))[0], whole)
+    assert compared_again(caplog) > 0

@@ -1,0 +1,148 @@
+"""The check of a submission against a test folder: what it takes, what it refuses, and how it says so."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datasets.naic import load_naic
+from processor.retrieval.submission import write_submission
+from processor.submission_check import validate_submission
+
+ROOT = Path(__file__).resolve().parent.parent
+TEST = Path("MyDataSet/image_B_v1_1")
+
+
+@pytest.fixture(scope="module")
+def truth(tiny_data):
+    """{part: {name: pid}} of the tiny test folder."""
+    files = json.loads((tiny_data / TEST / "ground_truth.json").read_text())["files"]
+    return {part: {key.split("/")[1]: entry["pid"] for key, entry in files.items() if key.startswith(part)}
+            for part in ("query", "gallery")}
+
+
+@pytest.fixture(scope="module")
+def perfect(truth):
+    """The whole gallery for each query, its matches first."""
+    return {query: sorted(truth["gallery"], key=lambda name: (truth["gallery"][name] != pid, name))
+            for query, pid in truth["query"].items()}
+
+
+@pytest.fixture
+def check(tiny_data, tmp_path):
+    """check(answer, **arguments) -> the report on it, where no domain lists lie beside it."""
+    def checked(answer, **arguments):
+        path = tmp_path / "run" / "model" / "submission.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(answer))
+        return validate_submission(path, tiny_data, **arguments)
+    return checked
+
+
+def tool(*words):
+    return subprocess.run([sys.executable, str(ROOT / "tools/validate_submission.py"), *map(str, words)],
+                          capture_output=True, text=True, encoding="utf-8")
+
+
+def test_a_whole_answer_is_valid_and_a_perfect_one_scores_everything(check, perfect, truth):
+    report = check(perfect)
+    queries, gallery = len(truth["query"]), len(truth["gallery"])
+    assert report.problems == []
+    assert report.figures == {"rank1": 1, "mAP@200": 1, "naic_score": 1, "num_valid": queries, "num_queries": queries}
+    valid, score = report.lines()
+    assert valid.startswith(f"valid: {queries} queries × {gallery} names of {gallery}, ")
+    assert score == f"rank-1 100.00%, mAP@200 100.00%, NAIC score 100.00% ({queries} of {queries} queries have a match)"
+
+
+def test_a_worse_order_scores_less(check, perfect):
+    figures = check({query: names[::-1] for query, names in perfect.items()}).figures
+    assert figures["rank1"] == 0
+    assert 0 < figures["mAP@200"] < 0.5
+
+
+@pytest.mark.parametrize("top_k", [5, 200])
+def test_lists_of_a_domain_each_are_taken_where_the_domain_lists_are_known(check, tiny_data, tmp_path, top_k):
+    """What tools/test.py writes: a query's own domain is ranked, and one may be smaller than top_k."""
+    derived = tiny_data / "derived"
+    domains = load_naic(tiny_data, derived_dir=derived, parts=("test",)).eval_sets
+    names = {domain: [Path(sample.key).name for sample in pair.gallery][:top_k] for domain, pair in domains.items()}
+    answer = {Path(sample.key).name: names[domain] for domain, pair in domains.items() for sample in pair.query}
+    assert check(answer, top_k=top_k, derived_dir=derived).problems == []
+    strict = check(answer, top_k=top_k)
+    assert {problem.kind for problem in strict.problems} == (set() if top_k == 5 else {"wrong length"})
+    assert ("--derived names their folder" in "".join(strict.lines())) == (top_k == 200)
+    for place in (tmp_path / "run/model/derived", tmp_path / "run/derived"):  # run.sh's, and tools/test.py's
+        shutil.copytree(derived, place)
+        assert check(answer, top_k=top_k).problems == []
+        shutil.rmtree(place)
+    shorter = check({query: names[:4] for query, names in answer.items()}, top_k=top_k, derived_dir=derived)
+    assert len(shorter.problems) == len(answer)
+
+
+def test_domain_lists_of_another_folder_beside_the_file_are_not_used(check, perfect, tmp_path):
+    derived = tmp_path / "run" / "derived"
+    derived.mkdir(parents=True)
+    for name in ("query_green", "query_normal", "gallery_green", "gallery_normal"):
+        (derived / f"{name}.txt").write_text("other.png\n")
+    assert check(perfect).problems == []
+    with pytest.raises(ValueError, match="do not fit"):
+        check(perfect, derived_dir=derived)
+
+
+def test_without_truth_there_is_no_score(tiny_data, perfect, tmp_path):
+    for part in ("query", "gallery"):
+        shutil.copytree(tiny_data / TEST / part, tmp_path / "data" / TEST / part)
+    write_submission(tmp_path / "s.json", list(perfect), next(iter(perfect.values())),
+                     [range(len(names)) for names in perfect.values()])
+    report = validate_submission(tmp_path / "s.json", tmp_path / "data")
+    assert report.figures == {}
+    assert len(report.lines()) == 1
+
+
+def test_the_first_problems_are_shown_and_all_are_counted(check, perfect):
+    wrong = {query: ["gallery/" + names[0], *names[1:]] for query, names in list(perfect.items())[:-2]}
+    lines = check({**wrong, "x.png": []}).lines(shown=3)
+    assert len(lines) == 5
+    assert all(line.startswith("query '") and "did you mean" in line for line in lines[:3])
+    count = len(wrong) + 3
+    assert lines[3] == f"… and {count - 3} more"
+    assert lines[4] == (f"invalid: {count} problems ({len(wrong)} × unknown gallery name, 2 × missing query, "
+                        "1 × unknown query)")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"test_dir": "image_A"}, "no test folder .*image_A"),
+    ({"test_dir": "../image_B_v1_1"}, "must be the name of a folder inside"),
+    ({"top_k": 0}, "top_k=0"),
+    ({"derived_dir": "nowhere"}, "the domain lists are missing"),
+])
+def test_unusable_arguments_are_refused(check, perfect, change, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        check(perfect, **change)
+
+
+def test_the_tool_tells_valid_invalid_and_unusable_apart(tiny_data, perfect, tmp_path):
+    path = tmp_path / "submission.json"
+    path.write_text(json.dumps(perfect))
+    valid = tool(path, "--data", tiny_data)
+    assert valid.returncode == 0, valid.stderr
+    assert [line.split()[0] for line in valid.stdout.splitlines()] == ["valid:", "rank-1"]
+
+    path.write_text(json.dumps({**perfect, "\ud800\u4eba.png": []}))
+    invalid = tool(path, "--data", tiny_data)
+    assert invalid.returncode == 1
+    assert invalid.stdout.splitlines()[0].startswith("query '\\ud800")
+    assert invalid.stdout.splitlines()[-1] == "invalid: 1 problem (1 × unknown query)"
+
+    path.write_bytes(b'{"a":' * 100_000)
+    hostile = tool(path, "--data", tiny_data / "MyDataSet")
+    assert (hostile.returncode, hostile.stderr) == (1, "")
+    assert "nested too deeply" in hostile.stdout
+
+    for words in ([tmp_path / "nowhere.json", "--data", tiny_data], [path, "--data", tmp_path], [path]):
+        unusable = tool(*words)
+        assert (unusable.returncode, unusable.stdout) == (2, "")
+        assert "error: " in unusable.stderr
+        assert "Traceback" not in unusable.stderr

@@ -1,0 +1,256 @@
+"""Processes that share the work: the same bits as alone, and no silence when one is lost."""
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from retrieval_oracle import people
+
+from processor.retrieval import budget, encoding
+from processor.retrieval.distance import distance, distance_blocks
+from processor.retrieval.ranks import top_k
+from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k
+from utils.dist import ALONE, worker_group
+
+ROOT = Path(__file__).parent.parent
+INPUT = {"num_query": 600, "num_gallery": 300, "dim": 16, "identities": 60, "noise": 1.0}  # 3 blocks of queries
+START = f"""
+import os, signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import numpy as np, torch
+from retrieval_oracle import people
+from processor.retrieval import budget, encoding, reranking, search
+from processor.retrieval.distance import distance_blocks
+from processor.retrieval.precision import PRECISIONS
+from processor.retrieval.ranks import top_k
+from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k
+from utils.dist import worker_group
+torch.set_num_threads(1)
+budget.TILES, budget.STRIPS, encoding.ROWS_AT_ONCE = {{"cpu": (64,)}}, (2,), 100
+query, gallery = people(**{INPUT})
+duplicated = np.concatenate([query[:5], gallery])  # more equal images than a list has places
+duplicated[10:60] = duplicated[9]
+"""
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def torchrun(folder, processes, body):
+    """Run START and `body` in so many processes."""
+    (folder / "script.py").write_text(START + body)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
+               "--master_port", str(free_port()), str(folder / "script.py"), str(folder)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+
+
+def by_hand(folder, processes, body):
+    """The same without torchrun, which ends all processes when one dies: exit codes, what they wrote, and seconds."""
+    (folder / "script.py").write_text(START + body)
+    port, begun = str(free_port()), time.monotonic()
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(folder / "script.py"), str(folder)], stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank),
+                 "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": port})
+        for rank in range(processes)]
+    try:
+        errors = [process.communicate(timeout=90)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [process.returncode for process in running], errors, time.monotonic() - begun
+
+
+def answers(workers):
+    """All that processes can share, as arrays by name; blocks are named by their first row."""
+    query, gallery = people(**INPUT)
+    duplicated = np.concatenate([query[:5], gallery])
+    duplicated[10:60] = duplicated[9]
+    found = {}
+    for name, blocks in [
+        ("re_ranked", re_ranked_blocks(query, gallery, 12, 4, 0.3, workers=workers)),
+        ("euclidean", distance_blocks(query, gallery, "euclidean", workers=workers)),
+    ]:
+        found |= {f"{name}/{rows.start}": block for rows, block in blocks}
+    found["top_k/indices"], found["top_k/distances"] = re_ranked_top_k(query, gallery, 12, 4, 0.3, 30, workers=workers)
+    found["bf16/indices"], found["bf16/distances"] = re_ranked_top_k(
+        query, gallery, 12, 4, 0.3, 3, precision="bf16", workers=workers)
+    found["joined/indices"], found["joined/distances"] = top_k(
+        distance_blocks(query, gallery, "cosine", workers=workers), 7, len(query), workers)
+    for name, pair in [("neighbours", (query, gallery)), ("duplicated", (duplicated[:70], duplicated[70:]))]:
+        lists = ReRanker(*pair, 12, workers=workers).neighbours
+        found |= {f"{name}/indices": lists.indices.numpy(), f"{name}/distances": lists.distances.numpy(),
+                  f"{name}/farthest": lists.farthest.numpy()}
+    return found
+
+
+SHARE = """
+from test_utils_dist import answers
+with worker_group() as workers:
+    np.savez(f"{sys.argv[1]}/{workers.rank}.npz", **answers(workers))
+"""
+
+
+@pytest.fixture(scope="module")
+def alone():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "TILES", {"cpu": (64,)})
+        patch.setattr(encoding, "ROWS_AT_ONCE", 100)
+        torch.set_num_threads(1)
+        return answers(ALONE)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def shared(request, tmp_path_factory):
+    """What each of several processes found."""
+    folder = tmp_path_factory.mktemp("shared")
+    done = torchrun(folder, request.param, SHARE)
+    assert done.returncode == 0, done.stderr
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", ["re_ranked", "euclidean"])
+def test_joined_blocks_have_the_bits_of_one_process(alone, shared, name):
+    starts = [key for key in alone if key.startswith(f"{name}/")]
+    assert starts == [f"{name}/{start}" for start in (0, 256, 512)]
+    for number, key in enumerate(starts):
+        holders = [rank for rank, one in enumerate(shared) if key in one]
+        assert holders == [number % len(shared)]
+        assert np.array_equal(shared[holders[0]][key], alone[key])
+
+
+@pytest.mark.parametrize("name", ["neighbours", "duplicated", "top_k", "bf16", "joined"])
+def test_every_process_has_the_bits_of_one_process(alone, shared, name):
+    keys = [key for key in alone if key.startswith(f"{name}/")]
+    assert len(keys) >= 2
+    for one in shared:
+        for key in keys:
+            assert np.array_equal(one[key], alone[key]), key
+
+
+def test_processes_that_measure_different_speeds_and_memory_follow_one_plan(alone, tmp_path):
+    done = torchrun(tmp_path, 2, """
+with worker_group() as workers:
+    name = ("float32", "bf16")[workers.rank]
+    budget.choose = lambda *asked: (PRECISIONS[name], 1.0)
+    budget.free_bytes = lambda device: (10**12, 2**28)[workers.rank]
+    budget.TILES = {"cpu": (256, 64)}
+    indices, distances = re_ranked_top_k(query, gallery, 12, 4, 0.3, 30, workers=workers)
+    np.savez(f"{sys.argv[1]}/{workers.rank}.npz", indices=indices, distances=distances)
+""")
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz")
+        assert np.array_equal(found["indices"], alone["top_k/indices"])
+        assert np.array_equal(found["distances"], alone["top_k/distances"])
+
+
+TOOLS = """
+with worker_group() as workers:
+    rank = workers.rank
+    table = torch.arange(12.0).view(4, 3) * (rank + 1)
+    column = table[:, 1]  # not contiguous
+    workers.broadcast(column, 1)
+    assert table[:, 1].tolist() == [2, 8, 14, 20], table
+    assert (table[:, 0] == torch.arange(0, 12, 3) * (rank + 1)).all()
+    gathered = workers.gather(torch.full((2,), rank), 1)
+    assert [one.tolist() for one in gathered] == ([[0, 0], [1, 1]] if rank == 1 else [])
+    assert workers.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+    own = (torch.arange(5), torch.zeros(0, 2, dtype=torch.int32)) if rank == 0 else None
+    rows = workers.broadcast_rows(own, 0)
+    assert rows[0].tolist() == [0, 1, 2, 3, 4] and rows[1].shape == (0, 2) and rows[1].dtype == torch.int32
+    workers.wait()
+    assert workers.is_main == (rank == 0) and workers.size == 2
+    open(f"{sys.argv[1]}/done{rank}", "w").close()
+"""
+
+
+def test_processes_exchange_tensors_rows_and_objects(tmp_path):
+    done = torchrun(tmp_path, 2, TOOLS)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("done*")) == ["done0", "done1"]
+
+
+DIE = """
+with worker_group() as workers:
+    if workers.rank == {rank}:
+        {module}.{phase} = lambda *arguments: {end}
+    result = re_ranked_top_k(query, gallery, 12, 4, 0.3, 30, workers=workers)
+    if workers.is_main:
+        np.savez(sys.argv[1] + "/output.npz", *result)
+"""
+PHASES = {"before the search": ("search", "_scan"), "after the scan": ("search", "_refine"),
+          "before the codes": ("reranking", "encode"), "between codes and index": ("reranking", "JaccardIndex")}
+ENDS = {"os._exit": "os._exit(3)", "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)"}
+
+
+@pytest.mark.parametrize(("phase", "rank", "end"), [
+    ("before the search", 1, "os._exit"), ("after the scan", 1, "SIGKILL"), ("before the codes", 1, "os._exit"),
+    ("between codes and index", 1, "SIGKILL"), ("after the scan", 0, "SIGKILL"), ("before the codes", 0, "os._exit"),
+])
+def test_a_lost_process_ends_the_other_with_an_error_and_without_a_file(tmp_path, phase, rank, end):
+    module, function = PHASES[phase]
+    codes, errors, seconds = by_hand(tmp_path, 2, DIE.format(module=module, phase=function, rank=rank, end=ENDS[end]))
+    assert codes[rank] == {"os._exit": 3, "SIGKILL": -signal.SIGKILL}[end]
+    assert codes[1 - rank] == 1
+    assert f"LostWorker: process {1 - rank} of 2: another process is gone, so this one stops, too" in errors[1 - rank]
+    assert seconds < 40
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
+def test_under_torchrun_a_lost_process_ends_the_run(tmp_path):
+    begun = time.monotonic()
+    done = torchrun(tmp_path, 2, DIE.format(module="reranking", phase="encode", rank=1, end=ENDS["SIGKILL"]))
+    assert done.returncode != 0
+    assert "SIGKILL" in done.stderr
+    assert time.monotonic() - begun < 60
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
+def test_a_process_that_refuses_its_input_ends_the_other(tmp_path):
+    codes, errors, _ = by_hand(tmp_path, 2, """
+with worker_group() as workers:
+    if workers.rank == 1:
+        gallery[3, 3] = np.nan
+    re_ranked_top_k(query, gallery, 12, 4, 0.3, 30, workers=workers)
+""")
+    assert codes == [1, 1]
+    assert "LostWorker" in errors[0]
+    assert "gallery row 3 holds NaN" in errors[1]
+
+
+# ------------------------------------------------------------------ alone
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with worker_group() as workers:
+        assert workers is ALONE
+        assert workers.is_main
+        assert (workers.rank, workers.size) == (0, 1)
+    assert not torch.distributed.is_initialized()
+
+
+def test_alone_every_exchange_gives_back_what_it_was_given():
+    tensor = torch.arange(6).view(2, 3)
+    ALONE.broadcast(tensor, 0)
+    ALONE.wait()
+    assert ALONE.gather(tensor, 0)[0] is tensor
+    assert ALONE.broadcast_rows((tensor,), 0)[0] is tensor
+    assert ALONE.gather_objects("one") == ["one"]
+
+
+def test_alone_all_blocks_are_ones_own(alone):
+    query, gallery = people(**INPUT)
+    whole = np.concatenate([alone[f"euclidean/{start}"] for start in (0, 256, 512)])
+    assert np.array_equal(whole, distance(query, gallery, "euclidean").numpy())

@@ -1,0 +1,116 @@
+"""The processes that share a piece of work: alone, or several under torchrun."""
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+# Other processes may wait while one does something long, such as extracting features; a lost one is noticed at once.
+_TIMEOUT = datetime.timedelta(hours=12)
+
+
+class LostWorker(ValueError):
+    """Another process of the group is gone."""
+
+
+class Workers:
+    """`rank` of `size` processes. Collective calls must be made by all of them in the same order.
+
+    Raises (every collective call):
+        LostWorker: another process has died or gone away.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size = rank, size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that speaks and writes files."""
+        return self.rank == 0
+
+    def device(self, device: torch.device | str) -> str:
+        """This process' own device where `device` is a CUDA device and there are several processes."""
+        shared = self.size > 1 and torch.device(device).type == "cuda"
+        return f"cuda:{torch.cuda.current_device()}" if shared else str(device)
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Let every process have the source's values in `tensor`, in place."""
+        if self.size > 1:
+            with self._together():
+                held = tensor if tensor.is_contiguous() else tensor.contiguous()
+                dist.broadcast(held, source)
+                if held is not tensor:
+                    tensor.copy_(held)
+
+    def broadcast_rows(self, tensors: tuple[Tensor, ...] | None, source: int) -> tuple[Tensor, ...]:
+        """The source's tensors [n, ...], whose lengths and types the others do not know; None elsewhere."""
+        if self.size == 1:
+            assert tensors is not None
+            return tensors
+        kinds = self.gather_objects([(tuple(t.shape), t.dtype, t.device.type) for t in tensors or ()])[source]
+        if self.rank != source:
+            tensors = tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in kinds)
+        for tensor in tensors:
+            self.broadcast(tensor, source)
+        return tensors
+
+    def gather(self, tensor: Tensor, target: int) -> list[Tensor]:
+        """One tensor of the same shape from each process, at the target; [] elsewhere."""
+        if self.size == 1:
+            return [tensor]
+        with self._together():
+            found = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == target else None
+            dist.gather(tensor, found, target)
+        return found or []
+
+    def gather_objects(self, item: Any) -> list[Any]:
+        """One picklable object from each process, everywhere. Only of our own processes, never from a file."""
+        if self.size == 1:
+            return [item]
+        found: list[Any] = [None] * self.size
+        with self._together():
+            dist.all_gather_object(found, item)
+        return found
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.gather_objects(None)
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostWorker(
+                f"process {self.rank} of {self.size}: another process is gone, so this one stops, too; nothing was "
+                f"written. Look for the first error above, then start again ({str(error).splitlines()[0]})") from error
+
+
+ALONE = Workers()
+
+
+@contextlib.contextmanager
+def worker_group() -> Iterator[Workers]:
+    """The processes that torchrun started, or this one alone.
+
+    CPU tensors travel through gloo, CUDA tensors through NCCL; each process takes the CUDA device of its local rank.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    try:
+        yield Workers(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
