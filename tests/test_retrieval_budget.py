@@ -44,12 +44,12 @@ def test_a_plan_stays_within_the_memory_it_is_given():
 
 
 def test_less_memory_gives_a_smaller_tile_or_strip():
-    work = work_for(num_gallery=6000, dim=512)
+    work = work_for(num_gallery=4000, dim=4096)
     least = smallest(work)
-    large, small = (plan_search(work, "float32", memory) for memory in (100 * least, least))
-    assert (small.tile, small.strip) < (large.tile, large.strip)
-    assert large.tile == 2048
-    assert work.bytes(small) < work.bytes(large)
+    plans = [plan_search(work, "float32", memory) for memory in (100 * least, 2 * least, least)]
+    assert plans[0].tile == max(budget.TILES["cpu"])
+    assert [(plan.tile, plan.strip) for plan in plans] == sorted({(plan.tile, plan.strip) for plan in plans})[::-1]
+    assert work.bytes(plans[2]) < work.bytes(plans[1]) < work.bytes(plans[0])
 
 
 def test_too_little_memory_is_refused_with_what_is_needed():
@@ -80,8 +80,10 @@ def test_a_larger_plan_is_predicted_to_need_more(field):
 def test_more_images_neighbours_and_candidates_are_predicted_to_need_more():
     work = work_for()
     plan = plan_search(work, "float32", 10**12)
-    more = [work_for(num_gallery=40_000), work_for(k1=500), work_for(num_query=3000, k=2000)]
-    assert all(other.bytes(plan) > work.bytes(plan) for other in more)
+    assert work_for(num_gallery=40_000).bytes(plan) > work.bytes(plan)
+    assert work_for(k1=500).bytes(plan) > work.bytes(plan)
+    few, many = (work_for(num_query=1000, num_gallery=40_000, k=k) for k in (10, 2000))
+    assert many.bytes(plan) > few.bytes(plan)
 
 
 def test_low_precision_has_longer_lists():
@@ -118,9 +120,17 @@ def test_more_processes_are_predicted_to_take_less_time():
 
 # ------------------------------------------------------------------ candidates
 @pytest.mark.parametrize(("num_query", "num_gallery", "k"), [(10, 90, 5), (90, 10, 5), (50, 50, 50), (1, 1, 1)])
-def test_there_are_more_candidates_than_are_asked_for_but_never_more_than_images(num_query, num_gallery, k):
+def test_there_are_more_candidates_than_are_asked_for_but_never_more_than_images(
+        monkeypatch, num_query, num_gallery, k):
+    monkeypatch.setattr(budget, "FULL_ROWS_BELOW", 0)
     candidates = work_for(num_query, num_gallery, k=k).candidates
     assert min(k, num_query + num_gallery - 1) <= candidates <= num_query + num_gallery
+
+
+def test_a_small_gallery_is_compared_in_full_rows(monkeypatch):
+    monkeypatch.setattr(budget, "FULL_ROWS_BELOW", 300)
+    assert work_for(10, 299).candidates == 0
+    assert work_for(10, 300).candidates > 0
 
 
 def test_full_rows_need_no_candidates():

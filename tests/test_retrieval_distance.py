@@ -36,6 +36,24 @@ def test_distance_is_the_plain_formula(small_tiles, metric, num_query, num_galle
     np.testing.assert_allclose(found, slow_distance(query, gallery, metric), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_feature_of_zeros_has_a_distance(metric):
+    query, gallery = features(3), features(4, seed=1)
+    query[1] = gallery[2] = 0
+    found = distance(query, gallery, metric).numpy()
+    expected = {"euclidean": np.linalg.norm(query[:, None] - gallery[None], axis=2), "cosine": np.ones((3, 4))}[metric]
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+    np.testing.assert_allclose(found[:, 2], expected[:, 2], rtol=1e-6)
+
+
+def test_normalising_on_the_way_gives_the_distances_of_normalised_features(small_tiles):
+    query, gallery = features(13, scale=5), features(20, seed=4, scale=0.1)
+    gallery[7] = 0
+    blocks = distance_blocks(query, gallery, "euclidean", normalize=True)
+    assert np.array_equal(np.concatenate([block for _, block in blocks]),
+                          distance(l2_normalize(query), l2_normalize(gallery), "euclidean").numpy())
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_an_equal_vector_is_at_distance_zero(scale):
     feat = features(20, dim=300, scale=scale)
@@ -70,6 +88,14 @@ def test_every_kind_of_array_gives_the_same_bits(small_tiles, tmp_path):
     for same_query, same_gallery in [(torch.from_numpy(query), torch.from_numpy(gallery)), (query, mapped),
                                      (torch.from_numpy(query).requires_grad_(), mapped)]:
         assert torch.equal(distance(same_query, same_gallery, "euclidean"), whole)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_single_row_is_read_once_whatever_its_stride(kind):
+    """One row is called contiguous also where its stride leads elsewhere; here the gallery begins behind it."""
+    bank = kind(features(60))
+    found = distance(bank[::9][:1], bank[1:5], "euclidean")
+    np.testing.assert_allclose(found, slow_distance(features(60)[:1], features(60)[1:5], "euclidean"), rtol=2e-6)
 
 
 def test_inputs_are_not_modified():

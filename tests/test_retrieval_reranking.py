@@ -24,11 +24,12 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 def use_small_tiles(patch, tile=8):
-    """Many tiles, strips and pieces also of a few images."""
+    """Many tiles, strips and pieces also of a few images, and their nearest from candidates as those of many."""
     patch.setattr(tiles, "TILE", tile)
     patch.setattr(budget, "TILES", {"cpu": (tile,)})
     patch.setattr(budget, "STRIPS", (2,))
-    patch.setattr(budget, "PAIRS", {"cpu": 40})
+    patch.setattr(budget, "GATHERED", {"cpu": 0})
+    patch.setattr(budget, "FULL_ROWS_BELOW", 0)
     patch.setattr(budget, "QUERIES", {"cpu": 3})
     for module in (encoding, features, search):
         patch.setattr(module, "ROWS_AT_ONCE", 7)
@@ -236,9 +237,9 @@ def every_value(ranker, k1, k2, lambda_value):
     """[Q, G] float32: all distances as the top-k mixes them, from the pairs' differences and the index' Jaccard."""
     num_query = ranker.features.num_query
     squared = squared_distances(ranker.features.rows(0, num_query), ranker.features.rows(num_query, 10**9))
-    original = torch.from_numpy(squared[:num_query] / slow_farthest(squared)[:num_query, None])[:, num_query:]
+    share = lambda_value / torch.from_numpy(slow_farthest(squared))[:num_query, None]
     jaccard = jaccard_distance(ranker.index(k1, k2).shared(slice(0, num_query)))
-    return (original * lambda_value + jaccard * (1 - lambda_value)).numpy()
+    return (torch.from_numpy(squared)[:num_query, num_query:] * share).add_(jaccard, alpha=1 - lambda_value).numpy()
 
 
 def assert_top_k_as_the_oracle(query, gallery, k1, k2, lambda_value, k, **options):
@@ -286,7 +287,9 @@ def test_however_few_candidates_there_are_the_top_k_is_exact(small_tiles, monkey
 @pytest.mark.parametrize(("name", "prefix"), [("dmt", "dist_f32"), ("fastreid", "dist_trueeuclid")])
 @pytest.mark.parametrize(("k1", "k2", "lambda_value"), [(30, 2, 0.8), (20, 6, 0.3)])
 @pytest.mark.parametrize("k", [1, 10, 50, 10**6])
-def test_the_top_k_has_the_published_numbers(name, prefix, k1, k2, lambda_value, k):
+@pytest.mark.parametrize("full_rows_below", [0, 10**9])
+def test_the_top_k_has_the_published_numbers(monkeypatch, name, prefix, k1, k2, lambda_value, k, full_rows_below):
+    monkeypatch.setattr(budget, "FULL_ROWS_BELOW", full_rows_below)
     golden = np.load(GOLDEN / f"rerank_{name}.npz")
     expected = golden[f"{prefix}_k1_{k1}_k2_{k2}_lam_{lambda_value}"]
     indices, distances = re_ranked_top_k(golden["q_feat"], golden["g_feat"], k1, k2, lambda_value, k)
@@ -294,9 +297,12 @@ def test_the_top_k_has_the_published_numbers(name, prefix, k1, k2, lambda_value,
     np.testing.assert_allclose(np.take_along_axis(expected, indices, 1), distances, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("full_rows_below", [0, 10**9])
 @pytest.mark.parametrize("k", [1, 20, 110])
 @pytest.mark.parametrize("kind", INPUTS)
-def test_the_top_k_is_that_of_the_blocks_but_for_swaps_of_nearly_equal_ones(small_tiles, kind, k):
+def test_the_top_k_is_that_of_the_blocks_but_for_swaps_of_nearly_equal_ones(
+        small_tiles, monkeypatch, kind, k, full_rows_below):
+    monkeypatch.setattr(budget, "FULL_ROWS_BELOW", full_rows_below)
     query, gallery = INPUTS[kind]
     whole = re_ranking(query, gallery, 8, 3, 0.3)
     indices, distances = re_ranked_top_k(query, gallery, 8, 3, 0.3, k)
@@ -305,24 +311,54 @@ def test_the_top_k_is_that_of_the_blocks_but_for_swaps_of_nearly_equal_ones(smal
     assert all(len(set(row)) == len(row) for row in indices.tolist())
 
 
-@pytest.mark.parametrize("kind", ["clustered", "whole numbers", "lengths 1e-3 to 1e3"])
-def test_how_the_top_k_is_computed_changes_no_bit(monkeypatch, kind):
+@pytest.mark.parametrize("full_rows_below", [0, 10**9])
+@pytest.mark.parametrize("kind", ["clustered", "loose", "whole numbers", "not unit", "lengths 1e-3 to 1e3"])
+def test_how_the_top_k_is_computed_changes_no_bit(monkeypatch, kind, full_rows_below):
+    monkeypatch.setattr(budget, "FULL_ROWS_BELOW", full_rows_below)
+    monkeypatch.setattr(budget.Work, "candidates", 0 if full_rows_below else 30)  # some queries are certified, some not
     whole = re_ranked_top_k(*INPUTS[kind], 8, 3, 0.3, 12, precision="float32")
     for tile in (8, 48):
-        use_small_tiles(monkeypatch, tile)
+        monkeypatch.setattr(budget, "TILES", {"cpu": (tile,)})
         for precision in ("float32", "tf32", "bf16", "auto"):
             found = re_ranked_top_k(*INPUTS[kind], 8, 3, 0.3, 12, precision=precision)
             assert np.array_equal(found[0], whole[0])
             assert np.array_equal(found[1], whole[1])
 
 
-@pytest.mark.parametrize("k", [1, 10])  # fewer candidates than the k1 neighbours, and more
-def test_clustered_queries_need_no_full_row(caplog, k):
+@pytest.mark.parametrize("k", [1, 10])
+def test_clustered_queries_need_no_full_row(monkeypatch, caplog, k):
     caplog.set_level("INFO")
+    monkeypatch.setattr(budget, "FULL_ROWS_BELOW", 0)
     query, gallery = people(60, 900, dim=32, identities=60)
     assert_top_k_as_the_oracle(query, gallery, 10, 3, 0.3, k, precision="float32")
     assert full_rows(caplog) == 0
     assert "compared with all images again" not in caplog.text
+
+
+def test_fewer_candidates_than_neighbours_leave_the_neighbours_certified(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(budget.Work, "candidates", 5)
+    query, gallery = people(60, 900, dim=32, identities=60)
+    assert_top_k_as_the_oracle(query, gallery, 10, 3, 0.3, 2, precision="float32")
+    assert "compared with all images again" not in caplog.text
+
+
+@pytest.mark.parametrize("dim", [16, 2048])
+def test_threads_change_no_bit(monkeypatch, dim):
+    monkeypatch.setattr(budget, "TILES", {"cpu": (64,)})
+    monkeypatch.setattr(budget, "FULL_ROWS_BELOW", 0)
+    monkeypatch.setattr(encoding, "ROWS_AT_ONCE", 100)
+    query, gallery = people(520, 300, dim=dim, identities=60, noise=1.0)  # 3 blocks of queries
+
+    def answers(threads):
+        torch.set_num_threads(threads)
+        return *re_ranked_top_k(query, gallery, 12, 4, 0.3, 20), re_ranking(query, gallery, 12, 4, 0.3)
+
+    alone = answers(1)
+    for threads in (2, 4):
+        for one, other in zip(answers(threads), alone, strict=True):
+            assert np.array_equal(one, other)
+        assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("kind", ["whole numbers", "loose"])

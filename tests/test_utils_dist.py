@@ -32,7 +32,7 @@ from processor.retrieval.ranks import top_k
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k
 from utils.dist import worker_group
 torch.set_num_threads(1)
-budget.TILES, budget.STRIPS, encoding.ROWS_AT_ONCE = {{"cpu": (64,)}}, (2,), 100
+budget.TILES, budget.STRIPS, budget.FULL_ROWS_BELOW, encoding.ROWS_AT_ONCE = {{"cpu": (64,)}}, (2,), 0, 100
 query, gallery = people(**{INPUT})
 duplicated = np.concatenate([query[:5], gallery])  # more equal images than a list has places
 duplicated[10:60] = duplicated[9]
@@ -107,6 +107,7 @@ with worker_group() as workers:
 def alone():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "TILES", {"cpu": (64,)})
+        patch.setattr(budget, "FULL_ROWS_BELOW", 0)
         patch.setattr(encoding, "ROWS_AT_ONCE", 100)
         torch.set_num_threads(1)
         return answers(ALONE)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 # Other processes may wait while one does something long, such as extracting features; a lost one is noticed at once.
+_LOST = ("peer", "connect", "closed", "reset", "timed out", "timeout", "aborted", "remote process")
 _TIMEOUT = datetime.timedelta(hours=12)
 
 
@@ -89,6 +90,8 @@ class Workers:
         try:
             yield
         except RuntimeError as error:
+            if not any(word in str(error).lower() for word in _LOST):
+                raise
             raise LostWorker(
                 f"process {self.rank} of {self.size}: another process is gone, so this one stops, too; nothing was "
                 f"written. Look for the first error above, then start again ({str(error).splitlines()[0]})") from error

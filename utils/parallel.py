@@ -1,52 +1,54 @@
 """Independent pieces of tensor work on all cores: a thread for each piece instead of all threads for each operation.
 
-Operations on a few megabytes spend much of their time waiting for each other's threads; pieces of work do not.
+Operations on a few megabytes spend much of their time waiting for each other's threads, and all of it where another
+process uses a core; pieces of work do not. An operation of one thread also has the same bits on any machine's number of
+cores, which a matrix product of several threads does not promise.
 """
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_MOST = 4  # more threads than this wait for Python itself
+_MOST = 16  # more threads than this wait for Python itself
 
 
 def thread_count(device: torch.device) -> int:
-    """How many pieces `in_threads` works on at a time."""
-    return 1 if device.type != "cpu" else min(torch.get_num_threads(), _MOST)
+    """Pieces of work that are worth being done at a time on this device."""
+    return min(torch.get_num_threads(), _MOST) if device.type == "cpu" else 1
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
-    """The results in any order, computed on several pieces at a time; on a GPU one after the other.
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """The results in the order of the items, so many pieces at a time; each operation has one thread of the CPU.
 
-    An exception of a piece is raised when the pieces under way have ended; no further piece is begun then.
+    At most `threads` results are made or waiting to be taken. An exception of a piece is raised where its result would
+    come; the pieces under way end first.
     """
-    count = thread_count(device)
-    if count == 1:
-        yield from map(function, items)
-        return
-    waiting, running = iter(items), set()
-    with _threads_each(torch.get_num_threads() // count), ThreadPoolExecutor(count) as pool:
-        for item in waiting:
-            running.add(pool.submit(function, item))
-            if len(running) >= count:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        for future in running:
-            yield future.result()
+    with _one_thread_each():
+        if threads <= 1:
+            yield from map(function, items)
+            return
+        waiting = iter(items)
+        with ThreadPoolExecutor(threads) as pool:
+            running = deque(pool.submit(function, item) for item in islice(waiting, threads))
+            while running:
+                result = running.popleft().result()
+                running.extend(pool.submit(function, item) for item in islice(waiting, 1))
+                yield result
 
 
 @contextlib.contextmanager
-def _threads_each(count: int) -> Iterator[None]:
-    """Let operations use so many threads; torch gives the number to threads that begin after it was set."""
+def _one_thread_each() -> Iterator[None]:
+    """torch gives the number to threads that begin after it was set."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -13,10 +13,11 @@ from processor.retrieval.features import FeatureRows
 from processor.retrieval.precision import PRECISIONS, choose
 from processor.retrieval.search import FARTHEST, PairDistances, SearchPlan, room_of
 from utils.dist import ALONE, Workers
-from utils.parallel import thread_count
+from utils.parallel import in_threads, thread_count
 
 MIB = 2**20
 SHARE_OF_FREE = 0.8
+FIXED = 64 * MIB  # what is not worth counting: temporary arrays of chunks of rows, the threads themselves
 TILES = {"cpu": (2048, 1024, 512, 256), "cuda": (8192, 4096, 2048, 1024)}  # preferred first
 STRIPS = (4, 2, 1)
 GATHERED = {"cpu": 384 * 2**10, "cuda": 2**28}  # bytes of features gathered at a time; a core's cache holds two
@@ -50,27 +51,34 @@ class Work:
         tile = plan.tile * (dim + 16) * 4
         lists = 8 * (room_of(plan.width) + room_of(FARTHEST)) * size
         lists += 8 * query_rows * max(room_of(self.candidates) - room_of(plan.width), 0)
-        threads = thread_count(self.features.device)
-        searching = lists + (plan.strip + 2 * threads) * tile + threads * 6 * plan.tile**2
+        gallery = self.features.num_gallery
+        # Of a block: the original distances, two copies to select from and to give out, and some rows of Jaccard's.
+        block = 12 * QUERY_ROWS * gallery + 24 * plan.queries * gallery
+        if self.candidates:
+            block = 24 * plan.queries * gallery
+        searching = lists + (plan.strip + 2 * plan.threads) * tile + plan.threads * 8 * plan.tile**2
         kept = size * (self.k1 + 1) * 24 + 8 * query_rows * self.candidates + 16 * size
         codes = 8 * ENTRIES * size
-        encoding = kept + codes * 5 // 2 + 64 * 2**20
-        ranking = kept + 2 * codes + threads * 16 * QUERY_ROWS * self.features.num_gallery
-        return threads * 2 * plan.pairs * dim * 4 + max(searching, encoding, ranking)
+        encoding = kept + codes * 5 // 2
+        ranking = kept + 2 * codes + plan.threads * block
+        return FIXED + plan.threads * 2 * plan.pairs * dim * 4 + max(searching, encoding, ranking)
 
     def seconds(self, plan: SearchPlan) -> float:
         """Time of one process; an estimate from a product and a few pairs measured just now."""
         size = len(self.features)
         tiles = -(-size // plan.tile)
         products = tiles * (tiles + 1) / 2 * plan.product_seconds * 1.4
+        wanted = size * (self.k1 + 16) + self.features.num_query * (self.k * 5 // 4)
+        pairs = next(in_threads(lambda _: self._pair_seconds(plan), [None], 1)) * wanted * 1.5 / plan.threads
+        return (products + pairs) / self.processes
+
+    def _pair_seconds(self, plan: SearchPlan) -> float:
         pairs = PairDistances(self.features, plan.pairs)
-        rows = torch.arange(plan.pairs, device=self.features.device) % size
+        rows = torch.arange(plan.pairs, device=self.features.device) % len(self.features)
         pairs(rows, rows.flip(0))
         start = time.perf_counter()
         pairs(rows, rows.flip(0))
-        one = (time.perf_counter() - start) / plan.pairs
-        wanted = size * (self.k1 + 16) + self.features.num_query * (self.k * 5 // 4)
-        return (products + one * wanted * 1.5) / self.processes
+        return (time.perf_counter() - start) / plan.pairs
 
     def describe(self, plan: SearchPlan) -> str:
         """The line that is said before the work starts."""
@@ -97,13 +105,16 @@ def plan_search(work: Work, precision: str, memory: int | None, workers: Workers
     largest = next(tile for tile in TILES[kind] if tile <= max(size // 2, TILES[kind][-1]))
     chosen, seconds = choose(precision, device, work.features.dim, largest)
     # Processes may measure different speeds and free memory, and must not differ in what they do.
-    name, seconds, memory = workers.gather_objects((chosen.name, seconds, memory))[0]
+    mine = (chosen.name, seconds, memory, thread_count(device))
+    name, seconds, memory, threads = workers.gather_objects(mine)[0]
     others = min(work.k1, size - 1)
     width = others + 20 if name == "float32" else 2 * others + 24
     pairs = max(GATHERED[kind] // (4 * work.features.dim), 16)
-    plan = SearchPlan(PRECISIONS[name], largest, STRIPS[0], pairs, width, QUERIES[kind], seconds)
-    plans = [replace(plan, tile=tile, strip=strip, product_seconds=seconds * (tile / largest) ** 2)
-             for tile in TILES[kind] if tile <= largest for strip in STRIPS]
+    plan = SearchPlan(PRECISIONS[name], largest, STRIPS[0], pairs, width, QUERIES[kind], threads, seconds)
+    fewer_threads = [2**power for power in range(plan.threads.bit_length() - 1, -1, -1)]
+    plans = [replace(plan, tile=tile, strip=strip, threads=threads, product_seconds=seconds * (tile / largest) ** 2)
+             for tile in TILES[kind] if tile <= largest for strip in STRIPS
+             for threads in dict.fromkeys((plan.threads, *fewer_threads))]
     for one in plans:
         if work.bytes(one) <= memory:
             return one
@@ -121,9 +132,19 @@ def free_bytes(device: torch.device) -> int:
                         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")):
         numbers = [_number(path) for path in (limit, used)]
         if None not in numbers:
-            free.append(max(numbers[0] - numbers[1], 0))
+            # Files in memory (a feature bank, for one) make way when memory is needed.
+            free.append(max(numbers[0] - numbers[1] + _cgroup_files(Path(used).parent), 0))
     known = [one for one in free if one is not None]
     return min(known) if known else 4 * 2**30
+
+
+def _cgroup_files(folder: Path) -> int:
+    try:
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    names = ("inactive_file", "total_inactive_file")  # of the second and of the first version
+    return next((int(line.split()[1]) for line in lines if line.split()[0] in names), 0)
 
 
 def _meminfo(name: str) -> int | None:

@@ -56,10 +56,11 @@ def encode(neighbours: Neighbours, pairs: PairDistances, k1: int, k2: int, worke
     size = len(neighbours.indices)
     chunks = [torch.arange(start, min(start + ROWS_AT_ONCE, size), device=sets.device)
               for start in range(0, size, ROWS_AT_ONCE)]
-    codes = _in_chunks(lambda rows: _weighed(sets, neighbours, pairs, rows), chunks, workers)
+    threads = pairs.threads
+    codes = _in_chunks(lambda rows: _weighed(sets, neighbours, pairs, rows), chunks, threads, workers)
     if k2 == 1:
         return codes
-    return _in_chunks(lambda rows: _averaged(codes, neighbours.indices[rows, :k2]), chunks, workers)
+    return _in_chunks(lambda rows: _averaged(codes, neighbours.indices[rows, :k2]), chunks, threads, workers)
 
 
 # ------------------------------------------------------------------ sets
@@ -136,11 +137,10 @@ def _rows_of(keys: Tensor, weights: Tensor, rows: int, size: int, is_sorted: boo
     return Codes(starts, (keys % size).int(), weights)
 
 
-def _in_chunks(make: Callable[[Tensor], Codes], chunks: list[Tensor], workers: Workers) -> Codes:
+def _in_chunks(make: Callable[[Tensor], Codes], chunks: list[Tensor], threads: int, workers: Workers) -> Codes:
     """The codes of all chunks of rows, in order; chunk i is made by process i modulo their number."""
-    device = chunks[0].device
     own = range(workers.rank, len(chunks), workers.size)
-    made = dict(in_threads(lambda i: (i, make(chunks[i])), own, device))
+    made = dict(zip(own, in_threads(lambda i: make(chunks[i]), own, threads), strict=True))
     parts = []
     for i in range(len(chunks)):
         part = made.pop(i, None)

@@ -42,21 +42,29 @@ class FeatureRows:
         self.device = torch.device(device or (devices.pop() if devices else "cpu"))
         self._owners = parts  # a joined table does not keep the gallery's memory alive
         self._parts = [_as_tensor(part) for part in _joined(*parts)]
-        if self.device.type != "cpu":
-            self._parts = [part.to(self.device, torch.float32) for part in self._parts]
+        self._parts = [part if part.device == self.device else part.to(self.device, torch.float32)
+                       for part in self._parts]
         self._ends = np.cumsum([len(part) for part in self._parts]).tolist()
         self._lengths: Tensor | None = None
-        self.squared_norms = self._squares()
+        self.squared_norms, mean = self._moments()
         self._check_finite()
         if normalize:
             self._lengths = torch.cat([lengths(self.rows(start, start + ROWS_AT_ONCE)) for start in self._chunks()])
-            self.squared_norms = self._squares()
+            self.squared_norms, mean = self._moments()
+        # Of features that differ little from their mean, |a|² + |b|² - 2ab loses what they differ by.
+        self.need_float64 = bool(2 * mean.square().sum() > self.squared_norms.double().mean())
 
     def _chunks(self) -> range:
         return range(0, len(self), ROWS_AT_ONCE)
 
-    def _squares(self) -> Tensor:
-        return torch.cat([self.rows(start, start + ROWS_AT_ONCE).square().sum(1) for start in self._chunks()])
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """[N] squared lengths, and the mean [D] in float64."""
+        squares, total = [], torch.zeros(self.dim, dtype=torch.float64, device=self.device)
+        for start in self._chunks():
+            rows = self.rows(start, start + ROWS_AT_ONCE)
+            squares.append(torch.linalg.vector_norm(rows, dim=1).square_())
+            total += rows.sum(0)
+        return torch.cat(squares), total / len(self)
 
     def __len__(self) -> int:
         return self.num_query + self.num_gallery
@@ -99,11 +107,14 @@ def as_features(name: str, part: Features) -> Features:
     """`part` as an array or a tensor without gradient; nothing is copied.
 
     Raises:
-        ValueError: it is not [N, D] with N, D >= 1, or holds no floating-point numbers.
+        ValueError: it is not [N, D] with N, D >= 1, or holds no real numbers.
     """
     part = part.detach() if isinstance(part, Tensor) else np.asanyarray(part)
     if part.ndim != 2 or 0 in part.shape:
         raise ValueError(f"{name}: expected features [N, D] with N, D >= 1, got shape {tuple(part.shape)}")
+    is_real = not part.is_complex() if isinstance(part, Tensor) else part.dtype.kind in "fiub"
+    if not is_real:
+        raise ValueError(f"{name}: expected features of real numbers, got {part.dtype}")
     return part
 
 
@@ -111,7 +122,7 @@ def _as_tensor(part: Features) -> Tensor:
     """The same memory as a tensor."""
     if isinstance(part, Tensor):
         return part
-    if not part.dtype.isnative or not np.issubdtype(part.dtype, np.floating) or min(part.strides) < 0:
+    if part.dtype.kind != "f" or not part.dtype.isnative or part.itemsize > 8 or min(part.strides) < 0:
         part = part.astype(np.float32)
     with warnings.catch_warnings():
         # torch cannot mark a tensor read-only and warns of memory that is (memory-mapped features). Nothing here
@@ -127,10 +138,11 @@ def _joined(query: Features, gallery: Features) -> list[Features]:
         same = (query.dtype == gallery.dtype and query.is_contiguous() and gallery.is_contiguous()
                 and query.untyped_storage().data_ptr() == gallery.untyped_storage().data_ptr()
                 and query.data_ptr() + query.numel() * query.element_size() == gallery.data_ptr())
-        return [query.as_strided(shape, query.stride())] if same else [query, gallery]
+        return [query.as_strided(shape, (query.shape[1], 1))] if same else [query, gallery]
     if isinstance(query, np.ndarray) and isinstance(gallery, np.ndarray):
         same = (query.dtype == gallery.dtype and query.flags.c_contiguous and gallery.flags.c_contiguous
                 and query.ctypes.data + query.nbytes == gallery.ctypes.data)
         if same:
-            return [np.lib.stride_tricks.as_strided(query, shape, query.strides, writeable=False)]
+            strides = (query.shape[1] * query.itemsize, query.itemsize)
+            return [np.lib.stride_tricks.as_strided(query, shape, strides, writeable=False)]
     return [query, gallery]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.dist import ALONE, Workers
 
+NO_KEY = torch.iinfo(torch.int64).max  # behind all keys: an empty place in a list
 Block = tuple[slice, np.ndarray]  # (rows of the query, float32 distances [len(rows), G])
 
 
@@ -32,6 +33,33 @@ def split_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32), keys & 0xFFFFFFFF
 
 
+def worst_distance(keys: Tensor) -> Tensor:
+    """The distances of keys [R], such as of each list's last; infinite for NO_KEY."""
+    return torch.where(keys == NO_KEY, torch.inf, split_keys(keys)[0])
+
+
+def kth_smallest(values: Tensor, k: int) -> Tensor:
+    """[R] the k-th smallest of each row of values [R, C], k <= C, without NaN."""
+    if values.device.type == "cpu":  # numpy's selection uses the processor's vector instructions
+        return torch.from_numpy(np.partition(values.numpy(), k - 1, axis=1)[:, k - 1].copy())
+    return values.kthvalue(k, dim=1).values
+
+
+def smallest_keys(row: Tensor, keys: Tensor, rows: int, k: int) -> Tensor:
+    """[rows, k] the smallest of each row's keys, sorted, from keys [E] of ascending rows; NO_KEY if there are fewer."""
+    counts = torch.bincount(row, minlength=rows)
+    places = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    table = torch.full((rows, max(int(counts.max()), k)), NO_KEY, device=row.device)
+    table[row, places] = keys
+    return table.sort(1).values[:, :k]
+
+
+def nearest_keys(distances: Tensor, k: int) -> Tensor:
+    """[R, k] sorted rank_keys of the k <= G nearest of distances [R, G], without NaN."""
+    row, image = (distances <= kth_smallest(distances, k)[:, None]).nonzero(as_tuple=True)
+    return smallest_keys(row, rank_keys(distances[row, image], image), len(distances), k)
+
+
 def top_k(
     blocks: Iterable[Block], k: int, num_queries: int, workers: Workers = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +80,7 @@ def top_k(
     own = []
     for rows, block in blocks:
         row_numbers = range(*rows.indices(max(rows.stop, num_queries)))
-        keys = _smallest_keys(rows, np.asarray(block, dtype=np.float32), k).numpy()
+        keys = _keys_of_block(rows, np.asarray(block, dtype=np.float32), k).numpy()
         own += zip(row_numbers, keys, strict=True)
     found: list[np.ndarray | None] = [None] * num_queries
     for row, row_keys in (pair for pairs in workers.gather_objects(own) for pair in pairs):
@@ -67,13 +95,11 @@ def top_k(
     return indices.numpy(), distances.numpy()
 
 
-def _smallest_keys(rows: slice, block: np.ndarray, k: int, rows_at_once: int = 64) -> Tensor:
-    """[len(rows), min(k, G)] sorted keys; a few rows at a time, for a key is twice a distance's size."""
+def _keys_of_block(rows: slice, block: np.ndarray, k: int, rows_at_once: int = 64) -> Tensor:
+    """[len(rows), min(k, G)] sorted keys; a few rows at a time, for a selection takes a copy."""
     if np.isnan(block).any():
         raise ValueError(f"the distances of query {rows.start + int(np.isnan(block).any(1).argmax())} hold NaN")
-    columns = torch.arange(block.shape[1])
     return torch.cat([
-        rank_keys(torch.from_numpy(np.array(block[start : start + rows_at_once])), columns)
-        .topk(min(k, block.shape[1]), largest=False).values
+        nearest_keys(torch.from_numpy(np.array(block[start : start + rows_at_once])), min(k, block.shape[1]))
         for start in range(0, len(block), rows_at_once)
     ])

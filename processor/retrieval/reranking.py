@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from processor.retrieval.budget import Work, plan_search
+from processor.retrieval.certified import CertifiedNearest
 from processor.retrieval.distance import (
     QUERY_ROWS,
     Block,
@@ -30,15 +32,14 @@ from processor.retrieval.distance import (
 from processor.retrieval.encoding import JaccardIndex, encode, jaccard_distance
 from processor.retrieval.features import FeatureRows, Features
 from processor.retrieval.precision import CHOICES, PRECISIONS
-from processor.retrieval.ranks import rank_keys, split_keys
-from processor.retrieval.search import Bounds, Candidates, Neighbours, PairDistances, SearchPlan, search
+from processor.retrieval.ranks import nearest_keys, split_keys
+from processor.retrieval.search import Candidates, Neighbours, PairDistances, SearchPlan, search
 from utils.dist import ALONE, Workers
 from utils.parallel import in_threads
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
-EMPTY = torch.iinfo(torch.int64).max  # no key
-ROUNDING = 4e-7  # of the mix of two distances in [0, 1]
+Result = TypeVar("Result")
 
 
 def re_ranking(query: Features, gallery: Features, k1: int, k2: int, lambda_value: float) -> np.ndarray:
@@ -84,8 +85,9 @@ def re_ranked_top_k(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k gallery images nearest to each query by re-ranked distance, without computing the others' distances.
 
-    A query is certified where no other image can be among its nearest; the others get full rows. The distances are
-    those of `re_ranked_blocks` up to float32's rounding (1e-6), computed from the differences of features.
+    In a large gallery a query is certified where no image but its candidates can be among its nearest, whose distances
+    are then computed one by one, from the differences of features; they equal those of `re_ranked_blocks` up to
+    float32's rounding (1e-6). The other queries, and all in a small gallery, get full rows.
 
     Args:
         k: cut to G.  The rest as for `re_ranked_blocks`.
@@ -147,7 +149,7 @@ class ReRanker:
 
     @cached_property
     def pairs(self) -> PairDistances:
-        return PairDistances(self.features, self.plan.pairs)
+        return PairDistances(self.features, self.plan.pairs, self.plan.threads)
 
     @cached_property
     def _searched(self) -> tuple[Neighbours, Candidates | None]:
@@ -175,128 +177,65 @@ class ReRanker:
     def parts(self, k1: int, k2: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(rows, original distance in [0, 1], Jaccard distance), [len(rows), G] each, that lambda mixes."""
         index = self.index(k1, k2)
-        farthest = self.neighbours.farthest
-        for rows in progress(own_rows(self.features.num_query, self.workers), "re-ranked distances", "blocks"):
-            original = row_block(self.features, rows, squared_euclidean).div_(farthest[rows, None])
-            yield rows, original, jaccard_distance(index.shared(rows))
+
+        def make(rows: slice) -> tuple[slice, Tensor, Tensor]:
+            return rows, self._original(rows), jaccard_distance(index.shared(rows))
+
+        yield from self._in_blocks(make)
 
     def blocks(self, k1: int, k2: int, lambda_value: float) -> Iterator[Block]:
         """Full rows of distances, QUERY_ROWS queries at a time."""
-        for rows, original, jaccard in self.parts(k1, k2):
-            yield rows, original.mul_(lambda_value).add_(jaccard, alpha=1 - lambda_value).cpu().numpy()
+        index = self.index(k1, k2)
+
+        def make(rows: slice) -> Block:
+            return rows, mixed_rows(self._original(rows), index, rows, lambda_value).cpu().numpy()
+
+        yield from self._in_blocks(make)
+
+    def _original(self, rows: slice) -> Tensor:
+        squared = row_block(self.features, rows, squared_euclidean)
+        return squared.div_(self.neighbours.farthest[rows, None])
+
+    def _in_blocks(self, make: Callable[[slice], Result]) -> Iterator[Result]:
+        """make(rows) for the blocks of this process' queries, in order."""
+        blocks = own_rows(self.features.num_query, self.workers)
+        with PRECISIONS["float32"].products():  # set for all threads: what one set and reset would be the others', too
+            made = in_threads(make, blocks, self.plan.threads)
+            yield from progress(made, "re-ranked distances", "blocks", len(blocks))
 
     def top_k(self, k1: int, k2: int, lambda_value: float) -> tuple[np.ndarray, np.ndarray]:
         """indices [Q, k] and distances [Q, k], for the top_k that this was made for."""
         assert self.k is not None, "made without top_k"
-        ranking = _TopK(self, self.index(k1, k2), lambda_value)
+        index, (neighbours, candidates) = self.index(k1, k2), self._searched
         num_query = self.features.num_query
         keys = torch.zeros(num_query, self.k, dtype=torch.int64, device=self.features.device)
+        if candidates is not None:
+            certified = CertifiedNearest(self.features, self.pairs, index, neighbours.farthest, candidates,
+                                         lambda_value, self.k)
 
         def rank(rows: slice) -> None:
-            keys[rows] = ranking.keys(rows)
+            if candidates is None:
+                keys[rows] = nearest_keys(mixed_rows(self._original(rows), index, rows, lambda_value), self.k)
+                return
+            for start in range(rows.start, rows.stop, self.plan.queries):
+                some = slice(start, min(start + self.plan.queries, rows.stop))
+                keys[some] = certified.keys(some)
 
-        blocks = own_rows(num_query, self.workers)
-        for _ in progress(in_threads(rank, blocks, self.features.device), "nearest images", "blocks", len(blocks)):
+        for _ in self._in_blocks(rank):
             pass
-        if ranking.candidates is not None and ranking.full_rows:
-            logger.info("re-ranking: %d of %d queries needed a full row", ranking.full_rows, num_query)
+        if candidates is not None and certified.full_rows:
+            logger.info("re-ranking: %d of %d queries needed a full row", certified.full_rows, num_query)
         for i, start in enumerate(range(0, num_query, QUERY_ROWS)):
             self.workers.broadcast(keys[start : start + QUERY_ROWS], i % self.workers.size)
         distances, indices = split_keys(keys)
         return indices.cpu().numpy(), distances.cpu().numpy()
 
 
-class _TopK:
-    """The nearest gallery images of a block of queries, from the candidates where that can be proven."""
-
-    def __init__(self, ranker: ReRanker, index: JaccardIndex, lambda_value: float):
-        self.features, self.index, self.pairs, self.k = ranker.features, index, ranker.pairs, ranker.k
-        self.candidates, self.farthest = ranker._searched[1], ranker.neighbours.farthest
-        self.full_bounds = Bounds(self.features, PRECISIONS["float32"])
-        self.lambda_value = lambda_value
-        self.full_rows = 0
-
-    def keys(self, rows: slice) -> Tensor:
-        """[len(rows), k] sorted rank_keys of the nearest."""
-        shared = self.index.shared(rows)
-        if self.candidates is None:
-            return self._from_full_rows(torch.arange(rows.start, rows.stop, device=shared.device), shared)
-        queries = torch.arange(rows.start, rows.stop, device=shared.device)
-        bounds = self.candidates.bounds.of(queries)
-        gallery = self.candidates.indices[rows].long() - self.features.num_query
-        known = gallery >= 0  # neither a query nor an empty place
-        gallery.clamp_(min=0)
-        jaccard = jaccard_distance(shared.gather(1, gallery))
-        searched = self.candidates.searched[rows].masked_fill(~known, 0)
-        lower = self._mixed(queries, bounds.lower(searched), jaccard).masked_fill_(~known, torch.inf)
-        upper = self._mixed(queries, bounds.upper(searched), jaccard).masked_fill_(~known, torch.inf)
-        # The k that look nearest first: the last of them bounds what else is worth an exact distance.
-        nearest = upper.topk(min(self.k, upper.shape[1]), largest=False).indices
-        first = torch.zeros_like(known).scatter_(1, nearest, True)
-        keys = self._exact(queries, gallery, first & known, jaccard)
-        more = known & ~first & (lower <= self._worst(keys)[:, None])
-        keys = _smallest(torch.cat([keys, self._exact(queries, gallery, more, jaccard)], 1), self.k)
-        # What is not among the candidates is no nearer than the limit, and shares with the query what is left.
-        kth = self._worst(keys)
-        beyond = bounds.lower(self.candidates.limits[rows, None])
-        rest = torch.nn.functional.pad(shared, (0, 1)).scatter_(1, torch.where(known, gallery, shared.shape[1]), 0)
-        rest = rest[:, :-1]
-        open_rows = self._mixed(queries, beyond, torch.ones_like(beyond))[:, 0] <= kth
-        near_rest = self._mixed(queries, beyond, jaccard_distance(rest.amax(1, keepdim=True)))[:, 0] <= kth
-        some = (near_rest & ~open_rows).nonzero().flatten()
-        if len(some):
-            far = jaccard_distance(rest[some])
-            wanted = (rest[some] > 0) & (self._mixed(queries[some], beyond[some], far) <= kth[some, None])
-            everything = torch.arange(wanted.shape[1], device=shared.device).expand_as(wanted)
-            more = self._exact(queries[some], everything, wanted, far)
-            keys[some] = _smallest(torch.cat([keys[some], more], 1), self.k)
-        open_rows = open_rows.nonzero().flatten()
-        if len(open_rows):
-            keys[open_rows] = self._from_full_rows(queries[open_rows], shared[open_rows])
-        return keys
-
-    def _from_full_rows(self, queries: Tensor, shared: Tensor) -> Tensor:
-        """The same for queries [R] (QUERY_ROWS at most) of which every image is a candidate."""
-        self.full_rows += len(queries)
-        bounds = self.full_bounds.of(queries)
-        searched = row_block(self.features, queries, squared_euclidean)
-        jaccard = jaccard_distance(shared)
-        kth = self._kth(self._mixed(queries, bounds.upper(searched), jaccard))
-        wanted = self._mixed(queries, bounds.lower(searched), jaccard) <= kth[:, None]
-        everything = torch.arange(wanted.shape[1], device=shared.device).expand_as(wanted)
-        return self._exact(queries, everything, wanted, jaccard)
-
-    def _exact(self, queries: Tensor, gallery: Tensor, wanted: Tensor, jaccard: Tensor) -> Tensor:
-        """[R, k] sorted keys of the wanted of gallery [R, C], by their exact distances."""
-        row, place = wanted.nonzero(as_tuple=True)
-        images = gallery[row, place]
-        squared = self.pairs(queries[row], images + self.features.num_query)
-        values = self._mixed(queries[row], squared[:, None], jaccard[row, place][:, None])[:, 0]
-        counts = torch.bincount(row, minlength=len(queries))
-        places = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-        keys = torch.full((len(queries), max(int(counts.max()), self.k)), EMPTY,
-                          device=row.device)
-        keys[row, places] = rank_keys(values, images)
-        return _smallest(keys, self.k)
-
-    def _mixed(self, queries: Tensor, squared: Tensor, jaccard: Tensor) -> Tensor:
-        """The final distances [R, C] from squared ones and Jaccard's, in one order of operations everywhere."""
-        return (squared * (self.lambda_value / self.farthest[queries, None])).add_(jaccard, alpha=1 - self.lambda_value)
-
-    def _kth(self, upper: Tensor) -> Tensor:
-        """[R] what the k-th nearest is at most; infinite where there are fewer than k."""
-        if upper.shape[1] < self.k:
-            return torch.full((len(upper),), torch.inf, device=upper.device)
-        if upper.device.type == "cpu":
-            return torch.from_numpy(np.partition(upper.numpy(), self.k - 1, axis=1)[:, self.k - 1] + ROUNDING)
-        return upper.kthvalue(self.k, dim=1).values + ROUNDING
-
-    @staticmethod
-    def _worst(keys: Tensor) -> Tensor:
-        """[R] the distance of the last of sorted keys; infinite where there are fewer."""
-        distances = split_keys(keys[:, -1])[0]
-        return torch.where(keys[:, -1] == EMPTY, torch.inf, distances) + ROUNDING
-
-
-def _smallest(keys: Tensor, k: int) -> Tensor:
-    return keys.sort(1).values[:, :k]
+def mixed_rows(original: Tensor, index: JaccardIndex, rows: slice, lambda_value: float) -> Tensor:
+    """The final distances of some queries, in the place of their original ones [R, G] in [0, 1]."""
+    original.mul_(lambda_value)
+    for start in range(rows.start, rows.stop, index.at_once):
+        some = slice(start, min(start + index.at_once, rows.stop))
+        original[start - rows.start : some.stop - rows.start].add_(
+            jaccard_distance(index.shared(some)), alpha=1 - lambda_value)
+    return original

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from processor.retrieval.features import ROWS_AT_ONCE, FeatureRows
 from processor.retrieval.precision import PRECISIONS, UNIT, Precision
-from processor.retrieval.ranks import rank_keys, split_keys
+from processor.retrieval.ranks import NO_KEY, rank_keys, split_keys, worst_distance
 from utils.dist import ALONE, Workers
 from utils.parallel import in_threads
 from utils.progress import progress
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 GROUP = 8            # rows of a tile that are looked at together for something new
 MANY = 48            # new entries of a row in a tile from which on the tile is taken whole
+ROWS_REFINED = 32768  # rows whose candidates are computed again at a time
 FARTHEST = 16        # length of the shortlist of the farthest
-NO_KEY = (0x7F800000 << 32) | 0xFFFFFFFF  # rank_keys of an infinite distance: an empty place in a list
 
 
 @dataclass
@@ -70,7 +70,8 @@ class Candidates:
 class SearchPlan:
     """tile: rows and columns of a tile, a multiple of GROUP;  strip: tiles of rows held at a time;
     pairs: features gathered at a time;  width: length of the shortlists;  queries: queries whose Jaccard sums are made
-    at a time;  product_seconds: what the product of one tile takes, for the prediction."""
+    at a time;  threads: pieces of work at a time, on the CPU;  product_seconds: what the product of one tile takes, for
+    the prediction."""
 
     precision: Precision
     tile: int
@@ -78,6 +79,7 @@ class SearchPlan:
     pairs: int
     width: int
     queries: int = 32
+    threads: int = 1
     product_seconds: float = 0.0
 
 
@@ -89,25 +91,44 @@ class PairDistances:
     near ones as for others, and has the same bits whatever other pairs are asked for beside it.
     """
 
-    def __init__(self, features: FeatureRows, at_once: int):
-        self.features, self.at_once = features, at_once
+    def __init__(self, features: FeatureRows, at_once: int, threads: int = 1):
+        """at_once: pairs whose features are gathered at a time; a core's cache should hold them."""
+        self.features, self.at_once, self.threads = features, at_once, threads
         self._buffers = threading.local()
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         """[P] float32 for rows left [P] and right [P] (int64)."""
-        features, mine = self.features, self._buffers
-        if not hasattr(mine, "a"):
-            mine.a, mine.b = (torch.zeros(self.at_once, features.dim, device=features.device) for _ in range(2))
-        out = torch.empty(len(left), device=features.device)
-        for start in range(0, len(left), self.at_once):
-            chunk = slice(start, start + self.at_once)
-            count = len(left[chunk])
-            a, b = features.take(left[chunk], mine.a[:count]), features.take(right[chunk], mine.b[:count])
-            if features.device.type == "cuda":
-                a, b = mine.a, mine.b  # a kernel's order of summation depends on the shape: keep it
-            torch.ops.aten.mse_loss.out(a, b, 0, out=a)  # (a - b)² in one pass
-            out[chunk] = a.sum(1)[:count]
+        out = torch.empty(len(left), device=self.features.device)
+        (a, b), count = self._places(), self.at_once
+        for some, others, part in zip(*(one.split(count) for one in (left, right, out)), strict=True):
+            own, other = self.features.take(some, a[: len(some)]), self.features.take(others, b[: len(some)])
+            if a.device.type == "cuda":
+                own, other = a, b  # a kernel's order of summation depends on the shape: keep it
+            torch.ops.aten.mse_loss.out(own, other, 0, out=own)  # (a - b)² in one pass
+            part.copy_(own.sum(1)[: len(some)])
         return out
+
+    def in_threads(self, left: Tensor, right: Tensor) -> Tensor:
+        """The same on all cores, and a pair that is there from both sides only once."""
+        size = len(self.features)
+        pairs, places = torch.unique(torch.minimum(left, right) * size + torch.maximum(left, right),
+                                     return_inverse=True)
+        out = torch.empty(len(pairs), device=self.features.device)
+
+        def compute(part: slice) -> None:
+            out[part] = self(pairs[part] // size, pairs[part] % size)
+
+        step = max(64 * self.at_once, 1)
+        for _ in in_threads(compute, [slice(i, i + step) for i in range(0, len(pairs), step)], self.threads):
+            pass
+        return out[places]
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """This thread's places for gathered features."""
+        if not hasattr(self._buffers, "places"):
+            device = self.features.device
+            self._buffers.places = [torch.zeros(self.at_once, self.features.dim, device=device) for _ in range(2)]
+        return self._buffers.places
 
 
 class Bounds:
@@ -260,32 +281,35 @@ class Shortlist:
             self.indices[:, : best.shape[1]] = columns.gather(1, places)
             self._limit(slice(None))
 
-    def offer(self, rows: Tensor, values: Tensor, columns: Tensor) -> None:
-        """Single entries [E], the rows ascending, values below the row's limit."""
+    def offer(self, rows: Tensor, values: Tensor, columns: Tensor, order: Tensor | None = None) -> None:
+        """Single entries [E], values below the row's limit, ascending in `order`, which numbers the rows anew.
+
+        order: None = the rows themselves.
+        """
         with self._lock:
-            self._offer(rows, values, columns)
+            self._offer(rows, values, columns, rows if order is None else order)
 
     def see(self, columns: int) -> None:
         """So many columns were looked at for `offer`."""
         self.seen += columns
 
-    def _offer(self, rows: Tensor, values: Tensor, columns: Tensor) -> None:
+    def _offer(self, rows: Tensor, values: Tensor, columns: Tensor, order: Tensor) -> None:
         while len(rows):
-            counts = torch.bincount(rows, minlength=len(self.counts))
+            counts = torch.bincount(order, minlength=len(self.counts))
             before = torch.cumsum(counts, 0) - counts
-            places = torch.arange(len(rows), device=rows.device) - (before - self.counts)[rows]
-            self.counts += counts
+            places = torch.arange(len(rows), device=rows.device) - before[order] + self.counts[rows]
+            self.counts.index_add_(0, rows, torch.ones_like(rows))
             full = (self.counts > self.room).nonzero().flatten()
             if not len(full):
                 self.values[rows, places] = values
-                self.indices[rows, places] = columns
+                self.indices[rows, places] = columns.int()
                 return
             fits = places < self.room
             self.values[rows[fits], places[fits]] = values[fits]
-            self.indices[rows[fits], places[fits]] = columns[fits]
+            self.indices[rows[fits], places[fits]] = columns[fits].int()
             self._cut(full)
             rest = (~fits & (values < self.limits[rows])).nonzero().flatten()
-            rows, values, columns = rows[rest], values[rest], columns[rest]
+            rows, values, columns, order = rows[rest], values[rest], columns[rest], order[rest]
 
     def cut(self) -> None:
         """Drop what is not among the `width` smallest, and sort these."""
@@ -304,11 +328,15 @@ class Shortlist:
         self.counts[rows] = (best < torch.inf).sum(1)
         self.limits[rows] = torch.minimum(best[:, -1], self._beyond(best, rows))
 
-    def collect(self, workers: Workers, owner: int) -> None:
-        """Bring what all processes were offered together at one of them."""
+    def collect(self, workers: Workers, owner: int, begun: slice) -> None:
+        """Bring what all processes were offered together at one of them; all `begun` with the same columns."""
         if workers.size == 1:
             return
         self.cut()
+        if workers.rank != owner:
+            twice = (self.indices >= begun.start) & (self.indices < begun.stop)
+            self.values.masked_fill_(twice, torch.inf)
+            self.indices.masked_fill_(twice, -1)
         values = workers.gather(self.values[:, : self.width].contiguous(), owner)
         indices = workers.gather(self.indices[:, : self.width].contiguous(), owner)
         limits = workers.gather(self.limits, owner)
@@ -335,7 +363,8 @@ class _Limits:
         limits = bounds.lowest_beyond(bounds.upper(best[:, self.others - 1 : self.others]))[:, 0]
         if self.candidates:
             numbers = torch.arange(len(self.bounds.product), device=best.device)[rows]
-            limits = torch.where(numbers < self.queries, best[:, self.candidates - 1], limits)
+            wide = torch.maximum(limits, best[:, self.candidates - 1])
+            limits = torch.where(numbers < self.queries, wide, limits)
         return limits
 
     def far(self, best: Tensor, rows: Tensor | slice) -> Tensor:
@@ -353,7 +382,7 @@ class Shortlists:
     """
 
     def __init__(self, tiles: Tiles, bounds: Bounds, others: int, width: int, candidates: int, query_tiles: int):
-        self.tiles = tiles
+        self.tiles, self.width = tiles, width
         self.near: list[Shortlist | None] = []
         self.far: list[Shortlist | None] = []
         device = tiles.features.device
@@ -401,16 +430,20 @@ class Shortlists:
             if not len(group):
                 continue
             values = groups[group, :, column] * sign  # [hits, GROUP]
-            for lists, limit, by_row in ((kind[i], limits[0][group], True), (kind[j], limits[1][column, None], False)):
-                hit, member = (values < limit * sign).nonzero(as_tuple=True)
-                if len(hit):
-                    row, other = group[hit] * GROUP + member, column[hit]
-                    row, other = (row, other + j * size) if by_row else (other, row + i * size)
-                    order = row.argsort()
-                    lists.offer(row[order], values[hit, member][order], other[order].to(torch.int32))
+            new = values < limits[0][group] * sign
+            if new.any():
+                # Member by member: so the entries of a row are together, in this order of rows.
+                member, hit = new.T.nonzero(as_tuple=True)
+                kind[i].offer(group[hit] * GROUP + member, values[hit, member], column[hit] + j * size,
+                              order=member * (size // GROUP) + group[hit])
+            hit, member = (values < limits[1][column, None] * sign).nonzero(as_tuple=True)
+            if len(hit):
+                order = column[hit].argsort()
+                hit, member = hit[order], member[order]
+                kind[j].offer(column[hit], values[hit, member], group[hit] * GROUP + member + i * size)
 
 
-def _scan(tiles: Tiles, lists: Shortlists, strip: int, workers: Workers) -> None:
+def _scan(tiles: Tiles, lists: Shortlists, strip: int, threads: int, workers: Workers) -> None:
     """Compute this process' share of the upper triangle of tiles."""
     device, buffers = tiles.features.device, threading.local()
 
@@ -426,13 +459,13 @@ def _scan(tiles: Tiles, lists: Shortlists, strip: int, workers: Workers) -> None
         lists.begin(i, torch.mm(tiles.left(right), right.T, out=out))
 
     with tiles.precision.products():
-        for _ in progress(in_threads(begin, range(tiles.count), device), "candidate search, its start", "tiles",
+        for _ in progress(in_threads(begin, range(tiles.count), threads), "candidate search, its start", "tiles",
                           tiles.count):
             pass
         strips = range(0, tiles.count, strip)
         total = sum(len(_own_columns(first, tiles.count, workers)) for first in strips)
-        for _ in progress(_strips(tiles, lists, strips, operands, workers), "candidate search", "columns of tiles",
-                          total):
+        columns = _strips(tiles, lists, strips, operands, threads, workers)
+        for _ in progress(columns, "candidate search", "columns of tiles", total):
             pass
 
 
@@ -442,110 +475,94 @@ def _own_columns(first: int, count: int, workers: Workers) -> range:
 
 
 def _strips(tiles: Tiles, lists: Shortlists, strips: range, operands: Callable[[int], tuple[Tensor, Tensor]],
-            workers: Workers) -> Iterator[None]:
+            threads: int, workers: Workers) -> Iterator[None]:
     """One strip of tile rows after the other, and in each one column of tiles after the other."""
-    device = tiles.features.device
+    left: dict[int, Tensor] = {}
     for first in strips:
         members = range(first, min(first + strips.step, tiles.count))
-        left = {i: tiles.left(tiles.right(i)) for i in members}
+        left.clear()  # two strips at once would not fit the budget
+        left.update((i, tiles.left(tiles.right(i))) for i in members)
 
-        def column(j: int, members: range = members, left: dict[int, Tensor] = left) -> None:
+        def column(j: int, members: range = members) -> None:
             right, out = operands(j)
             shift = j % len(members)  # threads beside each other begin at different rows of tiles
             for i in (*members[shift:], *members[:shift]):
                 if i < j:
                     lists.offer(i, j, torch.mm(left[i], right.T, out=out))
 
-        yield from in_threads(column, _own_columns(first, tiles.count, workers), device)
+        yield from in_threads(column, _own_columns(first, tiles.count, workers), threads)
 
 
 # ------------------------------------------------------------------ from candidates to neighbours
 class _Refiner:
-    """Turns the shortlists of a tile of rows into exact neighbours, and says which rows it cannot certify."""
+    """Turns the shortlists of some rows into exact neighbours, and says which rows it cannot certify."""
 
-    def __init__(self, features: FeatureRows, bounds: Bounds, pairs: PairDistances, others: int):
+    def __init__(self, bounds: Bounds, pairs: PairDistances, others: int):
         self.bounds, self.pairs, self.others = bounds, pairs, others
-        self.device = features.device
 
-    def nearest(self, rows: Tensor, lists: Shortlist) -> tuple[Tensor, Tensor]:
-        """rank_keys [R, others] of the nearest but the image itself, and whether they are proven [R]."""
-        lists.cut()
-        count, width = len(rows), lists.width
-        indices = lists.indices[:count, :width].to(torch.int64)
-        bounds = self.bounds.of(rows)
-        lower = bounds.lower(lists.values[:count, :width])
-        limit = bounds.lower(lists.limits[:count, None])[:, 0]
-        keys = torch.full((count, width), NO_KEY, device=self.device)
-        known = indices >= 0
+    def nearest(self, rows: Tensor, indices: Tensor, searched: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """rank_keys [R, others] of the nearest but the image itself, and whether they are proven [R].
+
+        Args:
+            rows: [R] int64;  indices, searched: [R, width] shortlists, ascending, -1 and infinite where there is
+                nothing;  limits: [R] no image that is not listed was searched to be nearer.
+        """
+        bounds, known = self.bounds.of(rows), indices >= 0
+        keys = torch.full(indices.shape, NO_KEY, device=rows.device)
         first = known.clone()
         first[:, self.others + 4 :] = False  # a few more than needed: they spare many of the rest
         self._fill(keys, rows, indices, first)
-        bound = self._worst(keys)
-        self._fill(keys, rows, indices, known & ~first & (lower <= bound[:, None]))
+        possible = bounds.lower(searched) <= self._worst(keys)[:, None]
+        self._fill(keys, rows, indices, known & ~first & possible)
         keys = keys.sort(1).values[:, : self.others]
-        return keys, self._worst(keys) < limit
+        return keys, self._worst(keys) < bounds.lower(limits[:, None])[:, 0]
 
-    def farthest(self, rows: Tensor, lists: Shortlist) -> tuple[Tensor, Tensor]:
-        """The largest distance [R] float32, and whether it is proven [R]."""
-        lists.cut()
-        count, width = len(rows), lists.width
-        indices = lists.indices[:count, :width].to(torch.int64)
-        searched = -lists.values[:count, :width]
-        known = indices >= 0
-        searched = searched.masked_fill(~known, 0)
-        bounds = self.bounds.of(rows)
-        least = bounds.lower(searched).amax(1)
-        wanted = known & (bounds.upper(searched) >= least[:, None])
-        row, place = wanted.nonzero(as_tuple=True)
-        distances = torch.zeros(count, width, device=self.device)
-        distances[row, place] = self.pairs(rows[row], indices[row, place])
+    def farthest(self, rows: Tensor, indices: Tensor, searched: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest distance [R] float32, and whether it is proven [R]; arguments as for `nearest`, negated."""
+        bounds, known = self.bounds.of(rows), indices >= 0
+        searched = -searched.masked_fill(~known, 0)
+        least = bounds.lower(searched).amax(1, keepdim=True)
+        row, place = (known & (bounds.upper(searched) >= least)).nonzero(as_tuple=True)
+        distances = torch.zeros(indices.shape, device=rows.device)
+        distances[row, place] = self.pairs.in_threads(rows[row], indices[row, place].long())
         farthest = distances.amax(1)
-        limits = lists.limits[:count, None]
-        beyond = bounds.upper((-limits).clamp(min=0))[:, 0]  # of what is not listed …
-        return farthest, (beyond <= farthest) | (limits[:, 0] == torch.inf)  # … if anything is not
+        beyond = bounds.upper((-limits[:, None]).clamp(min=0))[:, 0]  # of what is not listed …
+        return farthest, (beyond <= farthest) | (limits == torch.inf)  # … if anything is not
 
     def _fill(self, keys: Tensor, rows: Tensor, indices: Tensor, wanted: Tensor) -> None:
         row, place = wanted.nonzero(as_tuple=True)
-        columns = indices[row, place]
-        keys[row, place] = rank_keys(self.pairs(rows[row], columns), columns)
+        columns = indices[row, place].long()
+        keys[row, place] = rank_keys(self.pairs.in_threads(rows[row], columns), columns)
 
     def _worst(self, keys: Tensor) -> Tensor:
         """[R] the distance of the last of the nearest `others`, infinite where there are not so many."""
         if keys.shape[1] < self.others:
-            return torch.full((len(keys),), torch.inf, device=self.device)
-        return split_keys(keys.kthvalue(self.others, dim=1).values)[0]
+            return torch.full((len(keys),), torch.inf, device=keys.device)
+        return worst_distance(keys.kthvalue(self.others, dim=1).values)
 
 
-def _compare_with_all(features: FeatureRows, pairs: PairDistances, rows: Tensor, keys: Tensor, farthest: Tensor,
-                      tile: int) -> None:
+def _compare_with_all(features: FeatureRows, pairs: PairDistances, rows: Tensor, keys: Tensor,
+                      farthest: Tensor) -> None:
     """Finish rows [R] that could not be certified, in place: keys [R, others] and farthest [R] become exact.
 
     Every pair that float32 cannot tell from what the row has is computed from its difference.
     """
-    precision = PRECISIONS["float32"]
-    bounds = Bounds(features, precision)
-    tiles = Tiles(features, precision, tile)
-    for start in range(0, len(rows), tile):
-        part = slice(start, start + tile)
-        own = rows[part]
-        a = torch.empty(len(own), features.dim, device=features.device)
-        features.take(own, a)
-        norms = a.square().sum(1, keepdim=True)
-        left = torch.cat([a * -2, torch.ones_like(norms), norms], 1)[:, [*range(features.dim), -1, -2]]
-        right = None
-        for j in range(tiles.count):
-            columns = tiles.rows_of(j)
-            with precision.products():
-                right = tiles.right(j, right)
-                searched = (left @ right[: columns.stop - columns.start, : left.shape[1]].T)
-            ids = torch.arange(columns.start, columns.stop, device=features.device)
-            not_self = own[:, None] != ids
-            worst = split_keys(keys[part].amax(1))[0]
-            row, place = ((bounds.of(own).lower(searched) <= worst[:, None]) & not_self).nonzero(as_tuple=True)
-            found = rank_keys(pairs(own[row], ids[place]), ids[place])
-            keys[part] = _merged(keys[part], row, found)
-            row, place = (bounds.of(own).upper(searched) > farthest[part, None]).nonzero(as_tuple=True)
-            farthest[part] = farthest[part].scatter_reduce(0, row, pairs(own[row], ids[place]), "amax")
+    bounds = Bounds(features, PRECISIONS["float32"])
+    for some in torch.arange(len(rows), device=features.device).split(ROWS_AT_ONCE):
+        own = rows[some]
+        a = features.take(own, torch.empty(len(own), features.dim, device=features.device))
+        for start in range(0, len(features), ROWS_AT_ONCE):
+            b, norms = features.rows(start, start + ROWS_AT_ONCE), features.squared_norms[start : start + ROWS_AT_ONCE]
+            with PRECISIONS["float32"].products():
+                searched = (features.squared_norms[own, None] + norms).addmm_(a, b.T, alpha=-2)
+            ids = torch.arange(start, start + len(b), device=features.device)
+            # Keys, not distances: where all tie, as equal images do, only smaller indices still matter.
+            possible = rank_keys(bounds.of(own).lower(searched), ids) < keys[some].amax(1, keepdim=True)
+            wanted = possible & (own[:, None] != ids)
+            row, place = wanted.nonzero(as_tuple=True)
+            keys[some] = _merged(keys[some], row, rank_keys(pairs(own[row], ids[place]), ids[place]))
+            row, place = (bounds.of(own).upper(searched) > farthest[some, None]).nonzero(as_tuple=True)
+            farthest[some] = farthest[some].scatter_reduce(0, row, pairs(own[row], ids[place]), "amax")
 
 
 def _merged(keys: Tensor, rows: Tensor, found: Tensor) -> Tensor:
@@ -573,15 +590,14 @@ def search(features: FeatureRows, k: int, plan: SearchPlan, candidates: int = 0,
     """
     others = min(k, len(features)) - 1
     if others == 0:
-        zero = torch.zeros(len(features), 1, device=features.device)
-        return Neighbours(zero.to(torch.int32), zero, zero[:, 0] + 1), None
+        return search(features, 2, plan, workers=workers)[0].first(1), None
     tiles = Tiles(features, plan.precision, plan.tile)
     query_tiles = -(-features.num_query // plan.tile) if candidates else 0
     width = max(plan.width, others)
-    bounds, pairs = Bounds(features, plan.precision), PairDistances(features, plan.pairs)
+    bounds, pairs = Bounds(features, plan.precision), PairDistances(features, plan.pairs, plan.threads)
     lists = Shortlists(tiles, bounds, others, width, candidates, query_tiles)
-    _scan(tiles, lists, plan.strip, workers)
-    found = _refine(_Refiner(features, bounds, pairs, others), tiles, lists, workers)
+    _scan(tiles, lists, plan.strip, plan.threads, workers)
+    found = _refine(_Refiner(bounds, pairs, others), tiles, lists, workers)
     wide = _take_candidates(lists, features.num_query, candidates, bounds, workers) if candidates else None
     del lists
     _finish(features, pairs, found, plan, workers)
@@ -610,21 +626,34 @@ def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, workers: Workers
                    torch.ones(count, dtype=torch.bool, device=device))
     if workers.size > 1:
         for i in range(tiles.count):
-            lists.near[i].collect(workers, owner=i % workers.size)
-            lists.far[i].collect(workers, owner=i % workers.size)
-
-    def refine(i: int) -> None:
-        part = tiles.rows_of(i)
-        rows = torch.arange(part.start, part.stop, device=device)
-        found.keys[part], near_proven = refiner.nearest(rows, lists.near[i])
-        found.farthest[part], far_proven = refiner.farthest(rows, lists.far[i])
-        found.proven[part] = near_proven & far_proven
-        lists.far[i] = None
+            lists.near[i].collect(workers, owner=i % workers.size, begun=tiles.rows_of(i))
+            lists.far[i].collect(workers, owner=i % workers.size, begun=tiles.rows_of(i))
 
     own = range(workers.rank, tiles.count, workers.size)
-    for _ in progress(in_threads(refine, own, device), "neighbours", "tiles", len(own)):
-        pass
+    together = max(ROWS_REFINED // tiles.size, 1)  # the more rows, the more pairs are there from both sides
+    for chunk in progress([own[at : at + together] for at in range(0, len(own), together)], "neighbours", "tiles"):
+        parts = [tiles.rows_of(i) for i in chunk]
+        rows = torch.cat([torch.arange(part.start, part.stop, device=device) for part in parts])
+        found.keys[rows], near = refiner.nearest(rows, *_lists_of([lists.near[i] for i in chunk], parts, lists.width))
+        found.farthest[rows], far = refiner.farthest(rows, *_lists_of([lists.far[i] for i in chunk], parts, FARTHEST))
+        found.proven[rows] = near & far
+        for i in chunk:
+            lists.far[i] = None
     return found
+
+
+def _lists_of(lists: list[Shortlist], parts: list[slice], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """indices, searched [R, width] and limits [R] of the rows of some tiles; of longer lists the first."""
+    indices, searched, limits = [], [], []
+    for one, part in zip(lists, parts, strict=True):
+        one.cut()
+        count = part.stop - part.start
+        indices.append(one.indices[:count, :width])
+        searched.append(one.values[:count, :width])
+        limits.append(one.limits[:count])
+        if one.width > width:
+            limits[-1] = torch.minimum(limits[-1], one.values[:count, width])
+    return torch.cat(indices), torch.cat(searched), torch.cat(limits)
 
 
 def _finish(features: FeatureRows, pairs: PairDistances, found: _Found, plan: SearchPlan, workers: Workers) -> None:
@@ -633,7 +662,7 @@ def _finish(features: FeatureRows, pairs: PairDistances, found: _Found, plan: Se
     if len(rows):
         logger.info("candidate search: %d of %d rows are compared with all images again", len(rows), len(features))
         keys, farthest = found.keys[rows], found.farthest[rows]
-        _compare_with_all(features, pairs, rows, keys, farthest, plan.tile)
+        _compare_with_all(features, pairs, rows, keys, farthest)
         found.keys[rows], found.farthest[rows] = keys, farthest
     for i, start in enumerate(range(0, len(features), plan.tile)):
         part = slice(start, start + plan.tile)
@@ -649,6 +678,7 @@ def _take_candidates(lists: Shortlists, num_query: int, width: int, bounds: Boun
             workers.broadcast(table, i % workers.size)
         indices.append(one.indices[:count, :width])
         searched.append(one.values[:count, :width])
-        limits.append(one.limits[:count])
+        # A list can be longer than what is taken of it.
+        limits.append(torch.minimum(one.limits, one.values[:, width])[:count])
         lists.near[i] = None
     return Candidates(torch.cat(indices), torch.cat(searched), torch.cat(limits), bounds)
