@@ -128,8 +128,8 @@ class Model:
                               normalize=self.ranking.feat_norm, device=self.compute.device,
                               workers=self.compute.workers)
             size, width = ranker.neighbours.indices.shape
-            # Lists of neighbours, codes and their inverted index; a block's two parts and what they are mixed to.
-            held += size * (8 * width + 16 * ENTRIES) + 3 * 4 * QUERY_ROWS * len(gallery)
+            # Lists of neighbours, codes and their inverted index; two parts of each block under way and of the last.
+            held += size * (8 * width + 16 * ENTRIES) + (ranker.plan.threads + 1) * 8 * QUERY_ROWS * len(gallery)
             self.rankers.append(ranker)
         return held
 

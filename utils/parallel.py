@@ -7,6 +7,7 @@ cores, which a matrix product of several threads does not promise.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,9 +45,23 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], thread
                 yield result
 
 
+@functools.cache
+def _call_once() -> None:
+    """Call the functions that pieces call, in one thread.
+
+    A vector library chooses its implementation at the first call. Square roots of 12 bits were seen in some fresh
+    processes whose first ones were taken by two threads at once.
+    """
+    for dtype in (torch.float32, torch.float64):
+        x = torch.ones(4096, dtype=dtype)
+        x.sqrt_()
+        x.exp_()
+
+
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
     """torch gives the number to threads that begin after it was set."""
+    _call_once()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

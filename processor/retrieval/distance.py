@@ -151,7 +151,7 @@ def query_gallery_blocks(
     blocks = own_rows(features.num_query, workers)
     threads = thread_count(features.device)
     fitting = max(BYTES_UNDER_WAY // (4 * QUERY_ROWS * features.num_gallery), 1)
-    with PRECISIONS["float32"].products():  # set for all threads: what one set and reset would be the others', too
+    with PRECISIONS["float32"].products(features.device):
         distances = in_threads(lambda rows: row_block(features, rows, kernel), blocks, min(threads, fitting))
         yield from zip(blocks, distances, strict=True)
 
@@ -166,7 +166,7 @@ def row_block(features: FeatureRows, rows: slice | Tensor, kernel: Kernel) -> Te
     count = len(query)
     query, norms = _padded(query, norms, QUERY_ROWS)
     block = torch.empty(count, features.num_gallery, device=features.device)
-    with PRECISIONS["float32"].products():
+    with PRECISIONS["float32"].products(features.device):
         for start in range(features.num_query, len(features), TILE):
             stop = min(start + TILE, len(features))
             gallery = _padded(features.rows(start, stop), features.squared_norms[start:stop], TILE)

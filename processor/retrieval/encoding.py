@@ -42,12 +42,14 @@ class Codes:
         return which, torch.arange(len(which), device=rows.device) + (self.starts[rows] - before)[which]
 
 
-def encode(neighbours: Neighbours, pairs: PairDistances, k1: int, k2: int, workers: Workers = ALONE) -> Codes:
+def encode(neighbours: Neighbours, pairs: PairDistances, k1: int, k2: int, threads: int = 1,
+           workers: Workers = ALONE) -> Codes:
     """The k-reciprocal code of every image, averaged over its k2 nearest.
 
     Args:
         neighbours: at least k1 + 1 a row where there are so many images.
         pairs: for members that an expansion brings and no list has.
+        threads: pieces of work at a time.
     Returns:
         N rows whose weights sum to 1 (2**30) up to their rounding.
     """
@@ -56,7 +58,6 @@ def encode(neighbours: Neighbours, pairs: PairDistances, k1: int, k2: int, worke
     size = len(neighbours.indices)
     chunks = [torch.arange(start, min(start + ROWS_AT_ONCE, size), device=sets.device)
               for start in range(0, size, ROWS_AT_ONCE)]
-    threads = pairs.threads
     codes = _in_chunks(lambda rows: _weighed(sets, neighbours, pairs, rows), chunks, threads, workers)
     if k2 == 1:
         return codes

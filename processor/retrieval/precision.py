@@ -9,6 +9,7 @@ does with the bits that are no longer there.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,14 +28,20 @@ def _tf32(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Precision:
-    """round: float32 -> float32 that the products take as they are; mode: torch.set_float32_matmul_precision's;
+    """One kind of product.
+
+    round: float32 -> float32, to values that the product takes as they are.
+    dtype: of its operands and its result.  mode: torch.set_float32_matmul_precision's, for float32 operands.
     units: how many roundings one addition in a product may cost; tensor cores truncate, which costs two.
+    result_share: by which share of itself the result is rounded at the end.
     """
 
     name: str
     round: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
     mode: str
     units: int
+    result_share: float = 0.0
 
     def pieces(self, x: Tensor) -> list[Tensor]:
         """Float32 values as a sum of values that the product takes as they are."""
@@ -46,30 +53,57 @@ class Precision:
         return found
 
     @contextlib.contextmanager
-    def products(self) -> Iterator[None]:
-        """Where torch.mm of float32 multiplies in this precision."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(self.mode)
+    def products(self, device: torch.device) -> Iterator[None]:
+        """Where torch.mm multiplies in this precision and adds in float32.
+
+        The setting is the whole process'. The user's comes back when the last that is under way ends, in any order:
+        the blocks of several models are made in turn.
+        """
+        _Setting.enter(self.mode if device.type == "cuda" else "highest")  # a CPU has no TF32
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before)
+            _Setting.leave()
+
+
+class _Setting:
+    """torch's process-wide settings of products while any `Precision.products` is under way."""
+
+    lock, depth, saved = threading.Lock(), 0, ("highest", True)
+
+    @classmethod
+    def enter(cls, mode: str) -> None:
+        cuda = torch.backends.cuda.matmul
+        with cls.lock:
+            if cls.depth == 0:
+                cls.saved = torch.get_float32_matmul_precision(), cuda.allow_bf16_reduced_precision_reduction
+                cuda.allow_bf16_reduced_precision_reduction = False
+            cls.depth += 1
+            torch.set_float32_matmul_precision(mode)
+
+    @classmethod
+    def leave(cls) -> None:
+        with cls.lock:
+            cls.depth -= 1
+            torch.set_float32_matmul_precision("highest" if cls.depth else cls.saved[0])
+            if cls.depth == 0:
+                torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = cls.saved[1]
 
 
 PRECISIONS = {
-    "float32": Precision("float32", lambda x: x, "highest", 1),
-    "tf32": Precision("tf32", _tf32, "high", 2),
-    "bf16": Precision("bf16", lambda x: x.bfloat16().float(), "medium", 2),
+    "float32": Precision("float32", lambda x: x, torch.float32, "highest", 1),
+    "tf32": Precision("tf32", _tf32, torch.float32, "high", 2),
+    "bf16": Precision("bf16", lambda x: x.bfloat16().float(), torch.bfloat16, "highest", 2, 2.0**-8),
 }
 CHOICES = ("auto", *PRECISIONS)
 
 
 def product_seconds(precision: Precision, device: torch.device, dim: int, rows: int) -> float:
     """Seconds of one [rows, dim] x [dim, rows] product, measured now."""
-    a = precision.round(torch.ones(rows, dim, device=device))
-    out = torch.empty(rows, rows, device=device)
+    a = torch.ones(rows, dim, device=device, dtype=precision.dtype)
+    out = torch.empty(rows, rows, device=device, dtype=precision.dtype)
     seconds = []
-    with precision.products():
+    with precision.products(device):
         for _ in range(3):
             _wait(device)
             start = time.perf_counter()

@@ -170,7 +170,7 @@ class ReRanker:
             raise ValueError(f"k1={k1}: the neighbours were searched for k1={self.k1}")
         if (k1, k2) not in self._encoded:
             self._encoded.clear()
-            codes = encode(self.neighbours, self.pairs, k1, k2, self.workers)
+            codes = encode(self.neighbours, self.pairs, k1, k2, self.plan.threads, self.workers)
             self._encoded[k1, k2] = JaccardIndex(codes, self.features.num_query, self.plan.queries)
         return self._encoded[k1, k2]
 
@@ -199,7 +199,7 @@ class ReRanker:
     def _in_blocks(self, make: Callable[[slice], Result]) -> Iterator[Result]:
         """make(rows) for the blocks of this process' queries, in order."""
         blocks = own_rows(self.features.num_query, self.workers)
-        with PRECISIONS["float32"].products():  # set for all threads: what one set and reset would be the others', too
+        with PRECISIONS["float32"].products(self.features.device):
             made = in_threads(make, blocks, self.plan.threads)
             yield from progress(made, "re-ranked distances", "blocks", len(blocks))
 

@@ -10,6 +10,7 @@
 """
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from processor.retrieval.features import ROWS_AT_ONCE, FeatureRows
 from processor.retrieval.precision import PRECISIONS, UNIT, Precision
-from processor.retrieval.ranks import NO_KEY, rank_keys, split_keys, worst_distance
+from processor.retrieval.ranks import NO_KEY, kth_smallest, rank_keys, split_keys, worst_distance
 from utils.dist import ALONE, Workers
 from utils.parallel import in_threads
 from utils.progress import progress
@@ -29,7 +30,7 @@ from utils.progress import progress
 logger = logging.getLogger(__name__)
 
 GROUP = 8            # rows of a tile that are looked at together for something new
-MANY = 48            # new entries of a row in a tile from which on the tile is taken whole
+MANY = 100            # new entries of a row in a tile from which on the tile is taken whole
 ROWS_REFINED = 32768  # rows whose candidates are computed again at a time
 FARTHEST = 16        # length of the shortlist of the farthest
 
@@ -98,95 +99,98 @@ class PairDistances:
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         """[P] float32 for rows left [P] and right [P] (int64)."""
-        out = torch.empty(len(left), device=self.features.device)
-        (a, b), count = self._places(), self.at_once
-        for some, others, part in zip(*(one.split(count) for one in (left, right, out)), strict=True):
-            own, other = self.features.take(some, a[: len(some)]), self.features.take(others, b[: len(some)])
-            if a.device.type == "cuda":
-                own, other = a, b  # a kernel's order of summation depends on the shape: keep it
-            torch.ops.aten.mse_loss.out(own, other, 0, out=own)  # (a - b)² in one pass
-            part.copy_(own.sum(1)[: len(some)])
-        return out
+        count, places = self.at_once, self._places()
+        chunks = -(-len(left) // count)
+        # All chunks have one shape, for on a GPU a kernel's order of summation depends on it.
+        rows = torch.zeros(2, chunks * count, dtype=torch.int64, device=left.device)
+        rows[0, : len(left)], rows[1, : len(left)] = left, right
+        rows = rows.view(2, chunks, count).transpose(0, 1).reshape(chunks, 2 * count)
+        out = torch.empty(chunks, count, device=left.device)
+        a, b = places.view(2, count, -1)
+        for some, part in zip(rows.unbind(), out.unbind(), strict=True):
+            self.features.take(some, places)
+            torch.ops.aten.mse_loss.out(a, b, 0, out=a)  # (a - b)² in one pass
+            torch.sum(a, 1, out=part)
+        return out.flatten()[: len(left)]
 
     def in_threads(self, left: Tensor, right: Tensor) -> Tensor:
         """The same on all cores, and a pair that is there from both sides only once."""
         size = len(self.features)
         pairs, places = torch.unique(torch.minimum(left, right) * size + torch.maximum(left, right),
                                      return_inverse=True)
-        out = torch.empty(len(pairs), device=self.features.device)
+        pieces = pairs.split(64 * self.at_once)
+        found = list(in_threads(lambda piece: self(piece // size, piece % size), pieces, self.threads))
+        return torch.cat(found)[places] if found else torch.empty(0, device=left.device)
 
-        def compute(part: slice) -> None:
-            out[part] = self(pairs[part] // size, pairs[part] % size)
-
-        step = max(64 * self.at_once, 1)
-        for _ in in_threads(compute, [slice(i, i + step) for i in range(0, len(pairs), step)], self.threads):
-            pass
-        return out[places]
-
-    def _places(self) -> tuple[Tensor, Tensor]:
-        """This thread's places for gathered features."""
+    def _places(self) -> Tensor:
+        """This thread's places for the features of the pairs at once."""
         if not hasattr(self._buffers, "places"):
-            device = self.features.device
-            self._buffers.places = [torch.zeros(self.at_once, self.features.dim, device=device) for _ in range(2)]
+            self._buffers.places = torch.zeros(2 * self.at_once, self.features.dim, device=self.features.device)
         return self._buffers.places
 
 
 class Bounds:
-    """From a searched squared distance to the interval in which the true one lies, and back.
+    """From a searched value to the interval in which the true squared distance lies, and back.
 
-    `of(rows)` has them for some rows: product [R, 1] is what the product can be wrong by, rounding [R, 1] how far
-    apart rounding moved two features at most.
+    A searched value is the product's squared distance of the rounded features less `shift`. `of(rows)` has the bounds
+    of some rows: product [R, 1] is what the product can be wrong by, rounding [R, 1] how far apart rounding moved two
+    features at most. norms: [N] squared lengths of the rounded features.
     """
 
-    def __init__(self, features: FeatureRows, precision: Precision):
-        norms = features.squared_norms.sqrt()
-        residuals = torch.zeros_like(norms)
+    def __init__(self, features: FeatureRows, precision: Precision, shift: float = 0.0):
+        self.norms, residuals = features.squared_norms, torch.zeros_like(features.squared_norms)
         if precision.name != "float32":
+            self.norms = torch.empty_like(self.norms)
             for start in range(0, len(features), ROWS_AT_ONCE):
-                rows = features.rows(start, start + ROWS_AT_ONCE)
-                residuals[start : start + ROWS_AT_ONCE] = torch.linalg.vector_norm(
-                    precision.round(rows).sub_(rows), dim=1)
-            norms = norms + residuals  # of the rounded features, at most
+                rows, part = features.rows(start, start + ROWS_AT_ONCE), slice(start, start + ROWS_AT_ONCE)
+                rounded = precision.round(rows)
+                self.norms[part] = torch.linalg.vector_norm(rounded, dim=1).square_()
+                residuals[part] = torch.linalg.vector_norm(rounded.sub_(rows), dim=1)
         # A sum of n products in float32 is wrong by n units of the sum of their absolute values at most, and of the
         # distance itself (all its terms are positive) by n units of itself. 8: the norms' own columns, and room.
-        share = (features.dim + 8) * UNIT
-        self.product = (share * precision.units * (norms + norms.max()).square())[:, None]
+        share, lengths = (features.dim + 8) * UNIT, self.norms.sqrt()
+        self.product = (share * precision.units * ((lengths + lengths.max()).square() + abs(shift)))[:, None]
         self.rounding = ((residuals + residuals.max()) * (1 + share))[:, None]
-        self.scale = 1 + 2 * share
+        self.scale, self.shift, self.result_share = 1 + 2 * share, shift, precision.result_share
 
     def of(self, rows: slice | Tensor) -> Bounds:
         """The bounds of some rows only."""
-        some = object.__new__(Bounds)
-        some.product, some.rounding, some.scale = self.product[rows], self.rounding[rows], self.scale
+        some = copy.copy(self)
+        some.product, some.rounding = self.product[rows], self.rounding[rows]
         return some
 
     def lower(self, searched: Tensor) -> Tensor:
         """[R, C] no true distance with this searched value is smaller."""
-        return ((searched - self.product).clamp_(min=0).sqrt_() - self.rounding).clamp_(min=0).square_() / self.scale
+        least = searched * (1 - self.result_share * searched.sign()) + (self.shift - self.product)
+        return (least.clamp_(min=0).sqrt_() - self.rounding).clamp_(min=0).square_() / self.scale
 
     def upper(self, searched: Tensor) -> Tensor:
         """[R, C] no true distance with this searched value is larger."""
-        return ((searched + self.product).clamp_(min=0).sqrt_() + self.rounding).square_() * self.scale
+        most = searched * (1 + self.result_share * searched.sign()) + (self.shift + self.product)
+        return (most.clamp_(min=0).sqrt_() + self.rounding).square_() * self.scale
 
     def lowest_beyond(self, true: Tensor) -> Tensor:
         """[R, C] the searched value from which on no true distance is `true` or smaller."""
-        return ((true * self.scale).sqrt_() + self.rounding).square_() * (1 + 8 * UNIT) + self.product
+        least = ((true * self.scale).sqrt_() + self.rounding).square_() * (1 + 8 * UNIT) + self.product - self.shift
+        return least / (1 - self.result_share * least.sign()) + 8 * UNIT * abs(self.shift)
 
     def highest_below(self, true: Tensor) -> Tensor:
         """[R, C] the searched value up to which no true distance is `true` or larger."""
         root = ((true / self.scale).sqrt_() - self.rounding).clamp_(min=0)
-        return root.square_() * (1 - 8 * UNIT) - self.product
+        most = root.square_() * (1 - 8 * UNIT) - self.product - self.shift
+        return most / (1 + self.result_share * most.sign()) - 8 * UNIT * abs(self.shift)
 
 
 # ------------------------------------------------------------------ tiles
 class Tiles:
-    """Features as operands whose product is a tile of squared distances: [-2a, |a|², 1] · [b, 1, |b|²].
+    """Features as operands whose product is a tile of searched values: [-2a, |a|² - shift, 1] · [b, 1, |b|²].
 
     Columns behind the last image are NaN, for which no comparison is true.
     """
 
-    def __init__(self, features: FeatureRows, precision: Precision, tile: int):
+    def __init__(self, features: FeatureRows, bounds: Bounds, precision: Precision, tile: int):
         self.features, self.precision, self.size = features, precision, tile
+        self.norms, self.shift = bounds.norms, bounds.shift
         self.count = -(-len(features) // tile)
         self.pieces = len(precision.pieces(torch.zeros(1)))
         self.width = -(-(features.dim + 2 * self.pieces) // 32) * 32  # products of odd rows are slower
@@ -198,31 +202,61 @@ class Tiles:
         """The right operand [tile, width] of a tile's rows."""
         rows = self.rows_of(index)
         count = rows.stop - rows.start
-        out = torch.zeros(self.size, self.width, device=self.features.device) if out is None else out
-        rounded, ones, pieces = self._columns(out)
-        rounded[:count] = self.precision.round(self.features.rows(rows.start, rows.stop))
-        rounded[count:] = 0
-        norms = torch.linalg.vector_norm(rounded, dim=1).square_()
-        norms[count:] = torch.nan
+        if out is None:
+            out = torch.zeros(self.size, self.width, device=self.features.device, dtype=self.precision.dtype)
+        feats, ones, pieces = self._columns(out)
+        feats[:count] = self._rounded(self.features.rows(rows.start, rows.stop))
+        feats[count:] = 0
         ones.fill_(1)
-        for place, piece in enumerate(self.precision.pieces(norms)):
-            pieces[:, place] = piece
+        self._fill(pieces, rows, 0.0)
         return out
 
-    def left(self, right: Tensor) -> Tensor:
+    def left(self, index: int) -> Tensor:
         """The left operand of the same rows."""
-        out = right.clone()
-        rounded, pieces, ones = self._columns(out)
-        rounded *= -2
-        pieces.copy_(self._columns(right)[2])
+        out = self.right(index)
+        feats, pieces, ones = self._columns(out)
+        feats *= -2
         ones.fill_(1)
+        self._fill(pieces, self.rows_of(index), self.shift)
         return out
+
+    def product(self, left: Tensor, right: Tensor, out: tuple[Tensor, Tensor]) -> Tensor:
+        """[tile, tile] float32 searched values, in one of the places that `places` made."""
+        with self.precision.products(left.device):
+            torch.mm(left, right.T, out=out[0])
+        return out[0] if out[0] is out[1] else out[1].copy_(out[0])
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Places for a product and for its float32 values."""
+        first = torch.empty(self.size, self.size, device=self.features.device, dtype=self.precision.dtype)
+        return first, first if first.dtype == torch.float32 else torch.empty_like(first, dtype=torch.float32)
+
+    def _rounded(self, rows: Tensor) -> Tensor:
+        """Rows whose conversion to the operand's type changes nothing but what that conversion itself rounds."""
+        return rows if self.precision.dtype == torch.bfloat16 else self.precision.round(rows)
+
+    def _fill(self, columns: Tensor, rows: slice, shift: float) -> None:
+        """Squared lengths less the shift into the columns; NaN behind the last image."""
+        columns.fill_(torch.nan)
+        for place, piece in enumerate(self.precision.pieces(self.norms[rows] - shift)):
+            columns[: len(piece), place] = piece
 
     def _columns(self, operand: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The operand's columns: features, and the two groups behind them."""
         first = self.features.dim
         second, end = first + self.pieces, first + 2 * self.pieces
         return operand[:, :first], operand[:, first:second], operand[:, second:end]
+
+
+def typical_distance(features: FeatureRows, others: int) -> float:
+    """About how far an image's last wanted neighbour is: searched values near it should be rounded least."""
+    size, device = len(features), features.device
+    some = torch.linspace(0, size - 1, min(size, 256), device=device).long()
+    many = torch.linspace(0, size - 1, min(size, 4096), device=device).long()
+    a, b = (features.take(rows, torch.empty(len(rows), features.dim, device=device)) for rows in (some, many))
+    squared = features.squared_norms[some][:, None] + features.squared_norms[many] - 2 * a @ b.T
+    rank = min(others * len(many) // size + 1, len(many) - 1)  # the first is the image itself, or takes its place
+    return float(kth_smallest(squared, rank + 1).clamp_(min=0).median())
 
 
 def room_of(width: int) -> int:
@@ -288,6 +322,11 @@ class Shortlist:
         """
         with self._lock:
             self._offer(rows, values, columns, rows if order is None else order)
+
+    def expect(self, best: Tensor) -> Tensor:
+        """The limits [rows] that follow from a value of each row [rows] that will be offered."""
+        self.limits = self._beyond(best[:, None].expand(-1, self.width), slice(None))
+        return self.limits
 
     def see(self, columns: int) -> None:
         """So many columns were looked at for `offer`."""
@@ -397,7 +436,11 @@ class Shortlists:
         """Tile (i, i): the first that its rows are offered."""
         tile.fill_diagonal_(torch.nan)  # an image is not in its own lists: it comes first in the answer anyway
         self.near[i].offer_tile(tile, i * self.tiles.size)
-        self.far[i].offer_tile(tile.neg_(), i * self.tiles.size)
+        # Of the farthest few are wanted: the largest alone sets a limit that few others pass.
+        negated = tile.nan_to_num(nan=-torch.inf).neg_()
+        limits = self.far[i].expect(negated.amin(1))
+        rows, columns = (negated < limits[:, None]).nonzero(as_tuple=True)
+        self.far[i].offer(rows, negated[rows, columns], columns + i * self.tiles.size)
 
     def offer(self, i: int, j: int, tile: Tensor) -> None:
         """Tile (i, j), i < j, to its rows and to its columns: what can still enter a list.
@@ -445,26 +488,26 @@ class Shortlists:
 
 def _scan(tiles: Tiles, lists: Shortlists, strip: int, threads: int, workers: Workers) -> None:
     """Compute this process' share of the upper triangle of tiles."""
-    device, buffers = tiles.features.device, threading.local()
+    buffers = threading.local()
 
-    def operands(j: int) -> tuple[Tensor, Tensor]:
-        """This thread's right operand, of tile j, and its place for a product."""
+    def operand(j: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """This thread's right operand, of tile j, and its places for a product."""
         if not hasattr(buffers, "right"):
-            buffers.right, buffers.out = None, torch.empty(tiles.size, tiles.size, device=device)
+            buffers.right, buffers.places = None, tiles.places()
         buffers.right = tiles.right(j, buffers.right)
-        return buffers.right, buffers.out
+        return buffers.right, buffers.places
 
     def begin(i: int) -> None:
-        right, out = operands(i)
-        lists.begin(i, torch.mm(tiles.left(right), right.T, out=out))
+        right, places = operand(i)
+        lists.begin(i, tiles.product(tiles.left(i), right, places))
 
-    with tiles.precision.products():
+    with tiles.precision.products(tiles.features.device):
         for _ in progress(in_threads(begin, range(tiles.count), threads), "candidate search, its start", "tiles",
                           tiles.count):
             pass
         strips = range(0, tiles.count, strip)
         total = sum(len(_own_columns(first, tiles.count, workers)) for first in strips)
-        columns = _strips(tiles, lists, strips, operands, threads, workers)
+        columns = _strips(tiles, lists, strips, operand, threads, workers)
         for _ in progress(columns, "candidate search", "columns of tiles", total):
             pass
 
@@ -474,21 +517,21 @@ def _own_columns(first: int, count: int, workers: Workers) -> range:
     return range(first + 1 + (workers.rank - first) % workers.size, count, workers.size)
 
 
-def _strips(tiles: Tiles, lists: Shortlists, strips: range, operands: Callable[[int], tuple[Tensor, Tensor]],
-            threads: int, workers: Workers) -> Iterator[None]:
+def _strips(tiles: Tiles, lists: Shortlists, strips: range, operand: Callable, threads: int,
+            workers: Workers) -> Iterator[None]:
     """One strip of tile rows after the other, and in each one column of tiles after the other."""
     left: dict[int, Tensor] = {}
     for first in strips:
         members = range(first, min(first + strips.step, tiles.count))
         left.clear()  # two strips at once would not fit the budget
-        left.update((i, tiles.left(tiles.right(i))) for i in members)
+        left.update((i, tiles.left(i)) for i in members)
 
         def column(j: int, members: range = members) -> None:
-            right, out = operands(j)
+            right, places = operand(j)
             shift = j % len(members)  # threads beside each other begin at different rows of tiles
             for i in (*members[shift:], *members[:shift]):
                 if i < j:
-                    lists.offer(i, j, torch.mm(left[i], right.T, out=out))
+                    lists.offer(i, j, tiles.product(left[i], right, places))
 
         yield from in_threads(column, _own_columns(first, tiles.count, workers), threads)
 
@@ -521,13 +564,14 @@ class _Refiner:
         """The largest distance [R] float32, and whether it is proven [R]; arguments as for `nearest`, negated."""
         bounds, known = self.bounds.of(rows), indices >= 0
         searched = -searched.masked_fill(~known, 0)
-        least = bounds.lower(searched).amax(1, keepdim=True)
+        least = bounds.lower(searched).masked_fill(~known, 0).amax(1, keepdim=True)
         row, place = (known & (bounds.upper(searched) >= least)).nonzero(as_tuple=True)
         distances = torch.zeros(indices.shape, device=rows.device)
         distances[row, place] = self.pairs.in_threads(rows[row], indices[row, place].long())
         farthest = distances.amax(1)
-        beyond = bounds.upper((-limits[:, None]).clamp(min=0))[:, 0]  # of what is not listed …
-        return farthest, (beyond <= farthest) | (limits == torch.inf)  # … if anything is not
+        nothing_left = limits == torch.inf
+        beyond = bounds.upper(-limits.masked_fill(nothing_left, 0)[:, None])[:, 0]  # of what is not listed
+        return farthest, (beyond <= farthest) | nothing_left
 
     def _fill(self, keys: Tensor, rows: Tensor, indices: Tensor, wanted: Tensor) -> None:
         row, place = wanted.nonzero(as_tuple=True)
@@ -553,7 +597,7 @@ def _compare_with_all(features: FeatureRows, pairs: PairDistances, rows: Tensor,
         a = features.take(own, torch.empty(len(own), features.dim, device=features.device))
         for start in range(0, len(features), ROWS_AT_ONCE):
             b, norms = features.rows(start, start + ROWS_AT_ONCE), features.squared_norms[start : start + ROWS_AT_ONCE]
-            with PRECISIONS["float32"].products():
+            with PRECISIONS["float32"].products(features.device):
                 searched = (features.squared_norms[own, None] + norms).addmm_(a, b.T, alpha=-2)
             ids = torch.arange(start, start + len(b), device=features.device)
             # Keys, not distances: where all tie, as equal images do, only smaller indices still matter.
@@ -591,13 +635,15 @@ def search(features: FeatureRows, k: int, plan: SearchPlan, candidates: int = 0,
     others = min(k, len(features)) - 1
     if others == 0:
         return search(features, 2, plan, workers=workers)[0].first(1), None
-    tiles = Tiles(features, plan.precision, plan.tile)
+    shift = typical_distance(features, others) if plan.precision.result_share else 0.0
+    bounds = Bounds(features, plan.precision, shift)
+    tiles = Tiles(features, bounds, plan.precision, plan.tile)
     query_tiles = -(-features.num_query // plan.tile) if candidates else 0
     width = max(plan.width, others)
-    bounds, pairs = Bounds(features, plan.precision), PairDistances(features, plan.pairs, plan.threads)
+    pairs = PairDistances(features, plan.pairs, plan.threads)
     lists = Shortlists(tiles, bounds, others, width, candidates, query_tiles)
     _scan(tiles, lists, plan.strip, plan.threads, workers)
-    found = _refine(_Refiner(bounds, pairs, others), tiles, lists, workers)
+    found = _refine(_Refiner(bounds, pairs, others), tiles, lists, plan.threads, workers)
     wide = _take_candidates(lists, features.num_query, candidates, bounds, workers) if candidates else None
     del lists
     _finish(features, pairs, found, plan, workers)
@@ -619,7 +665,7 @@ class _Found:
     proven: Tensor
 
 
-def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, workers: Workers) -> _Found:
+def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, threads: int, workers: Workers) -> _Found:
     """Bring each tile's shortlists together at its owner, tile i at process i modulo their number, and refine them."""
     count, device = len(tiles.features), tiles.features.device
     found = _Found(torch.full((count, refiner.others), NO_KEY, device=device), torch.zeros(count, device=device),
@@ -631,29 +677,26 @@ def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, workers: Workers
 
     own = range(workers.rank, tiles.count, workers.size)
     together = max(ROWS_REFINED // tiles.size, 1)  # the more rows, the more pairs are there from both sides
-    for chunk in progress([own[at : at + together] for at in range(0, len(own), together)], "neighbours", "tiles"):
+    for chunk in progress([own[at : at + together] for at in range(0, len(own), together)], "neighbours", "chunks"):
         parts = [tiles.rows_of(i) for i in chunk]
         rows = torch.cat([torch.arange(part.start, part.stop, device=device) for part in parts])
-        found.keys[rows], near = refiner.nearest(rows, *_lists_of([lists.near[i] for i in chunk], parts, lists.width))
-        found.farthest[rows], far = refiner.farthest(rows, *_lists_of([lists.far[i] for i in chunk], parts, FARTHEST))
-        found.proven[rows] = near & far
+        for kind, width, refine, out in ((lists.near, lists.width, refiner.nearest, found.keys),
+                                         (lists.far, FARTHEST, refiner.farthest, found.farthest)):
+            cut = in_threads(
+                lambda i, kind=kind, width=width: _lists_of(kind[i], tiles.rows_of(i), width), chunk, threads)
+            out[rows], proven = refine(rows, *(torch.cat(table) for table in zip(*cut, strict=True)))
+            found.proven[rows] &= proven
         for i in chunk:
             lists.far[i] = None
     return found
 
 
-def _lists_of(lists: list[Shortlist], parts: list[slice], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """indices, searched [R, width] and limits [R] of the rows of some tiles; of longer lists the first."""
-    indices, searched, limits = [], [], []
-    for one, part in zip(lists, parts, strict=True):
-        one.cut()
-        count = part.stop - part.start
-        indices.append(one.indices[:count, :width])
-        searched.append(one.values[:count, :width])
-        limits.append(one.limits[:count])
-        if one.width > width:
-            limits[-1] = torch.minimum(limits[-1], one.values[:count, width])
-    return torch.cat(indices), torch.cat(searched), torch.cat(limits)
+def _lists_of(one: Shortlist, rows: slice, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """indices, searched [R, width] and limits [R] of a shortlist's R rows; of a longer list the first."""
+    one.cut()
+    limits = torch.minimum(one.limits, one.values[:, width]) if one.width > width else one.limits
+    count = rows.stop - rows.start
+    return one.indices[:count, :width], one.values[:count, :width], limits[:count]
 
 
 def _finish(features: FeatureRows, pairs: PairDistances, found: _Found, plan: SearchPlan, workers: Workers) -> None:
