@@ -22,7 +22,7 @@ TILES = {"cpu": (2048, 1024, 512, 256), "cuda": (8192, 4096, 2048, 1024)}  # pre
 STRIPS = (4, 2, 1)
 GATHERED = {"cpu": 384 * 2**10, "cuda": 2**28}  # bytes of features gathered at a time; a core's cache holds two
 QUERIES = {"cpu": 32, "cuda": QUERY_ROWS}  # queries whose Jaccard sums are made at a time
-# Of fewer gallery images a query's distances are computed at once sooner than its candidates are kept and searched.
+# Gallery images below which a query's full row in float32 takes less than a search and its exact distances.
 FULL_ROWS_BELOW = 40_000
 ENTRIES = 70  # of an averaged code, for the estimate; 45 to 65 were seen
 
@@ -37,31 +37,24 @@ class Work:
     processes: int
 
     @property
-    def candidates(self) -> int:
-        """Candidates of a query for its k nearest gallery images: some more, and room for query images among them."""
-        if not self.k or self.features.num_gallery < FULL_ROWS_BELOW:
-            return 0
-        wanted = 2 * self.k + 64
-        return min(-(-wanted * len(self.features) // self.features.num_gallery), 4 * wanted, len(self.features))
+    def by_full_rows(self) -> bool:
+        """Whether the nearest of a query come from its full row. It must not depend on the plan: the bits differ."""
+        return self.features.num_gallery < FULL_ROWS_BELOW
 
     def bytes(self, plan: SearchPlan) -> int:
         """Memory above the features at its peak, of one process; an estimate."""
-        size, dim = len(self.features), self.features.dim
-        query_rows = -(-self.features.num_query // plan.tile) * plan.tile if self.k else 0
-        tile = plan.tile * (dim + 16) * 4
-        lists = 8 * (room_of(plan.width) + room_of(FARTHEST)) * size
-        lists += 8 * query_rows * max(room_of(self.candidates) - room_of(plan.width), 0)
-        gallery = self.features.num_gallery
-        # Of a block: the original distances, two copies to select from and to give out, and some rows of Jaccard's.
-        block = 12 * QUERY_ROWS * gallery + 24 * plan.queries * gallery
-        if self.candidates:
-            block = 24 * plan.queries * gallery
-        searching = lists + (plan.strip + 2 * plan.threads) * tile + plan.threads * 8 * plan.tile**2
-        kept = size * (self.k1 + 1) * 24 + 8 * query_rows * self.candidates + 16 * size
-        codes = 8 * ENTRIES * size
-        encoding = kept + codes * 5 // 2
-        ranking = kept + 2 * codes + plan.threads * block
-        return FIXED + plan.threads * 2 * plan.pairs * dim * 4 + max(searching, encoding, ranking)
+        size, dim, gallery = len(self.features), self.features.dim, self.features.num_gallery
+        operand = plan.precision.dtype.itemsize * (dim + 32)
+        kept_operands = operand * (size + plan.tile) if plan.keep else 0
+        lists = 8 * (room_of(plan.width) + room_of(FARTHEST)) * (size + plan.tile)
+        operands = (plan.strip + (0 if plan.keep else 2 * plan.threads)) * plan.tile * operand
+        searching = lists + operands + plan.threads * 14 * plan.tile**2
+        neighbours, codes = size * (self.k1 + 1) * 24 + 24 * size, 8 * ENTRIES * size
+        # Of a block: the distances, a copy to select from or to give out, and some rows of Jaccard's and of marks.
+        block = (8 * QUERY_ROWS + 24 * plan.queries) * gallery
+        ranking = 2 * codes + plan.threads * block
+        return (FIXED + kept_operands + plan.threads * 2 * plan.pairs * dim * 4
+                + max(searching, neighbours + codes * 5 // 2, neighbours + ranking))
 
     def seconds(self, plan: SearchPlan) -> float:
         """Time of one process; an estimate from a product and a few pairs measured just now."""
@@ -110,11 +103,13 @@ def plan_search(work: Work, precision: str, memory: int | None, workers: Workers
     others = min(work.k1, size - 1)
     width = others + 20 if name == "float32" else 2 * others + 24
     pairs = max(GATHERED[kind] // (4 * work.features.dim), 16)
-    plan = SearchPlan(PRECISIONS[name], largest, STRIPS[0], pairs, width, QUERIES[kind], threads, seconds)
-    fewer_threads = [2**power for power in range(plan.threads.bit_length() - 1, -1, -1)]
-    plans = [replace(plan, tile=tile, strip=strip, threads=threads, product_seconds=seconds * (tile / largest) ** 2)
+    plan = SearchPlan(PRECISIONS[name], largest, STRIPS[0], pairs, width, QUERIES[kind], threads)
+    fewer_threads = [2**power for power in range(threads.bit_length() - 1, -1, -1)]
+    keeps = (True, False) if plan.precision.dtype == torch.bfloat16 else (False,)
+    plans = [replace(plan, tile=tile, strip=strip, threads=some, keep=keep,
+                     product_seconds=seconds * (tile / largest) ** 2)
              for tile in TILES[kind] if tile <= largest for strip in STRIPS
-             for threads in dict.fromkeys((plan.threads, *fewer_threads))]
+             for some in dict.fromkeys((threads, *fewer_threads)) for keep in keeps]
     for one in plans:
         if work.bytes(one) <= memory:
             return one

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -33,7 +34,15 @@ from processor.retrieval.encoding import JaccardIndex, encode, jaccard_distance
 from processor.retrieval.features import FeatureRows, Features
 from processor.retrieval.precision import CHOICES, PRECISIONS
 from processor.retrieval.ranks import nearest_keys, split_keys
-from processor.retrieval.search import Candidates, Neighbours, PairDistances, SearchPlan, search
+from processor.retrieval.search import (
+    Bounds,
+    InexactProducts,
+    Neighbours,
+    PairDistances,
+    SearchPlan,
+    Tiles,
+    search,
+)
 from utils.dist import ALONE, Workers
 from utils.parallel import in_threads
 from utils.progress import progress
@@ -85,9 +94,10 @@ def re_ranked_top_k(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k gallery images nearest to each query by re-ranked distance, without computing the others' distances.
 
-    In a large gallery a query is certified where no image but its candidates can be among its nearest, whose distances
-    are then computed one by one, from the differences of features; they equal those of `re_ranked_blocks` up to
-    float32's rounding (1e-6). The other queries, and all in a small gallery, get full rows.
+    In a large gallery a query's distances are searched in the search's precision; what that can be wrong by says which
+    images can be among the nearest, and only their distances are computed, from the differences of features. They equal
+    those of `re_ranked_blocks` up to float32's rounding (1e-6): images that differ by less may stand in another order
+    there. In a gallery smaller than budget.FULL_ROWS_BELOW full rows are faster, and the two are the same.
 
     Args:
         k: cut to G.  The rest as for `re_ranked_blocks`.
@@ -152,16 +162,30 @@ class ReRanker:
         return PairDistances(self.features, self.plan.pairs, self.plan.threads)
 
     @cached_property
-    def _searched(self) -> tuple[Neighbours, Candidates | None]:
+    def _bounds(self) -> Bounds:
+        return Bounds(self.features, self.plan.precision)
+
+    @cached_property
+    def _tiles(self) -> Tiles:
+        return Tiles(self.features, self._bounds, self.plan.tile, self.plan.keep)
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """The search; it is done when it is first asked for."""
         start = time.perf_counter()
         logger.info("re-ranking %s", self.work.describe(self.plan))
-        found = search(self.features, self.k1 + 1, self.plan, self.work.candidates, self.workers)
+        try:
+            found = search(self.features, self.k1 + 1, self.plan, self.workers, self._tiles, self._bounds)
+        except InexactProducts:
+            if self.plan.precision.name == "float32":
+                raise
+            logger.warning("the %s products of this device are less exact than they must be: searching in float32",
+                           self.plan.precision.name)
+            self.plan = replace(self.plan, precision=PRECISIONS["float32"], keep=False)
+            del self._bounds, self._tiles
+            found = search(self.features, self.k1 + 1, self.plan, self.workers, self._tiles, self._bounds)
         logger.info("re-ranking: neighbours found after %.1f s", time.perf_counter() - start)
         return found
-
-    @property
-    def neighbours(self) -> Neighbours:
-        return self._searched[0]
 
     def index(self, k1: int, k2: int) -> JaccardIndex:
         """The codes for k1 and k2; the last ones are kept."""
@@ -206,25 +230,19 @@ class ReRanker:
     def top_k(self, k1: int, k2: int, lambda_value: float) -> tuple[np.ndarray, np.ndarray]:
         """indices [Q, k] and distances [Q, k], for the top_k that this was made for."""
         assert self.k is not None, "made without top_k"
-        index, (neighbours, candidates) = self.index(k1, k2), self._searched
-        num_query = self.features.num_query
+        index, num_query = self.index(k1, k2), self.features.num_query
+        certified = CertifiedNearest(self._tiles, self._bounds, self.pairs, index, self.neighbours.farthest,
+                                     lambda_value, self.k, QUERY_ROWS)
         keys = torch.zeros(num_query, self.k, dtype=torch.int64, device=self.features.device)
-        if candidates is not None:
-            certified = CertifiedNearest(self.features, self.pairs, index, neighbours.farthest, candidates,
-                                         lambda_value, self.k)
 
         def rank(rows: slice) -> None:
-            if candidates is None:
+            if self.work.by_full_rows:
                 keys[rows] = nearest_keys(mixed_rows(self._original(rows), index, rows, lambda_value), self.k)
-                return
-            for start in range(rows.start, rows.stop, self.plan.queries):
-                some = slice(start, min(start + self.plan.queries, rows.stop))
-                keys[some] = certified.keys(some)
+            else:
+                keys[rows] = certified.keys(rows)
 
         for _ in self._in_blocks(rank):
             pass
-        if candidates is not None and certified.full_rows:
-            logger.info("re-ranking: %d of %d queries needed a full row", certified.full_rows, num_query)
         for i, start in enumerate(range(0, num_query, QUERY_ROWS)):
             self.workers.broadcast(keys[start : start + QUERY_ROWS], i % self.workers.size)
         distances, indices = split_keys(keys)

@@ -35,6 +35,10 @@ ROWS_REFINED = 32768  # rows whose candidates are computed again at a time
 FARTHEST = 16        # length of the shortlist of the farthest
 
 
+class InexactProducts(RuntimeError):
+    """A candidate's distance lies outside what was proven of its searched value: the device adds in too few bits."""
+
+
 @dataclass
 class Neighbours:
     """The nearest images of every image among query and gallery: itself, then by distance, then by index.
@@ -53,26 +57,12 @@ class Neighbours:
         return Neighbours(self.indices[:, :k], self.distances[:, :k], self.farthest)
 
 
-@dataclass
-class Candidates:
-    """Of every query, the nearest images (but itself) by what the search computed, ascending.
-
-    indices: [Q, C] int32, -1 behind the last where there are fewer;  searched: [Q, C] float32;
-    limits: [Q] float32, no image that is not listed was searched to be nearer;  bounds: what that says of the truth.
-    """
-
-    indices: Tensor
-    searched: Tensor
-    limits: Tensor
-    bounds: Bounds
-
-
 @dataclass(frozen=True)
 class SearchPlan:
     """tile: rows and columns of a tile, a multiple of GROUP;  strip: tiles of rows held at a time;
     pairs: features gathered at a time;  width: length of the shortlists;  queries: queries whose Jaccard sums are made
-    at a time;  threads: pieces of work at a time, on the CPU;  product_seconds: what the product of one tile takes, for
-    the prediction."""
+    at a time;  threads: pieces of work at a time, on the CPU;  keep: hold the rounded features, of two bytes a number,
+    for as long as there are products;  product_seconds: what the product of one tile takes, for the prediction."""
 
     precision: Precision
     tile: int
@@ -81,6 +71,7 @@ class SearchPlan:
     width: int
     queries: int = 32
     threads: int = 1
+    keep: bool = False
     product_seconds: float = 0.0
 
 
@@ -138,6 +129,7 @@ class Bounds:
     """
 
     def __init__(self, features: FeatureRows, precision: Precision, shift: float = 0.0):
+        self.precision = precision
         self.norms, residuals = features.squared_norms, torch.zeros_like(features.squared_norms)
         if precision.name != "float32":
             self.norms = torch.empty_like(self.norms)
@@ -149,9 +141,19 @@ class Bounds:
         # A sum of n products in float32 is wrong by n units of the sum of their absolute values at most, and of the
         # distance itself (all its terms are positive) by n units of itself. 8: the norms' own columns, and room.
         share, lengths = (features.dim + 8) * UNIT, self.norms.sqrt()
-        self.product = (share * precision.units * ((lengths + lengths.max()).square() + abs(shift)))[:, None]
+        self.product = (share * precision.units * (lengths + lengths.max()).square())[:, None]
         self.rounding = ((residuals + residuals.max()) * (1 + share))[:, None]
-        self.scale, self.shift, self.result_share = 1 + 2 * share, shift, precision.result_share
+        self.scale, self.shift, self.result_share = 1 + 2 * share, 0.0, precision.result_share
+        self._shift_share = share * precision.units
+        if shift:
+            self.__dict__ = self.shifted(shift).__dict__
+
+    def shifted(self, shift: float) -> Bounds:
+        """The bounds for values less another shift."""
+        other = copy.copy(self)
+        other.product = self.product + self._shift_share * (abs(shift) - abs(self.shift))
+        other.shift = shift
+        return other
 
     def of(self, rows: slice | Tensor) -> Bounds:
         """The bounds of some rows only."""
@@ -169,6 +171,14 @@ class Bounds:
         most = searched * (1 + self.result_share * searched.sign()) + (self.shift + self.product)
         return (most.clamp_(min=0).sqrt_() + self.rounding).square_() * self.scale
 
+    def error(self, searched: Tensor) -> Tensor:
+        """[R, 1] how far a true distance can be from its searched value plus shift, in rows of values [R, C]."""
+        least, most = searched.amin(1, keepdim=True), searched.amax(1, keepdim=True)
+        searched_error = self.product + self.result_share * torch.maximum(least.abs(), most.abs())
+        reach = (most + self.shift + searched_error).clamp_(min=0).sqrt_()
+        rounded = self.rounding * (2 * reach + self.rounding)
+        return searched_error + rounded + (self.scale - 1) * (reach + self.rounding).square()
+
     def lowest_beyond(self, true: Tensor) -> Tensor:
         """[R, C] the searched value from which on no true distance is `true` or smaller."""
         least = ((true * self.scale).sqrt_() + self.rounding).square_() * (1 + 8 * UNIT) + self.product - self.shift
@@ -185,55 +195,63 @@ class Bounds:
 class Tiles:
     """Features as operands whose product is a tile of searched values: [-2a, |a|² - shift, 1] · [b, 1, |b|²].
 
-    Columns behind the last image are NaN, for which no comparison is true.
+    Columns behind the last image are NaN, for which no comparison is true. keep: hold the right operands.
     """
 
-    def __init__(self, features: FeatureRows, bounds: Bounds, precision: Precision, tile: int):
-        self.features, self.precision, self.size = features, precision, tile
-        self.norms, self.shift = bounds.norms, bounds.shift
+    def __init__(self, features: FeatureRows, bounds: Bounds, tile: int, keep: bool = False):
+        self.features, self.precision, self.size = features, bounds.precision, tile
+        self.norms = bounds.norms
         self.count = -(-len(features) // tile)
-        self.pieces = len(precision.pieces(torch.zeros(1)))
+        self.pieces = len(self.precision.pieces(torch.zeros(1)))
         self.width = -(-(features.dim + 2 * self.pieces) // 32) * 32  # products of odd rows are slower
+        self._kept: dict[int, Tensor] | None = {} if keep else None
 
     def rows_of(self, index: int) -> slice:
         return slice(index * self.size, min((index + 1) * self.size, len(self.features)))
 
     def right(self, index: int, out: Tensor | None = None) -> Tensor:
-        """The right operand [tile, width] of a tile's rows."""
+        """The right operand [tile, width] of a tile's rows; `out` is a place that may be used for it."""
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
         rows = self.rows_of(index)
-        count = rows.stop - rows.start
-        if out is None:
-            out = torch.zeros(self.size, self.width, device=self.features.device, dtype=self.precision.dtype)
-        feats, ones, pieces = self._columns(out)
-        feats[:count] = self._rounded(self.features.rows(rows.start, rows.stop))
-        feats[count:] = 0
+        out = self._operand(rows, self.size, None if self._kept is not None else out)
+        _, ones, pieces = self._columns(out)
         ones.fill_(1)
         self._fill(pieces, rows, 0.0)
+        if self._kept is not None:
+            self._kept[index] = out
         return out
 
-    def left(self, index: int) -> Tensor:
-        """The left operand of the same rows."""
-        out = self.right(index)
+    def left(self, rows: slice, count: int, shift: float) -> Tensor:
+        """A left operand [count, width] of some rows; those behind them are zeros and NaN."""
+        out = self._operand(rows, count, None)
         feats, pieces, ones = self._columns(out)
         feats *= -2
         ones.fill_(1)
-        self._fill(pieces, self.rows_of(index), self.shift)
+        self._fill(pieces, rows, shift)
         return out
 
     def product(self, left: Tensor, right: Tensor, out: tuple[Tensor, Tensor]) -> Tensor:
-        """[tile, tile] float32 searched values, in one of the places that `places` made."""
+        """Float32 searched values, in one of the places that `places` made."""
         with self.precision.products(left.device):
             torch.mm(left, right.T, out=out[0])
         return out[0] if out[0] is out[1] else out[1].copy_(out[0])
 
-    def places(self) -> tuple[Tensor, Tensor]:
-        """Places for a product and for its float32 values."""
-        first = torch.empty(self.size, self.size, device=self.features.device, dtype=self.precision.dtype)
+    def places(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Places for a product of so many rows and for its float32 values."""
+        first = torch.empty(rows, self.size, device=self.features.device, dtype=self.precision.dtype)
         return first, first if first.dtype == torch.float32 else torch.empty_like(first, dtype=torch.float32)
 
-    def _rounded(self, rows: Tensor) -> Tensor:
-        """Rows whose conversion to the operand's type changes nothing but what that conversion itself rounds."""
-        return rows if self.precision.dtype == torch.bfloat16 else self.precision.round(rows)
+    def _operand(self, rows: slice, count: int, out: Tensor | None) -> Tensor:
+        """[count, width] with the rounded features in its first columns, zeros behind the last row."""
+        if out is None:
+            out = torch.zeros(count, self.width, device=self.features.device, dtype=self.precision.dtype)
+        feats = self.features.rows(rows.start, rows.stop)
+        if self.precision.dtype == torch.float32:  # else the conversion is what rounds
+            feats = self.precision.round(feats)
+        out[: len(feats), : self.features.dim] = feats
+        out[len(feats) :, : self.features.dim] = 0
+        return out
 
     def _fill(self, columns: Tensor, rows: slice, shift: float) -> None:
         """Squared lengths less the shift into the columns; NaN behind the last image."""
@@ -249,7 +267,7 @@ class Tiles:
 
 
 def typical_distance(features: FeatureRows, others: int) -> float:
-    """About how far an image's last wanted neighbour is: searched values near it should be rounded least."""
+    """About how far the last of an image's nearest `others` is: searched values near it should be rounded least."""
     size, device = len(features), features.device
     some = torch.linspace(0, size - 1, min(size, 256), device=device).long()
     many = torch.linspace(0, size - 1, min(size, 4096), device=device).long()
@@ -367,6 +385,12 @@ class Shortlist:
         self.counts[rows] = (best < torch.inf).sum(1)
         self.limits[rows] = torch.minimum(best[:, -1], self._beyond(best, rows))
 
+    def take(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """indices, values [R, width], the best in order, and limits [R] of as many first rows as `rows` are."""
+        self.cut()
+        count = rows.stop - rows.start
+        return self.indices[:count, : self.width], self.values[:count, : self.width], self.limits[:count]
+
     def collect(self, workers: Workers, owner: int, begun: slice) -> None:
         """Bring what all processes were offered together at one of them; all `begun` with the same columns."""
         if workers.size == 1:
@@ -389,22 +413,14 @@ class Shortlist:
 
 
 class _Limits:
-    """What can still matter to the rows of a tile, from the best that their shortlists hold.
+    """What can still matter to the rows of a tile, from the best that their shortlists hold."""
 
-    The first `queries` rows want so many candidates, too, whatever is proven.
-    """
-
-    def __init__(self, bounds: Bounds, others: int, candidates: int, queries: int):
-        self.bounds, self.others, self.candidates, self.queries = bounds, others, candidates, queries
+    def __init__(self, bounds: Bounds, others: int):
+        self.bounds, self.others = bounds, others
 
     def near(self, best: Tensor, rows: Tensor | slice) -> Tensor:
         bounds = self.bounds.of(rows)
-        limits = bounds.lowest_beyond(bounds.upper(best[:, self.others - 1 : self.others]))[:, 0]
-        if self.candidates:
-            numbers = torch.arange(len(self.bounds.product), device=best.device)[rows]
-            wide = torch.maximum(limits, best[:, self.candidates - 1])
-            limits = torch.where(numbers < self.queries, wide, limits)
-        return limits
+        return bounds.lowest_beyond(bounds.upper(best[:, self.others - 1 : self.others]))[:, 0]
 
     def far(self, best: Tensor, rows: Tensor | slice) -> Tensor:
         bounds = self.bounds.of(rows)
@@ -417,19 +433,18 @@ class Shortlists:
     Args:
         others: how many nearest images are wanted of a row.
         width: length of the lists of the nearest.
-        candidates, query_tiles: so many for the first tiles, whatever is proven.
     """
 
-    def __init__(self, tiles: Tiles, bounds: Bounds, others: int, width: int, candidates: int, query_tiles: int):
-        self.tiles, self.width = tiles, width
+    def __init__(self, tiles: Tiles, bounds: Bounds, others: int, width: int):
+        self.tiles, self.bounds, self.width = tiles, bounds, width
         self.near: list[Shortlist | None] = []
         self.far: list[Shortlist | None] = []
         device = tiles.features.device
         for i in range(tiles.count):
             first = i * tiles.size
-            own = bounds.of(torch.arange(first, first + tiles.size).clamp_(max=len(tiles.features) - 1).to(device))
-            limits = _Limits(own, others, candidates if i < query_tiles else 0, tiles.features.num_query - first)
-            self.near.append(Shortlist(tiles.size, max(width, limits.candidates), device, limits.near))
+            own = torch.arange(first, first + tiles.size, device=device).clamp_(max=len(tiles.features) - 1)
+            limits = _Limits(bounds.of(own), others)
+            self.near.append(Shortlist(tiles.size, width, device, limits.near))
             self.far.append(Shortlist(tiles.size, FARTHEST, device, limits.far))
 
     def begin(self, i: int, tile: Tensor) -> None:
@@ -493,13 +508,13 @@ def _scan(tiles: Tiles, lists: Shortlists, strip: int, threads: int, workers: Wo
     def operand(j: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """This thread's right operand, of tile j, and its places for a product."""
         if not hasattr(buffers, "right"):
-            buffers.right, buffers.places = None, tiles.places()
+            buffers.right, buffers.places = None, tiles.places(tiles.size)
         buffers.right = tiles.right(j, buffers.right)
         return buffers.right, buffers.places
 
     def begin(i: int) -> None:
         right, places = operand(i)
-        lists.begin(i, tiles.product(tiles.left(i), right, places))
+        lists.begin(i, tiles.product(tiles.left(tiles.rows_of(i), tiles.size, lists.bounds.shift), right, places))
 
     with tiles.precision.products(tiles.features.device):
         for _ in progress(in_threads(begin, range(tiles.count), threads), "candidate search, its start", "tiles",
@@ -524,7 +539,7 @@ def _strips(tiles: Tiles, lists: Shortlists, strips: range, operand: Callable, t
     for first in strips:
         members = range(first, min(first + strips.step, tiles.count))
         left.clear()  # two strips at once would not fit the budget
-        left.update((i, tiles.left(i)) for i in members)
+        left.update((i, tiles.left(tiles.rows_of(i), tiles.size, lists.bounds.shift)) for i in members)
 
         def column(j: int, members: range = members) -> None:
             right, places = operand(j)
@@ -542,6 +557,7 @@ class _Refiner:
 
     def __init__(self, bounds: Bounds, pairs: PairDistances, others: int):
         self.bounds, self.pairs, self.others = bounds, pairs, others
+        self.as_proven = True
 
     def nearest(self, rows: Tensor, indices: Tensor, searched: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """rank_keys [R, others] of the nearest but the image itself, and whether they are proven [R].
@@ -551,12 +567,13 @@ class _Refiner:
                 nothing;  limits: [R] no image that is not listed was searched to be nearer.
         """
         bounds, known = self.bounds.of(rows), indices >= 0
+        interval = bounds.lower(searched), bounds.upper(searched)
         keys = torch.full(indices.shape, NO_KEY, device=rows.device)
         first = known.clone()
         first[:, self.others + 4 :] = False  # a few more than needed: they spare many of the rest
-        self._fill(keys, rows, indices, first)
-        possible = bounds.lower(searched) <= self._worst(keys)[:, None]
-        self._fill(keys, rows, indices, known & ~first & possible)
+        self._fill(keys, rows, indices, first, interval)
+        possible = interval[0] <= self._worst(keys)[:, None]
+        self._fill(keys, rows, indices, known & ~first & possible, interval)
         keys = keys.sort(1).values[:, : self.others]
         return keys, self._worst(keys) < bounds.lower(limits[:, None])[:, 0]
 
@@ -573,10 +590,14 @@ class _Refiner:
         beyond = bounds.upper(-limits.masked_fill(nothing_left, 0)[:, None])[:, 0]  # of what is not listed
         return farthest, (beyond <= farthest) | nothing_left
 
-    def _fill(self, keys: Tensor, rows: Tensor, indices: Tensor, wanted: Tensor) -> None:
+    def _fill(self, keys: Tensor, rows: Tensor, indices: Tensor, wanted: Tensor,
+              interval: tuple[Tensor, Tensor]) -> None:
         row, place = wanted.nonzero(as_tuple=True)
         columns = indices[row, place].long()
-        keys[row, place] = rank_keys(self.pairs.in_threads(rows[row], columns), columns)
+        distances = self.pairs.in_threads(rows[row], columns)
+        keys[row, place] = rank_keys(distances, columns)
+        lower, upper = interval
+        self.as_proven &= bool(((lower[row, place] <= distances) & (distances <= upper[row, place])).all())
 
     def _worst(self, keys: Tensor) -> Tensor:
         """[R] the distance of the last of the nearest `others`, infinite where there are not so many."""
@@ -622,29 +643,31 @@ def _merged(keys: Tensor, rows: Tensor, found: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------ the search
-def search(features: FeatureRows, k: int, plan: SearchPlan, candidates: int = 0,
-           workers: Workers = ALONE) -> tuple[Neighbours, Candidates | None]:
+def search(features: FeatureRows, k: int, plan: SearchPlan, workers: Workers = ALONE,
+           tiles: Tiles | None = None, bounds: Bounds | None = None) -> Neighbours:
     """The k nearest images of every image, itself first, and its farthest; cut to N.
 
     Args:
         k: list length, the image itself included.
         plan: how to compute; it changes time and memory, never the result.
-        candidates: where > 0, also so many candidates of every query row (of what lies beyond k).
         workers: the processes that share the work; each gets the whole result.
+        tiles, bounds: for the plan's precision, where they are at hand.
+    Raises:
+        InexactProducts: the proof does not hold on this device; every candidate's own distance is checked against it.
     """
     others = min(k, len(features)) - 1
     if others == 0:
-        return search(features, 2, plan, workers=workers)[0].first(1), None
-    shift = typical_distance(features, others) if plan.precision.result_share else 0.0
-    bounds = Bounds(features, plan.precision, shift)
-    tiles = Tiles(features, bounds, plan.precision, plan.tile)
-    query_tiles = -(-features.num_query // plan.tile) if candidates else 0
-    width = max(plan.width, others)
+        return search(features, 2, plan, workers, tiles, bounds).first(1)
+    bounds = bounds or Bounds(features, plan.precision)
+    tiles = tiles or Tiles(features, bounds, plan.tile, plan.keep)
+    bounds = bounds.shifted(typical_distance(features, others) if plan.precision.result_share else 0.0)
     pairs = PairDistances(features, plan.pairs, plan.threads)
-    lists = Shortlists(tiles, bounds, others, width, candidates, query_tiles)
+    lists = Shortlists(tiles, bounds, others, max(plan.width, others))
     _scan(tiles, lists, plan.strip, plan.threads, workers)
-    found = _refine(_Refiner(bounds, pairs, others), tiles, lists, plan.threads, workers)
-    wide = _take_candidates(lists, features.num_query, candidates, bounds, workers) if candidates else None
+    refiner = _Refiner(bounds, pairs, others)
+    found = _refine(refiner, tiles, lists, plan.threads, workers)
+    if not all(workers.gather_objects(refiner.as_proven)):
+        raise InexactProducts(plan.precision.name)
     del lists
     _finish(features, pairs, found, plan, workers)
     distances, indices = split_keys(found.keys)
@@ -653,7 +676,7 @@ def search(features: FeatureRows, k: int, plan: SearchPlan, candidates: int = 0,
         torch.cat([own.to(torch.int32), indices.to(torch.int32)], 1),
         torch.cat([torch.zeros_like(distances[:, :1]), distances], 1),
         torch.where(found.farthest > 0, found.farthest, 1),
-    ), wide
+    )
 
 
 @dataclass
@@ -680,23 +703,14 @@ def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, threads: int, wo
     for chunk in progress([own[at : at + together] for at in range(0, len(own), together)], "neighbours", "chunks"):
         parts = [tiles.rows_of(i) for i in chunk]
         rows = torch.cat([torch.arange(part.start, part.stop, device=device) for part in parts])
-        for kind, width, refine, out in ((lists.near, lists.width, refiner.nearest, found.keys),
-                                         (lists.far, FARTHEST, refiner.farthest, found.farthest)):
-            cut = in_threads(
-                lambda i, kind=kind, width=width: _lists_of(kind[i], tiles.rows_of(i), width), chunk, threads)
+        for kind, refine, out in ((lists.near, refiner.nearest, found.keys),
+                                  (lists.far, refiner.farthest, found.farthest)):
+            cut = in_threads(lambda i, kind=kind: kind[i].take(tiles.rows_of(i)), chunk, threads)
             out[rows], proven = refine(rows, *(torch.cat(table) for table in zip(*cut, strict=True)))
             found.proven[rows] &= proven
         for i in chunk:
-            lists.far[i] = None
+            lists.near[i] = lists.far[i] = None
     return found
-
-
-def _lists_of(one: Shortlist, rows: slice, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """indices, searched [R, width] and limits [R] of a shortlist's R rows; of a longer list the first."""
-    one.cut()
-    limits = torch.minimum(one.limits, one.values[:, width]) if one.width > width else one.limits
-    count = rows.stop - rows.start
-    return one.indices[:count, :width], one.values[:count, :width], limits[:count]
 
 
 def _finish(features: FeatureRows, pairs: PairDistances, found: _Found, plan: SearchPlan, workers: Workers) -> None:
@@ -711,17 +725,3 @@ def _finish(features: FeatureRows, pairs: PairDistances, found: _Found, plan: Se
         part = slice(start, start + plan.tile)
         for table in (found.keys, found.farthest):
             workers.broadcast(table[part], i % workers.size)
-
-
-def _take_candidates(lists: Shortlists, num_query: int, width: int, bounds: Bounds, workers: Workers) -> Candidates:
-    indices, searched, limits = [], [], []
-    for i, start in enumerate(range(0, num_query, lists.tiles.size)):
-        one, count = lists.near[i], min(lists.tiles.size, num_query - start)
-        for table in (one.indices, one.values, one.limits):
-            workers.broadcast(table, i % workers.size)
-        indices.append(one.indices[:count, :width])
-        searched.append(one.values[:count, :width])
-        # A list can be longer than what is taken of it.
-        limits.append(torch.minimum(one.limits, one.values[:, width])[:count])
-        lists.near[i] = None
-    return Candidates(torch.cat(indices), torch.cat(searched), torch.cat(limits), bounds)
