@@ -74,7 +74,7 @@ def test_the_meter_counts_only_what_happens_inside():
         del inside
         outside = np.ones(256 << 18, np.float32)
         del outside
-    assert 60 < meter.peak_bytes / 2**20 < 90
+    assert 60 < meter.peak_bytes / 2**20 < 160  # of what was freed an allocator may keep some, but none of outside's
     assert 0 < meter.seconds < 5
 
 

@@ -205,7 +205,7 @@ class ReRanker:
         def make(rows: slice) -> tuple[slice, Tensor, Tensor]:
             return rows, self._original(rows), jaccard_distance(index.shared(rows))
 
-        yield from self._in_blocks(make)
+        yield from self._in_blocks(make)  # whoever mixes them shows how far it is
 
     def blocks(self, k1: int, k2: int, lambda_value: float) -> Iterator[Block]:
         """Full rows of distances, QUERY_ROWS queries at a time."""
@@ -214,7 +214,7 @@ class ReRanker:
         def make(rows: slice) -> Block:
             return rows, mixed_rows(self._original(rows), index, rows, lambda_value).cpu().numpy()
 
-        yield from self._in_blocks(make)
+        yield from self._shown(make)
 
     def _original(self, rows: slice) -> Tensor:
         squared = row_block(self.features, rows, squared_euclidean)
@@ -224,8 +224,11 @@ class ReRanker:
         """make(rows) for the blocks of this process' queries, in order."""
         blocks = own_rows(self.features.num_query, self.workers)
         with PRECISIONS["float32"].products(self.features.device):
-            made = in_threads(make, blocks, self.plan.threads)
-            yield from progress(made, "re-ranked distances", "blocks", len(blocks))
+            yield from in_threads(make, blocks, self.plan.threads)
+
+    def _shown(self, make: Callable[[slice], Result]) -> Iterator[Result]:
+        count = len(own_rows(self.features.num_query, self.workers))
+        return progress(self._in_blocks(make), "re-ranked distances", "blocks", count)
 
     def top_k(self, k1: int, k2: int, lambda_value: float) -> tuple[np.ndarray, np.ndarray]:
         """indices [Q, k] and distances [Q, k], for the top_k that this was made for."""
@@ -241,7 +244,7 @@ class ReRanker:
             else:
                 keys[rows] = certified.keys(rows)
 
-        for _ in self._in_blocks(rank):
+        for _ in self._shown(rank):
             pass
         for i, start in enumerate(range(0, num_query, QUERY_ROWS)):
             self.workers.broadcast(keys[start : start + QUERY_ROWS], i % self.workers.size)
