@@ -5,7 +5,8 @@ import numpy as np
 import torch
 
 from processor.retrieval.features import FeatureRows
-from processor.retrieval.search import Neighbours, PairDistances
+from processor.retrieval.pairs import PairDistances
+from processor.retrieval.search import Neighbours
 
 
 def people(num_query, num_gallery, dim=12, identities=6, noise=0.5, norms=1.0, seed=0):

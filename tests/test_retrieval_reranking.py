@@ -13,9 +13,10 @@ from retrieval_oracle import people, slow_farthest, slow_re_ranking, squared_dis
 from processor.retrieval import budget, encoding, features, search
 from processor.retrieval import distance as tiles
 from processor.retrieval.encoding import jaccard_distance
+from processor.retrieval.pairs import PairDistances
 from processor.retrieval.ranks import top_k
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k, re_ranking
-from processor.retrieval.search import PairDistances, Tiles
+from processor.retrieval.tiles import Tiles
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent

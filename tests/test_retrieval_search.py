@@ -8,9 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from retrieval_oracle import people, slow_neighbours, squared_distances
 
+from processor.retrieval.bounds import Bounds
 from processor.retrieval.features import FeatureRows
+from processor.retrieval.pairs import PairDistances
 from processor.retrieval.precision import PRECISIONS, choose
-from processor.retrieval.search import Bounds, PairDistances, SearchPlan, Tiles, search
+from processor.retrieval.search import SearchPlan, search
+from processor.retrieval.tiles import Tiles
 
 NAMES = sorted(PRECISIONS)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -137,7 +137,7 @@ def _child(job: Job) -> dict[str, float]:
     result = Path(job.result)
     result.unlink(missing_ok=True)
     command = [sys.executable, "-m", "processor.benchmarks.measure", job.to_json()]
-    code = run_logged(command, result.with_suffix(".log"), ROOT)
+    code = run_logged(command, result.with_suffix(".log"), ROOT, tuned_malloc=False)
     if code or not result.is_file():
         raise RuntimeError(f"failed with code {code}")
     return read_json(result)

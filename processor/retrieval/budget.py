@@ -10,8 +10,10 @@ import torch
 
 from processor.retrieval.distance import QUERY_ROWS
 from processor.retrieval.features import FeatureRows
+from processor.retrieval.pairs import PairDistances
 from processor.retrieval.precision import PRECISIONS, choose
-from processor.retrieval.search import FARTHEST, PairDistances, SearchPlan, room_of
+from processor.retrieval.search import SearchPlan
+from processor.retrieval.shortlists import FARTHEST, room_of
 from utils.dist import ALONE, Workers
 from utils.parallel import in_threads, thread_count
 
@@ -51,7 +53,7 @@ class Work:
         searching = lists + operands + plan.threads * 14 * plan.tile**2
         neighbours, codes = size * (self.k1 + 1) * 24 + 24 * size, 8 * ENTRIES * size
         # Of a block: the distances, a copy to select from or to give out, and some rows of Jaccard's and of marks.
-        block = (8 * QUERY_ROWS + 24 * plan.queries) * gallery
+        block = (8 * (QUERY_ROWS if self.by_full_rows or not self.k else 64) + 24 * plan.queries) * gallery
         ranking = 2 * codes + plan.threads * block
         return (FIXED + kept_operands + plan.threads * 2 * plan.pairs * dim * 4
                 + max(searching, neighbours + codes * 5 // 2, neighbours + ranking))
@@ -96,12 +98,14 @@ def plan_search(work: Work, precision: str, memory: int | None, workers: Workers
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if kind == "cpu" and workers.size > 1 else 1
         memory = int(SHARE_OF_FREE * free_bytes(device)) // neighbours
     largest = next(tile for tile in TILES[kind] if tile <= max(size // 2, TILES[kind][-1]))
-    chosen, seconds = choose(precision, device, work.features.dim, largest)
+    sample = min(largest, 1024) if kind == "cpu" else largest
+    chosen, seconds = choose(precision, device, work.features.dim, sample)
+    seconds *= (largest / sample) ** 2
     # Processes may measure different speeds and free memory, and must not differ in what they do.
     mine = (chosen.name, seconds, memory, thread_count(device))
     name, seconds, memory, threads = workers.gather_objects(mine)[0]
     others = min(work.k1, size - 1)
-    width = others + 20 if name == "float32" else 2 * others + 24
+    width = others + 20 if name == "float32" else others * 3 // 2 + 18
     pairs = max(GATHERED[kind] // (4 * work.features.dim), 16)
     plan = SearchPlan(PRECISIONS[name], largest, STRIPS[0], pairs, width, QUERIES[kind], threads)
     fewer_threads = [2**power for power in range(threads.bit_length() - 1, -1, -1)]

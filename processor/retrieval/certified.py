@@ -11,12 +11,15 @@ import threading
 import torch
 from torch import Tensor
 
+from processor.retrieval.bounds import Bounds, typical_distance
 from processor.retrieval.distance import row_block, squared_euclidean
 from processor.retrieval.encoding import JaccardIndex, jaccard_distance
+from processor.retrieval.pairs import PairDistances
 from processor.retrieval.precision import PRECISIONS
 from processor.retrieval.ranks import kth_smallest, rank_keys, smallest_keys, worst_distance
-from processor.retrieval.search import Bounds, PairDistances, Tiles, typical_distance
+from processor.retrieval.tiles import Tiles
 
+ROWS = 128        # queries of one product: the fewer, the less memory in a gallery of a million
 ROUNDING = 4e-7  # of the mix of two distances in [0, 1]
 
 
@@ -24,28 +27,30 @@ class CertifiedNearest:
     """For blocks of queries the k nearest.
 
     Args:
-        tiles, bounds: of the search.  farthest: [N].  k: at most G.  rows: queries in a block at most.
+        tiles, bounds: of the search.  farthest: [N].  k: at most G.
     """
 
     def __init__(self, tiles: Tiles, bounds: Bounds, pairs: PairDistances, index: JaccardIndex, farthest: Tensor,
-                 lambda_value: float, k: int, rows: int):
+                 lambda_value: float, k: int):
         self.tiles, self.features, self.pairs, self.index = tiles, tiles.features, pairs, index
         rank = k * len(self.features) // self.features.num_gallery
         self.bounds = bounds.shifted(typical_distance(self.features, rank) if bounds.result_share else 0.0)
         self.factors = (lambda_value / farthest)[:, None]
-        self.jaccard_share, self.k, self.rows = 1 - lambda_value, k, rows
+        self.jaccard_share, self.k = 1 - lambda_value, k
         self._buffers = threading.local()
 
     def keys(self, rows: slice) -> Tensor:
         """[len(rows), k] sorted rank_keys of the nearest."""
-        searched = self._searched(rows)
-        parts = range(rows.start, rows.stop, self.index.at_once)
-        return torch.cat([self._nearest(slice(start, min(start + self.index.at_once, rows.stop)),
-                                        searched[start - rows.start :]) for start in parts])
+        found = []
+        for start in range(rows.start, rows.stop, ROWS):
+            block = slice(start, min(start + ROWS, rows.stop))
+            searched = self._searched(block)
+            found += [self._nearest(some, searched[part]) for some, part in self.index.parts_of(block)]
+        return torch.cat(found)
 
     def _nearest(self, rows: slice, searched: Tensor) -> Tensor:
-        """The same for a few queries whose searched values are the first of [..., G]."""
-        searched, factors = searched[: rows.stop - rows.start], self.factors[rows]
+        """The same for a few queries with their searched values [R, G]."""
+        factors = self.factors[rows]
         jaccard = jaccard_distance(self.index.shared(rows))
         bounds = self.bounds.of(rows)
         error = bounds.error(searched) * factors + ROUNDING
@@ -70,9 +75,9 @@ class CertifiedNearest:
         tiles, num_query = self.tiles, self.features.num_query
         count = rows.stop - rows.start
         out = torch.empty(count, self.features.num_gallery, device=self.features.device)
-        left = tiles.left(rows, self.rows, self.bounds.shift)
+        left = tiles.left(rows, ROWS, self.bounds.shift)
         if not hasattr(self._buffers, "places"):
-            self._buffers.places, self._buffers.right = tiles.places(self.rows), None
+            self._buffers.places, self._buffers.right = tiles.places(ROWS), None
         for j in range(num_query // tiles.size, tiles.count):
             columns = tiles.rows_of(j)
             self._buffers.right = right = tiles.right(j, self._buffers.right)

@@ -8,14 +8,15 @@ Source: Zhong et al., Re-ranking Person Re-identification with k-reciprocal Enco
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from processor.retrieval.search import Neighbours, PairDistances
+from processor.retrieval.pairs import PairDistances
+from processor.retrieval.search import Neighbours
 from utils.dist import ALONE, Workers
 from utils.parallel import in_threads
 
@@ -168,17 +169,20 @@ class JaccardIndex:
         self.postings = Codes(torch.nn.functional.pad(by_column.cumsum(0), (1, 0)), images[order],
                               codes.weights[first:][order])
 
-    def shared(self, rows: slice) -> Tensor:
-        """[len(rows), G] int32 (of 2**-30): the sum over all columns of the smaller of the two weights."""
-        device = self.codes.starts.device
-        out = torch.zeros((rows.stop - rows.start) * self.num_gallery, dtype=torch.int32, device=device)
+    def parts_of(self, rows: slice) -> Iterator[tuple[slice, slice]]:
+        """`rows` a few at a time: (which queries, which of `rows`)."""
         for start in range(rows.start, rows.stop, self.at_once):
-            some = torch.arange(start, min(start + self.at_once, rows.stop), device=device)
-            which, position = self.codes.entries(some)
-            entry, posting = self.postings.entries(self.codes.columns[position].long())
-            smaller = torch.minimum(self.codes.weights[position[entry]], self.postings.weights[posting])
-            target = (which[entry] + (start - rows.start)) * self.num_gallery + self.postings.columns[posting]
-            out.index_add_(0, target, smaller)
+            stop = min(start + self.at_once, rows.stop)
+            yield slice(start, stop), slice(start - rows.start, stop - rows.start)
+
+    def shared(self, rows: slice) -> Tensor:
+        """[len(rows), G] int32 (of 2**-30) of a few queries: the sum over all columns of the smaller of two weights."""
+        queries = torch.arange(rows.start, rows.stop, device=self.codes.starts.device)
+        out = torch.zeros(len(queries) * self.num_gallery, dtype=torch.int32, device=queries.device)
+        which, position = self.codes.entries(queries)
+        entry, posting = self.postings.entries(self.codes.columns[position].long())
+        smaller = torch.minimum(self.codes.weights[position[entry]], self.postings.weights[posting])
+        out.index_add_(0, which[entry] * self.num_gallery + self.postings.columns[posting], smaller)
         return out.view(-1, self.num_gallery)
 
 

@@ -1,10 +1,7 @@
-"""In which precision the candidate search multiplies, and what it can be wrong by at most.
+"""In which precision the candidate search multiplies.
 
-The search multiplies features rounded to few bits and leaves the decision to float32: every candidate's distance is
-computed again, and the bounds here prove, row by row, that no image outside the candidates can be nearer. They follow
-from the triangle inequality, | |a - b| - |ã - b̃| | <= |a - ã| + |b - b̃|, with the rounded ã and b̃ of which the hardware
-makes its products. The features are rounded here, before the product, so that the bounds hold whatever the hardware
-does with the bits that are no longer there.
+The features are rounded here, before the product, so that what `bounds` says of them holds whatever the hardware does
+with the bits that are no longer there.
 """
 from __future__ import annotations
 
@@ -16,8 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-UNIT = 2.0**-24  # float32 rounds by this share at most
 
 
 def _tf32(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from processor.retrieval.bounds import Bounds
 from processor.retrieval.budget import Work, plan_search
 from processor.retrieval.certified import CertifiedNearest
 from processor.retrieval.distance import (
@@ -32,17 +33,11 @@ from processor.retrieval.distance import (
 )
 from processor.retrieval.encoding import JaccardIndex, encode, jaccard_distance
 from processor.retrieval.features import FeatureRows, Features
+from processor.retrieval.pairs import PairDistances
 from processor.retrieval.precision import CHOICES, PRECISIONS
 from processor.retrieval.ranks import nearest_keys, split_keys
-from processor.retrieval.search import (
-    Bounds,
-    InexactProducts,
-    Neighbours,
-    PairDistances,
-    SearchPlan,
-    Tiles,
-    search,
-)
+from processor.retrieval.search import InexactProducts, Neighbours, SearchPlan, search
+from processor.retrieval.tiles import Tiles
 from utils.dist import ALONE, Workers
 from utils.parallel import in_threads
 from utils.progress import progress
@@ -212,7 +207,10 @@ class ReRanker:
         index = self.index(k1, k2)
 
         def make(rows: slice) -> Block:
-            return rows, mixed_rows(self._original(rows), index, rows, lambda_value).cpu().numpy()
+            original = self._original(rows)
+            for some, part in index.parts_of(rows):
+                mix(original[part], index, some, lambda_value)
+            return rows, original.cpu().numpy()
 
         yield from self._shown(make)
 
@@ -235,14 +233,17 @@ class ReRanker:
         assert self.k is not None, "made without top_k"
         index, num_query = self.index(k1, k2), self.features.num_query
         certified = CertifiedNearest(self._tiles, self._bounds, self.pairs, index, self.neighbours.farthest,
-                                     lambda_value, self.k, QUERY_ROWS)
+                                     lambda_value, self.k)
         keys = torch.zeros(num_query, self.k, dtype=torch.int64, device=self.features.device)
 
         def rank(rows: slice) -> None:
-            if self.work.by_full_rows:
-                keys[rows] = nearest_keys(mixed_rows(self._original(rows), index, rows, lambda_value), self.k)
-            else:
+            if not self.work.by_full_rows:
                 keys[rows] = certified.keys(rows)
+                return
+            original = self._original(rows)
+            for some, part in index.parts_of(rows):  # a few rows stay in a core's cache from the mix to the selection
+                mix(original[part], index, some, lambda_value)
+                keys[some] = nearest_keys(original[part], self.k)
 
         for _ in self._shown(rank):
             pass
@@ -252,11 +253,6 @@ class ReRanker:
         return indices.cpu().numpy(), distances.cpu().numpy()
 
 
-def mixed_rows(original: Tensor, index: JaccardIndex, rows: slice, lambda_value: float) -> Tensor:
-    """The final distances of some queries, in the place of their original ones [R, G] in [0, 1]."""
-    original.mul_(lambda_value)
-    for start in range(rows.start, rows.stop, index.at_once):
-        some = slice(start, min(start + index.at_once, rows.stop))
-        original[start - rows.start : some.stop - rows.start].add_(
-            jaccard_distance(index.shared(some)), alpha=1 - lambda_value)
-    return original
+def mix(original: Tensor, index: JaccardIndex, rows: slice, lambda_value: float) -> None:
+    """Make the original distances [R, G] in [0, 1] of a few queries their final ones, in place."""
+    original.mul_(lambda_value).add_(jaccard_distance(index.shared(rows)), alpha=1 - lambda_value)
