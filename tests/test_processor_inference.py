@@ -11,6 +11,7 @@ from conftest import tiny_options
 from configs import load_cfg
 from datasets.make_dataloader import make_dataloader
 from model.make_model import make_model
+from processor.comparison import compare_runs, format_comparison
 from processor.feature_bank import read_bank
 from processor.inference import do_inference, extract_features
 from processor.ranking import ensemble
@@ -180,7 +181,7 @@ def test_a_half_written_bank_is_not_read(models, tmp_path):
         ensemble([tmp_path / "a"], None, tmp_path / "e.json")
 
 
-def test_without_ground_truth_there_is_a_submission_and_no_metrics(tiny_opts, tmp_path, tiny_data):
+def test_without_ground_truth_there_is_a_submission_and_no_metrics(models, tiny_opts, tmp_path, tiny_data):
     truth = tiny_data / "MyDataSet" / "image_B_v1_1" / "ground_truth.json"
     hidden = truth.with_suffix(".hidden")
     truth.rename(hidden)
@@ -189,8 +190,39 @@ def test_without_ground_truth_there_is_a_submission_and_no_metrics(tiny_opts, tm
     finally:
         hidden.rename(truth)
     assert metrics == {}
-    assert not (tmp_path / "a" / "metrics.json").exists()
-    assert read_json(tmp_path / "a" / "submission.json")
+    for name in ("metrics.json", "per_query.json"):
+        assert not (tmp_path / "a" / name).exists()
+    # Only the nearest were computed there, and all distances here: the lists are the same.
+    assert read_json(tmp_path / "a" / "submission.json") == read_json(models / "b" / "submission.json")
+
+
+def test_metrics_have_intervals_and_two_runs_can_be_compared(models):
+    for by_kind in metrics_of(models / "a").values():
+        for figures in by_kind.values():
+            for name in ("mAP", "mAP@10", "rank1", "mINP", "naic_score"):
+                low, high = figures["ci95"][name]
+                assert low <= figures[name] <= high
+    table = format_comparison(compare_runs(models / "a", models / "b"))
+    assert "mAP" in table
+    assert "noise" in table or "is better" in table
+    same = compare_runs(models / "a", models / "a")
+    assert all(difference.p == 1 for difference in same.differences)
+
+
+@pytest.mark.parametrize("keys", [("TEST.QUERY_EXPANSION", 2), ("TEST.DATABASE_AUGMENTATION", 3)])
+def test_expansion_is_what_the_test_and_later_ensembles_use(models, tiny_opts, tmp_path, keys):
+    _, metrics = model_tested(tiny_opts, tmp_path / "x", 0, *keys, "TEST.EXPANSION_ALPHA", 3)
+    assert metrics["all"]["plain"] != metrics_of(models / "a")["all"]["plain"]
+    assert ensemble([tmp_path / "x"], None, tmp_path / "e" / "submission.json") == metrics
+
+
+def test_precision_and_memory_change_no_result(models, tiny_opts, tmp_path):
+    for name, keys in (("bf16", ["TEST.SEARCH_PRECISION", "bf16"]), ("less", ["TEST.MEMORY_BUDGET", 200])):
+        model_tested(tiny_opts, tmp_path / name, 0, *keys)
+        assert metrics_of(tmp_path / name) == metrics_of(models / "a")
+        assert read_json(tmp_path / name / "submission.json") == read_json(models / "a" / "submission.json")
+    with pytest.raises(ValueError, match=r"needs \d+ MiB above the features and may use 1: .*TEST.MEMORY_BUDGET"):
+        model_tested(tiny_opts, tmp_path / "none", 0, "TEST.MEMORY_BUDGET", 1)
 
 
 def test_weights_of_the_lineage_load_with_a_module_prefix(models, tiny_opts, tmp_path):
