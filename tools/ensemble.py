@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.arguments import add_ranking_arguments
 from utils.logger import run_tool, setup_logger
 
 
@@ -23,11 +24,7 @@ def main() -> None:
                         help="sum distances (default), or concatenate the normalised features and rank once")
     parser.add_argument("--top_k", type=int, help="length of a query's list; default: as the models were tested")
     parser.add_argument("--distmats", action="store_true", help="read saved distmats even beside a feature bank")
-    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "tf32", "bf16"),
-                        help="of the candidate search of re-ranking; the result is the same (default: auto)")
-    parser.add_argument("--memory", type=int, default=0, metavar="MIB",
-                        help="memory for re-ranking above the features; default: four fifths of what is free")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add_ranking_arguments(parser)
     args = parser.parse_args()
     from processor.ranking import Compute, ensemble  # torch takes seconds to import
     from utils.dist import worker_group

@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.arguments import add_ranking_arguments
 from utils.logger import run_tool, setup_logger
 
 
@@ -30,11 +31,7 @@ def parse_args() -> argparse.Namespace:
                         help="all (default: their figures together), or one of them, such as green or normal")
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="where tuning.json and tuning.csv are kept; default: tuning/ in the first input")
-    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "tf32", "bf16"),
-                        help="of the candidate search of re-ranking; the result is the same (default: auto)")
-    parser.add_argument("--memory", type=int, default=0, metavar="MIB",
-                        help="memory for re-ranking above the features; default: four fifths of what is free")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add_ranking_arguments(parser)
     args = parser.parse_args()
     try:
         args.weights = None if args.weights == ["auto"] else [float(word) for word in args.weights]
