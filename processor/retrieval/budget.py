@@ -46,7 +46,7 @@ class Work:
     def bytes(self, plan: SearchPlan) -> int:
         """Memory above the features at its peak, of one process; an estimate."""
         size, dim, gallery = len(self.features), self.features.dim, self.features.num_gallery
-        operand = plan.precision.dtype.itemsize * (dim + 32)
+        operand = torch.empty(0, dtype=plan.precision.dtype).element_size() * (dim + 32)
         kept_operands = operand * (size + plan.tile) if plan.keep else 0
         lists = 8 * (room_of(plan.width) + room_of(FARTHEST)) * (size + plan.tile)
         operands = (plan.strip + (0 if plan.keep else 2 * plan.threads)) * plan.tile * operand
