@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 ROWS_REFINED = 32768  # rows whose candidates are computed again at a time
 
 
-class InexactProducts(RuntimeError):
+class InexactProducts(FloatingPointError):
     """A candidate's distance lies outside what was proven of its searched value: the device adds in too few bits."""
 
 
@@ -240,7 +240,8 @@ def search(features: FeatureRows, k: int, plan: SearchPlan, workers: Workers = A
     refiner = _Refiner(bounds, pairs, others)
     found = _refine(refiner, tiles, lists, plan.threads, workers)
     if not all(workers.gather_objects(refiner.as_proven)):
-        raise InexactProducts(plan.precision.name)
+        raise InexactProducts(f"{plan.precision.name} products of this device are wrong by more than their rounding "
+                              "errors can be: compute on another device")
     del lists
     _finish(features, pairs, found, plan, workers)
     distances, indices = split_keys(found.keys)
