@@ -13,7 +13,8 @@ _C = CfgNode()
 _C.MODEL = CfgNode()
 # Where to compute: auto (CUDA where there is one, else the CPU) | cuda | cpu. The lineage's default was 'cuda'.
 _C.MODEL.DEVICE = "auto"
-# CUDA device numbers, comma separated; the first is used. Ignored on the CPU.
+# CUDA device numbers, comma separated; several train with nn.DataParallel, a test takes the first. Ignored on the CPU,
+# and under torchrun, where each process takes the device of its own number.
 _C.MODEL.DEVICE_ID = "0"
 # Backbone, a name of model.backbones.BACKBONES.
 _C.MODEL.NAME = "resnet50"
@@ -43,6 +44,10 @@ _C.MODEL.IF_LABELSMOOTH = True
 _C.MODEL.COS_LAYER = False
 # Freeze the stem and the first n stages (weights and batch-norm statistics): 0 = the stem alone, -1 = nothing.
 _C.MODEL.FROZEN = -1
+# Epochs, counted from the first, in which the backbone does not learn (weights and statistics), the heads alone do.
+_C.MODEL.FREEZE_EPOCHS = 0
+# True: batch norms take their statistics over all processes of torchrun (CUDA only); False: over their own images.
+_C.MODEL.SYNC_BN = False
 # Shell patterns of the parameters that learn, such as ['pcb.rpp.*']: all others and their batch-norm statistics stay
 # as they are. [] = all learn.
 _C.MODEL.TRAIN_ONLY = []
@@ -193,16 +198,38 @@ _C.SOLVER.PAIR_MARGIN = 0.35
 _C.SOLVER.PAIR_SCALE = 64.0
 # Write a checkpoint NAME_EPOCH.pth every n epochs (and after the last).
 _C.SOLVER.CHECKPOINT_PERIOD = 10
+# Of these, keep the newest n; 0 = all. best.pth and latest.pth stay anyway.
+_C.SOLVER.CHECKPOINT_KEEP = 0
+# Write latest.pth every n seconds, in the middle of an epoch, too; 0 = never there.
+_C.SOLVER.CHECKPOINT_SECONDS = 600.0
+# Metric of the evaluation during training that decides which epoch is best.pth: mAP | rank1 | mINP | naic_score.
+_C.SOLVER.BEST_METRIC = "mAP"
 # Write a log line every n iterations.
 _C.SOLVER.LOG_PERIOD = 100
 # Evaluate on the test folder every n epochs, where it has ground truth; 0 = never.
 _C.SOLVER.EVAL_PERIOD = 10
-# True: mixed precision (torch.amp, float16 with loss scaling) on a device that has it; the CPU trains in float32.
+# True: mixed precision, of the type AMP_DTYPE; False: float32.
 _C.SOLVER.FP16 = True
-# Images in a training batch, over all devices.
+# Who does it: auto and torch are torch.amp | apex is NVIDIA Apex's amp O1, where it is still installed.
+_C.SOLVER.AMP_BACKEND = "auto"
+# Type of the forward pass: auto (float16 with loss scaling on CUDA; training on a CPU that has bfloat16: bfloat16; else
+# float32) | float16 | bfloat16.
+_C.SOLVER.AMP_DTYPE = "auto"
+# Images in a training batch, over all devices and all micro-batches.
 _C.SOLVER.IMS_PER_BATCH = 64
+# A batch is computed in n micro-batches, one after the other, and makes one step: less memory. Metric losses see the
+# pairs of a micro-batch only.
+_C.SOLVER.ACCUMULATION_STEPS = 1
+# Largest norm of the model's gradient, all parameters together; a longer one is scaled down to it. 0 = no limit.
+_C.SOLVER.CLIP_GRAD_NORM = 0.0
+# Decay of the exponential moving average of the weights, such as 0.999, which is then what is tested; 0 = none.
+_C.SOLVER.EMA_DECAY = 0.0
+# Steps without a finite loss or gradient are skipped; so many in a row (or a whole epoch of them) end the training.
+_C.SOLVER.MAX_SKIPPED_STEPS = 10
 # Seed of every random draw.
 _C.SOLVER.SEED = 1234
+# True: the same bits at every run on CUDA, too (slower); the CPU's are the same anyway.
+_C.SOLVER.DETERMINISTIC = False
 
 # ---------------------------------------------------------------- TEST
 _C.TEST = CfgNode()

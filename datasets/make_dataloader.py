@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,26 +50,39 @@ def collate(items: list[tuple[np.ndarray, int, str, int]]) -> Batch:
 
 
 class SequentialBatches:
-    """Every sample once, in order; the last batch may be smaller."""
+    """Every sample once, in order; the last batch may be smaller.
 
-    def __init__(self, num_samples: int, batch_size: int):
+    Of several processes each has a run of whole batches: the same batches as one process alone would have.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self.num_samples, self.batch_size = num_samples, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def rows(self, rank: int) -> slice:
+        """The samples of a process."""
+        batches = -(-self.num_samples // self.batch_size)
+        first, last = (batches * part // self.world_size * self.batch_size for part in (rank, rank + 1))
+        return slice(min(first, self.num_samples), min(last, self.num_samples))
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        own = self.rows(self.rank)
+        return -(-(own.stop - own.start) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        for start in range(0, self.num_samples, self.batch_size):
-            yield [(i, i) for i in range(start, min(start + self.batch_size, self.num_samples))]
+        own = self.rows(self.rank)
+        for start in range(own.start, own.stop, self.batch_size):
+            yield [(i, i) for i in range(start, min(start + self.batch_size, own.stop))]
 
 
 @dataclass
 class TestLoader:
-    """One domain's query and gallery images in one walk, queries first."""
+    """One domain's query and gallery images in one walk, queries first; of several processes each walks its share."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
     loader: DataLoader
+    batches: SequentialBatches
     samples: list[Sample]
     num_query: int
     has_truth: bool
@@ -107,6 +121,9 @@ DATASETS: dict[str, DatasetEntry] = {"naic": DatasetEntry(_naic, data_root)}
 
 def _worker_init(_: int) -> None:
     cv2.setNumThreads(0)  # a worker is one process of several: OpenCV's own threads would fight over the cores
+    # A signal to all processes of a terminal is for the main one, which finishes its step with the workers' batches.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], batches) -> DataLoader:
@@ -133,6 +150,8 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         train: make the training loader; the training sets are read only then.
         test: make a loader for each test domain. With `train`, a test folder that cannot be read is no error: it
             leaves `test` empty and says why in `no_test_reason`.
+        rank, world_size: of several processes, which one this is: all have the same global batches and each loads its
+            share of them.
     Raises:
         ValueError: DATASETS.NAMES is unknown, or the data on disk are not as its layout says.
     """
@@ -151,9 +170,9 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         )
     for domain, pair in data.eval_sets.items():
         samples = [*pair.query, *pair.gallery]
-        batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH)
+        batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH, rank, world_size)
         loader = _loader(cfg, source, samples, cfg.INPUT.SIZE_TEST, batches)
-        loaders.test[domain] = TestLoader(loader, samples, len(pair.query), pair.has_truth)
+        loaders.test[domain] = TestLoader(loader, batches, samples, len(pair.query), pair.has_truth)
     return loaders
 
 

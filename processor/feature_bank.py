@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.dist import ALONE, Workers
 from utils.files import read_json, write_json
 
 FORMAT = 1
@@ -74,28 +75,39 @@ class FeatureBank:
 
 
 class BankWriter:
-    """Collects a bank in a temporary folder; `finish` puts it in place, so that a reader sees a whole one or none."""
+    """Collects a bank in a temporary folder; `finish` puts it in place, so that a reader sees a whole one or none.
 
-    def __init__(self, folder: Path):
-        self.folder, self._partial = folder, folder.with_name(folder.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+    Of several processes, which all see the folder, the first makes the files and all fill the arrays; each of them
+    calls every method.
+    """
+
+    def __init__(self, folder: Path, workers: Workers = ALONE):
+        self.folder, self._partial, self._workers = folder, folder.with_name(folder.name + ".partial"), workers
+        if workers.is_main:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir(parents=True)
         self._domains: dict[str, dict] = {}
 
     def array(self, domain: str, branch: str, shape: tuple[int, int]) -> np.ndarray:
         """A memory-mapped [N, D] float32 array to fill."""
         path = self._partial / f"{domain}.{branch}.npy"
-        return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        if self._workers.is_main:
+            made = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        self._workers.wait()
+        return made if self._workers.is_main else np.lib.format.open_memmap(path, "r+")
 
     def add(self, domain: str, bank: FeatureBank) -> None:
-        """Record a domain whose feature arrays came from `array`."""
+        """Record a domain whose feature arrays came from `array` and are filled."""
+        for feats in bank.feats.values():
+            feats.flush()
+        self._workers.wait()
+        if not self._workers.is_main:
+            return
         for leaf in ("pids", "camids", "names"):
             np.save(self._partial / f"{domain}.{leaf}.npy", getattr(bank, leaf), allow_pickle=False)
         digest = hashlib.sha256(repr(bank.names.tolist()).encode())
         for array in (bank.pids, bank.camids, *bank.feats.values()):
             digest.update(np.ascontiguousarray(array))
-        for feats in bank.feats.values():
-            feats.flush()
         self._domains[domain] = {
             "branches": {name: int(feats.shape[1]) for name, feats in bank.feats.items()},
             "num_query": bank.num_query, "num_gallery": len(bank.names) - bank.num_query, "has_truth": bank.has_truth,
@@ -104,10 +116,12 @@ class BankWriter:
 
     def finish(self, ranking: Ranking, **about: object) -> None:
         """Write the index and move the bank to its place."""
-        index = {"format": FORMAT, "domains": self._domains, "ranking": asdict(ranking), **about}
-        write_json(self._partial / "index.json", index)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._partial.rename(self.folder)
+        if self._workers.is_main:
+            index = {"format": FORMAT, "domains": self._domains, "ranking": asdict(ranking), **about}
+            write_json(self._partial / "index.json", index)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._partial.rename(self.folder)
+        self._workers.wait()
 
 
 def read_bank(folder: Path) -> tuple[dict[str, FeatureBank], dict]:

@@ -1,7 +1,11 @@
-"""Checkpoint files: written whole or not at all, read as data and never as code."""
+"""Checkpoint files: written whole or not at all, checked when read, read as data and never as code."""
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,58 @@ import torch
 
 from utils.files import atomic_path
 
+CHECKSUM = "checksum"
+
 
 def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings, lists and dicts atomically."""
+    """Write tensors, numbers, strings, lists and dicts atomically, with a checksum over all of them."""
+    data = _on_cpu(data)
     with atomic_path(path) as temporary:
-        torch.save(data, temporary)
+        torch.save({**data, CHECKSUM: digest(data)}, temporary)
+
+
+def link_checkpoint(path: Path, other: Path) -> None:
+    """Let `other` be the same file, in place of what it was; a copy where the file system has no hard links."""
+    with atomic_path(other) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+def digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 over all that a checkpoint holds: names, types, shapes, bits, and plain values as Python writes them."""
+    found = hashlib.sha256()
+    _add(found, {key: value for key, value in data.items() if key != CHECKSUM})
+    return found.hexdigest()
+
+
+def _add(found: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().contiguous()
+        found.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        found.update(b"{")
+        for key, inner in value.items():
+            found.update(repr(key).encode())
+            _add(found, inner)
+    elif isinstance(value, (list, tuple)):
+        found.update(b"[")
+        for inner in value:
+            _add(found, inner)
+    else:
+        found.update(repr(value).encode())
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_cpu(inner) for inner in value)
+    return value
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -22,7 +73,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     A `.safetensors` file gives its flat dict of tensors.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, no checkpoint, or a pickle that wants to run code; the message says which.
+        ValueError: it is truncated, damaged, no checkpoint, or a pickle that wants to run code; the message says which.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,6 +92,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: truncated or not a checkpoint: {str(error).splitlines()[:1]}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, expected a dict of tensors")
+    if CHECKSUM in data and data[CHECKSUM] != digest(data):
+        raise ValueError(f"{path}: damaged: its content does not have the checksum it was written with")
     return data
 
 
