@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"as data, never as code): {reason}"
         ) from error
     except (RuntimeError, OSError, EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: truncated or not a checkpoint: {str(error).splitlines()[:1]}") from error
+        raise ValueError(f"{path}: truncated or not a checkpoint: {str(error).split(". ")[0]}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, expected a dict of tensors")
     if CHECKSUM in data and data[CHECKSUM] != digest(data):
