@@ -89,12 +89,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"as data, never as code): {reason}"
         ) from error
     except (RuntimeError, OSError, EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: truncated or not a checkpoint: {str(error).split(". ")[0]}") from error
+        raise ValueError(f"{path}: truncated or not a checkpoint: {_first_sentence(error)}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, expected a dict of tensors")
     if CHECKSUM in data and data[CHECKSUM] != digest(data):
         raise ValueError(f"{path}: damaged: its content does not have the checksum it was written with")
     return data
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).split(". ")[0]
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
