@@ -90,7 +90,7 @@ def _about_memory(run: Training) -> list[str]:
     lines = []
     if run.precision.device.type == "cuda":
         peaks = {device: torch.cuda.max_memory_allocated(device) / 2**30 for device in run.devices}
-        lines.append("memory      " + ", ".join(f"{device} {peak:.1f} GiB" for device, peak in peaks.items()) + " at most")
+        lines.append("memory      " + ", ".join(f"{device} at most {peak:.1f} GiB" for device, peak in peaks.items()))
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     beside = f"; a loader process {workers:.1f} GiB" if run.cfg.DATALOADER.NUM_WORKERS and workers else ""
