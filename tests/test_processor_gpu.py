@@ -1,4 +1,4 @@
-"""Training on CUDA devices: each precision learns, two processes share the work, a step does not wait for the device."""
+"""Training on CUDA devices: each precision learns, two processes share the work, a step never waits for the device."""
 import json
 import subprocess
 
