@@ -181,9 +181,10 @@ class Precision:
 def _skips_by_itself(optimizer: Optimizer) -> bool:
     """Whether the optimiser reads `found_inf` on the device, as torch's fused ones do.
 
-    Not in its very first step: torch's fused SGD, skipping that, leaves its momentum uninitialised.
+    Not SGD's very first step: skipping that, torch's fused one leaves its momentum uninitialised.
     """
-    return getattr(optimizer, "_step_supports_amp_scaling", False) and len(optimizer.state) > 0
+    first_of_sgd = not optimizer.state and any(group.get("momentum") for group in optimizer.param_groups)
+    return getattr(optimizer, "_step_supports_amp_scaling", False) and not first_of_sgd
 
 
 # ------------------------------------------------------------------ Apex
