@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,20 +77,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ValueError: it is truncated, damaged, no checkpoint, or a pickle that wants to run code; the message says which.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, expected a checkpoint file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{path}: not read, because it is damaged or holds more than tensors and plain values (files are read "
-            f"as data, never as code): {reason}"
-        ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: truncated or not a checkpoint: {_first_sentence(error)}") from error
+    except Exception as error:  # what a damaged file makes torch raise may be of any type
+        raise ValueError(f"{path}: {_fault(path, error)}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, expected a dict of tensors")
     if CHECKSUM in data and data[CHECKSUM] != digest(data):
@@ -97,8 +94,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def _first_sentence(error: BaseException) -> str:
-    return str(error).split(". ")[0]
+def _fault(path: Path, error: Exception) -> str:
+    """What is wrong with a file that torch does not read, in a sentence; torch's own advice is dangerous."""
+    with open(path, "rb") as source:
+        start = source.read(2)
+    if start and start != b"PK" and start[:1] != b"\x80":
+        return "not a checkpoint: neither a zip archive nor a pickle, as torch writes them"
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"\b(?:[Uu]nsupported|not allowed)\b[^\n]*", text)
+        return ("not read, because it is damaged or holds more than tensors and plain values (files are read as data, "
+                f"never as code): {found[0] if found else text.splitlines()[0]}")
+    return f"truncated or damaged: {text.split('. ')[0] or type(error).__name__}"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
