@@ -32,7 +32,7 @@ def train_step(run: Training, batch: Batch, epoch: int, iteration: int, laps: La
     run.statistics.restore_where(~ok)
     run.skipped = torch.stack([torch.where(ok, 0, run.skipped[0] + 1), run.skipped[1] + ~ok])
     if run.average is not None:
-        run.average.update()
+        run.average.update(ok)
     laps("optimizer")
     return values, ok
 

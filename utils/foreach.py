@@ -13,3 +13,12 @@ def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
         return
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
+
+
+@torch.no_grad()
+def scale_all(targets: list[Tensor], factor: Tensor) -> None:
+    """target.mul_(factor) for all, in few launches; factor is 0-d, on the targets' device and not waited for."""
+    try:
+        torch._foreach_mul_(targets, factor)
+    except TypeError:  # torch 2.0 takes numbers and lists only
+        torch._foreach_mul_(targets, [factor] * len(targets))
