@@ -1,6 +1,7 @@
 """Which software made a result."""
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -21,8 +22,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def commit() -> str:
-    """The commit of this repository, with `, changed` where files differ from it; "unknown" outside of git."""
+    """The commit of this repository, with `, changed` where files differ from it; "unknown" outside of git.
+
+    Asked once: it is the code that was loaded that counts, not what lies there hours later.
+    """
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(_REPOSITORY), *words], capture_output=True, text=True, check=True,
                               timeout=10).stdout.strip()
