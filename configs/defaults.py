@@ -200,7 +200,7 @@ _C.SOLVER.PAIR_SCALE = 64.0
 _C.SOLVER.CHECKPOINT_PERIOD = 10
 # Of these, keep the newest n; 0 = all. best.pth and latest.pth stay anyway.
 _C.SOLVER.CHECKPOINT_KEEP = 0
-# Write latest.pth every n seconds, in the middle of an epoch, too; 0 = never there.
+# Write latest.pth every n seconds, in the middle of an epoch, too; 0 = never there, but before an evaluation.
 _C.SOLVER.CHECKPOINT_SECONDS = 600.0
 # Metric of the evaluation during training that decides which epoch is best.pth: mAP | rank1 | mINP | naic_score.
 _C.SOLVER.BEST_METRIC = "mAP"

@@ -60,22 +60,23 @@ def save_position(run: Training, epochs: int, batches: int) -> None:
         logger.info("saved %s after epoch %d and %d batches", latest_path(run.cfg), epochs, batches)
 
 
-def save_epoch(run: Training, epoch: int, is_best: bool) -> None:
-    """After an epoch: NAME_EPOCH.pth where one is due, best.pth where it is, and latest.pth."""
-    if not run.workers.is_main:
-        return
+def save_epoch(run: Training, epoch: int, is_best: bool) -> bool:
+    """After an epoch: NAME_EPOCH.pth where one is due, best.pth where it is, and latest.pth; whether one was written."""
     cfg = run.cfg
     due = epoch % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or epoch == cfg.SOLVER.MAX_EPOCHS
     paths = [checkpoint_path(cfg, epoch)] * due + [best_path(cfg)] * is_best
-    if not paths:
-        return
+    if not paths or not run.workers.is_main:
+        return bool(paths)
     save_checkpoint(paths[0], state_of(run, epoch, 0))
     for other in [*paths[1:], latest_path(cfg)]:
         link_checkpoint(paths[0], other)
     logger.info("saved %s%s", paths[0], ", the best so far" if is_best else "")
     if due and cfg.SOLVER.CHECKPOINT_KEEP:
-        for old in list(epoch_checkpoints(cfg.OUTPUT_DIR, cfg.MODEL.NAME).items())[:-cfg.SOLVER.CHECKPOINT_KEEP]:
-            old[1].unlink()
+        # Those of later epochs are of an earlier training in this folder.
+        own = [path for other, path in epoch_checkpoints(cfg.OUTPUT_DIR, cfg.MODEL.NAME).items() if other <= epoch]
+        for old in own[:-cfg.SOLVER.CHECKPOINT_KEEP]:
+            old.unlink()
+    return True
 
 
 # ------------------------------------------------------------------ going on

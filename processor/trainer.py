@@ -195,14 +195,14 @@ def finish_epoch(run: Training, watch: Watch, epoch: int) -> None:
     """Evaluate where it is due, move the schedule, write the checkpoints of an epoch's end."""
     is_best = False
     if run.cfg.SOLVER.EVAL_PERIOD and epoch % run.cfg.SOLVER.EVAL_PERIOD == 0 and run.loaders.test:
-        if run.cfg.SOLVER.CHECKPOINT_SECONDS:
-            save_position(run, epoch - 1, run.batches)  # an evaluation may take long, and a kill would cost the epoch
+        save_position(run, epoch - 1, run.batches)  # it may take long, and what ends it must not cost the epoch
+        watch.saved_at = time.monotonic()
         with watch.stop.at_once():
             is_best = evaluate_epoch(run, watch, epoch)
     run.scheduler.step()
     run.meter.reset()
-    save_epoch(run, epoch, is_best)
-    watch.saved_at = time.monotonic()
+    if save_epoch(run, epoch, is_best):
+        watch.saved_at = time.monotonic()
 
 
 def evaluate_epoch(run: Training, watch: Watch, epoch: int) -> bool:
