@@ -7,6 +7,7 @@ best.pth          the epoch whose evaluation was best (SOLVER.BEST_METRIC)
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from configs import dump_cfg, flatten_cfg, load_cfg_text
@@ -61,7 +62,7 @@ def save_position(run: Training, epochs: int, batches: int) -> None:
 
 
 def save_epoch(run: Training, epoch: int, is_best: bool) -> bool:
-    """After an epoch: NAME_EPOCH.pth where one is due, best.pth where it is, and latest.pth; whether one was written."""
+    """After an epoch: NAME_EPOCH.pth where due, best.pth where it is the best, and latest.pth; whether one was due."""
     cfg = run.cfg
     due = epoch % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or epoch == cfg.SOLVER.MAX_EPOCHS
     paths = [checkpoint_path(cfg, epoch)] * due + [best_path(cfg)] * is_best
@@ -90,53 +91,70 @@ def find_checkpoint(cfg, resume: str) -> tuple[Path, dict] | None:
     """
     if resume == "none":
         return None
-    if resume != "auto":
-        path = Path(resume)
-        checkpoint = read_checkpoint(path)
-        _check_same_run(path, checkpoint, cfg)
-        return path, checkpoint
-    newest_first = [path for epoch, path in reversed(epoch_checkpoints(cfg.OUTPUT_DIR, cfg.MODEL.NAME).items())
-                    if epoch <= cfg.SOLVER.MAX_EPOCHS]
-    for path in [latest_path(cfg), *newest_first]:
-        if not path.is_file():
-            continue
-        try:
-            checkpoint = read_checkpoint(path)
-        except ValueError as error:
-            logger.warning("passed over: %s", error)
-            continue
-        _check_same_run(path, checkpoint, cfg)
-        return path, checkpoint
-    logger.info("no checkpoint in %s: training from epoch 1", cfg.OUTPUT_DIR)
-    return None
+    found = next(_whole_ones(cfg), None) if resume == "auto" else (Path(resume), _read_state(Path(resume)))
+    if found is None:
+        logger.info("no checkpoint in %s: training from epoch 1", cfg.OUTPUT_DIR)
+        return None
+    path, checkpoint = found
+    if changed := _changes(path, checkpoint, cfg):
+        raise ValueError(f"{path} belongs to another configuration ({'; '.join(changed)}); use another OUTPUT_DIR, or "
+                         "train from epoch 1 without --resume")
+    return found
+
+
+def _whole_ones(cfg) -> Iterator[tuple[Path, dict]]:
+    """OUTPUT_DIR's checkpoints that a run can go on from, newest first, each read when it is asked for."""
+    if latest := _read_whole(latest_path(cfg)):
+        yield latest
+    best = _read_whole(best_path(cfg))
+    for epoch, path in reversed(epoch_checkpoints(cfg.OUTPUT_DIR, cfg.MODEL.NAME).items()):
+        if best and best[1]["epoch"] >= epoch:
+            yield best
+            best = None
+        if epoch <= cfg.SOLVER.MAX_EPOCHS and (found := _read_whole(path)):
+            yield found
+    if best:
+        yield best
+
+
+def _read_whole(path: Path) -> tuple[Path, dict] | None:
+    """A path with the checkpoint there; None where there is none, or one that cannot be gone on from."""
+    if not path.exists():
+        return None
+    try:
+        return path, _read_state(path)
+    except ValueError as error:
+        logger.warning("passed over: %s", error)
+        return None
+
+
+def _read_state(path: Path) -> dict:
+    checkpoint = read_checkpoint(path)
+    if "config" not in checkpoint or "optimizers" not in checkpoint:
+        raise ValueError(f"{path}: holds weights only; start from it with MODEL.PRETRAIN_CHOICE self instead")
+    return checkpoint
+
+
+def _changes(path: Path, checkpoint: dict, cfg) -> list[str]:
+    """The keys that shape the weights and were other than now when a checkpoint was written."""
+    then, now = flatten_cfg(load_cfg_text(checkpoint["config"], str(path))), flatten_cfg(cfg)
+    return [f"{key} was {then.get(key)!r} and is {value!r}" for key, value in now.items()
+            if (key in _BOUND_KEYS or not key.startswith(_FREE_KEYS)) and then.get(key) != value]
 
 
 def last_checkpoint(cfg, good: Path) -> Path:
     """NAME_EPOCH.pth of the last epoch, whose whole state is in `good`; made anew where it is gone or damaged."""
     path = checkpoint_path(cfg, cfg.SOLVER.MAX_EPOCHS)
-    try:
-        read_checkpoint(path)
-    except (ValueError, FileNotFoundError) as error:
-        logger.warning("%s; taken from %s", error, good)
+    if path != good and _read_whole(path) is None:
+        logger.warning("%s is made anew from %s", path, good)
         link_checkpoint(good, path)
     return path
 
 
 def newest_good(cfg) -> Path | None:
-    """The checkpoint that --resume would go on from; None where there is none."""
-    paths = [latest_path(cfg), *reversed(epoch_checkpoints(cfg.OUTPUT_DIR, cfg.MODEL.NAME).values())]
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _check_same_run(path: Path, checkpoint: dict, cfg) -> None:
-    if "config" not in checkpoint or "optimizers" not in checkpoint:
-        raise ValueError(f"{path} holds weights only: start from it with MODEL.PRETRAIN_CHOICE self instead")
-    then, now = flatten_cfg(load_cfg_text(checkpoint["config"], str(path))), flatten_cfg(cfg)
-    changed = [f"{key} was {then.get(key)!r} and is {value!r}" for key, value in now.items()
-               if (key in _BOUND_KEYS or not key.startswith(_FREE_KEYS)) and then.get(key) != value]
-    if changed:
-        raise ValueError(f"{path} belongs to another configuration ({'; '.join(changed)}); use another OUTPUT_DIR, or "
-                         "train from epoch 1 without --resume")
+    """The newest checkpoint of this run whose last step was not skipped; None where there is none."""
+    return next((path for path, checkpoint in _whole_ones(cfg)
+                 if not (_changes(path, checkpoint, cfg) or int(checkpoint.get("skipped", [0])[0]))), None)
 
 
 def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
