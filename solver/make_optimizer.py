@@ -23,9 +23,22 @@ def fused(kind: Callable[..., Optimizer], groups: Iterable, **options) -> Optimi
         return kind(groups, **options)
 
 
+def _sgd(groups: Iterable, solver) -> Optimizer:
+    """SGD whose momentum begins at zero instead of at the first gradient: the same steps.
+
+    torch's fused SGD cannot step parameters with and without a momentum together, as when a backbone that was held
+    begins to learn.
+    """
+    optimizer = fused(torch.optim.SGD, groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if solver.MOMENTUM:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
 # OPTIMIZER_NAME -> builder(groups, cfg.SOLVER).
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "SGD": lambda groups, solver: fused(torch.optim.SGD, groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV),
+    "SGD": _sgd,
     "Adam": lambda groups, solver: fused(torch.optim.Adam, groups),
     "AdamW": lambda groups, solver: fused(torch.optim.AdamW, groups),
     "Ranger": lambda groups, solver: Ranger(groups, centralize=solver.GRADIENT_CENTRALIZATION),
