@@ -118,6 +118,7 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
     seed_everything(cfg.SOLVER.SEED)
     choose_algorithms(cfg.SOLVER.DETERMINISTIC)
     model, criterion = _model_and_criterion(cfg, loaders, devices[0], pretrained)
+    _check_held(cfg, model)
     optimizers = [optimizer for optimizer in make_optimizer(cfg, model, criterion) if optimizer is not None]
     precision.prepare(model, optimizers)
     average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
@@ -152,6 +153,16 @@ def _check_parallel(cfg, devices: list[torch.device], workers: Workers) -> None:
             f"SOLVER.IMS_PER_BATCH={batch} cannot be shared by {workers.size} processes in "
             f"{cfg.SOLVER.ACCUMULATION_STEPS} micro-batches each,{groups or ' of two images or more'}; use {lower} or "
             f"{lower + unit}")
+
+
+def _check_held(cfg, model: ReIDModel) -> None:
+    """While the backbone is held, something else must learn."""
+    others = [name for name, parameter in model.named_parameters()
+              if parameter.requires_grad and not name.startswith("base.")]
+    if cfg.MODEL.FREEZE_EPOCHS and not others:
+        raise ValueError(f"MODEL.FREEZE_EPOCHS={cfg.MODEL.FREEZE_EPOCHS}: nothing but the backbone learns here "
+                         f"(DATALOADER.SAMPLER={cfg.DATALOADER.SAMPLER}, MODEL.TRAIN_ONLY={cfg.MODEL.TRAIN_ONLY}), so "
+                         "nothing would in these epochs; use 0")
 
 
 def _model_and_criterion(cfg, loaders: DataLoaders, device: torch.device,
