@@ -10,6 +10,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from torch.optim import Optimizer
+
 from configs import dump_cfg, flatten_cfg, load_cfg_text
 from processor.training_run import Training
 from utils.checkpoint import link_checkpoint, read_checkpoint, save_checkpoint
@@ -164,7 +166,7 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
     run.model.load_state_dict(checkpoint["model"])
     run.criterion.load_state_dict(checkpoint["criterion"])
     for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict({**state, "param_groups": _stepped_as_here(state["param_groups"], optimizer)})
     run.scheduler.load_state_dict(checkpoint["scheduler"])
     run.precision.load_state_dict(checkpoint["scaler"])
     if run.average is not None:
@@ -176,3 +178,10 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
     epochs, batches = checkpoint["epoch"], checkpoint.get("batches", 0)
     logger.info("going on from %s after epoch %d%s", path, epochs, f" and {batches} batches" if batches else "")
     return epochs, batches
+
+
+def _stepped_as_here(groups: list[dict], optimizer: Optimizer) -> list[dict]:
+    """Saved groups with this optimiser's way of stepping (fused or not), which depends on torch and the device."""
+    ways = [{key: group[key] for key in ("fused", "foreach", "capturable") if key in group}
+            for group in optimizer.param_groups]
+    return [{**group, **way} for group, way in zip(groups, ways, strict=True)]
