@@ -19,29 +19,44 @@ _SHOWN_IMAGES = 16
 class MetricsRecord:
     """metrics.jsonl and TensorBoard: the same figures for programs and for eyes."""
 
-    def __init__(self, folder: Path, steps_done: int):
-        """Keep the lines of the first `steps_done` steps: a resumed run writes the later ones again."""
+    def __init__(self, folder: Path, epochs: int, steps: int):
+        """Keep what is of the first `epochs` epochs and `steps` steps; a resumed run writes the later lines again.
+
+        Args:
+            epochs: whole epochs done, with their evaluation.
+            steps: steps done, those of the epoch at work among them.
+        """
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and of no use to those who only test
 
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in _lines(self.path) if line["step"] <= steps_done]
+        kept = [line for line in _lines(self.path)
+                if line["epoch"] <= epochs or ("loss" in line and line["step"] <= steps)]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)
+        # A board forgets whole steps: what is kept of the last one is written again.
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps)
+        for line in kept:
+            if line["step"] == steps:
+                self._to_board(line)
 
     def write(self, step: int, epoch: int, **figures: float) -> None:
         """One line; a figure that is not finite is null, for JSON has no such number."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         with open(self.path, "a", encoding="utf-8") as out:
-            out.write(json.dumps({"epoch": epoch, "step": step, **finite}) + "\n")
-        for name, value in figures.items():
-            self.board.add_scalar(name, value, step)
+            out.write(json.dumps({"epoch": epoch, "step": step, **finite}, allow_nan=False) + "\n")
+        self._to_board({"epoch": epoch, "step": step, **figures})
+
+    def _to_board(self, line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name not in ("epoch", "step") and value is not None:
+                self.board.add_scalar(name, value, line["step"])
         self.board.flush()
 
-    def show_batch(self, step: int, images: torch.Tensor, mean: list[float], std: list[float]) -> None:
-        """The first images of a batch as the model sees them. images: [B, 3, H, W], normalised."""
+    def show_batch(self, images: torch.Tensor, mean: list[float], std: list[float]) -> None:
+        """The first images of the first batch as the model sees them. images: [B, 3, H, W], normalised."""
         shown = images[:_SHOWN_IMAGES].detach().float().cpu()
         shown = shown * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-        self.board.add_images("batch", shown.clamp(0, 1), step)
+        self.board.add_images("batch", shown.clamp(0, 1), 0)  # before step 1, so that no resumed run forgets it
+        self.board.flush()
 
     def close(self) -> None:
         self.board.close()

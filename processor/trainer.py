@@ -75,7 +75,7 @@ def do_train(cfg, resume: str = "none", workers: Workers = ALONE) -> Path:
     record = None
     if workers.is_main:
         write_text(out / "config.yml", dump_cfg(cfg))
-        record = MetricsRecord(out, epochs * run.batches + batches)
+        record = MetricsRecord(out, epochs, epochs * run.batches + batches)
     with StopRequest() as stop:
         watch = Watch(record, stop, time.monotonic())
         for epoch in range(epochs + 1, cfg.SOLVER.MAX_EPOCHS + 1):
@@ -228,4 +228,4 @@ def evaluate_epoch(run: Training, watch: Watch, epoch: int) -> bool:
 
 def _show_batch(run: Training, record: MetricsRecord, batch: Batch) -> None:
     images = run.loaders.augment(batch.images.to(run.precision.device), 1, batch.positions)
-    record.show_batch(1, images, list(run.cfg.INPUT.PIXEL_MEAN), list(run.cfg.INPUT.PIXEL_STD))
+    record.show_batch(images, list(run.cfg.INPUT.PIXEL_MEAN), list(run.cfg.INPUT.PIXEL_STD))
