@@ -114,11 +114,12 @@ def train_epoch(run: Training, watch: Watch, epoch: int, start: int = 0) -> None
 
 
 def _waited_for(loader, laps: Laps) -> Iterator[Batch]:
-    """The loader's batches; the time until one is there is the lap `data`."""
+    """The loader's batches; the time until one is there is the lap `data`, that after its step `between`."""
     laps("start")
     for batch in loader:
         laps("data")
         yield batch
+        laps("between")
 
 
 def _bar(run: Training, epoch: int, start: int) -> tqdm:
