@@ -121,9 +121,10 @@ DATASETS: dict[str, DatasetEntry] = {"naic": DatasetEntry(_naic, data_root)}
 
 def _worker_init(_: int) -> None:
     cv2.setNumThreads(0)  # a worker is one process of several: OpenCV's own threads would fight over the cores
-    # A signal to all processes of a terminal is for the main one, which finishes its step with the workers' batches.
+    # A signal to all processes of a terminal or a batch job is for the main one, which finishes its step with the
+    # workers' batches. They end when it tells them to or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], batches) -> DataLoader:
