@@ -13,6 +13,7 @@ from datasets.bases import UNKNOWN_CAMID, ReIDData, Sample, statistics
 from datasets.domains import DOMAINS, classify
 from datasets.images import ImageSource
 from datasets.make_dataloader import load_training
+from datasets.people import Person, people_of
 from datasets.registry import VALIDATION, parse_names
 from datasets.validation import ValidationSplit, evaluation, write_split
 from utils.seed import generator
@@ -27,6 +28,7 @@ class Plan:
     Attributes:
         identities: with queries.
         distractors: identities that stand in the gallery only.
+        compare: read every image first, so that identities that are one person count, and stay, together.
         green: share of both that are green, the rest are normal; None: one evaluation without domains.
         queries: of an identity, at most; one match at least stays in the gallery.
         seed: of the choice.
@@ -37,6 +39,7 @@ class Plan:
     green: float | None
     queries: int = 1
     seed: int = 0
+    compare: bool = True
 
     def __post_init__(self) -> None:
         if self.identities < 1 or self.distractors < 0 or self.queries < 1 or self.seed < 0:
@@ -101,33 +104,35 @@ def share(text: str | None, cfg) -> float | None:
 
 
 def cut(data: ReIDData, source: ImageSource, plan: Plan, settings: dict, workers: int | None = None) -> ValidationSplit:
-    """Choose identities in the order of a shuffle until the plan is met.
+    """Choose people in the order of a shuffle until the plan is met.
 
-    An identity belongs to the domain of most of its images (green where they are as many), with a match for a query
-    there; the images of the other domain stand in that domain's gallery, where nothing matches them. It is a queried
-    one as long as those are missing, then a distractor. The choice depends on names, keys and the seed, not on the
-    order of lists.
+    The identities of one person (see datasets.people) go together, under the first one's name, each of their pictures
+    once. A person belongs to the domain of most pictures (green where they are as many); those of the other domain
+    stand in that domain's gallery, where nothing matches them. People with a match for a query are asked about as long
+    as such are missing, others are distractors. The choice depends on names, keys and the seed, not on the order of
+    lists.
 
     Raises:
         ValueError: as `make_validation`.
     """
-    if plan.identities + plan.distractors >= data.num_classes:
-        raise ValueError(f"{plan.identities} identities and {plan.distractors} distractors of {data.num_classes} leave "
-                         "none to train on")
+    people = people_of(data, source if plan.compare else None)
+    if plan.identities + plan.distractors >= len(people):
+        raise ValueError(f"{plan.identities} identities and {plan.distractors} distractors of {len(people)} leave none "
+                         "to train on")
     drafts = {name: _Draft(quota) for name, quota in plan.quotas().items()}
     chosen: tuple[list[str], list[str]] = ([], [])  # queried, distractors
-    with closing(_identities(data, source, plan, workers)) as identities:
-        for pid_name, images in identities:
+    with closing(_walk(people, source, plan, workers)) as walk:
+        for person, images in walk:
             if not any(any(draft.missing) for draft in drafts.values()):
                 break
-            role = _place(pid_name, images, drafts, plan)
+            role = _place(person.names[0], images, drafts, plan)
             if role is not None:
-                chosen[role].append(pid_name)
+                chosen[role].extend(person.names)
     roles = ("with a match for a query", "as distractors")
     lacking = [f"{missing} {role} in {name}" for name, draft in drafts.items()
                for missing, role in zip(draft.missing, roles, strict=True) if missing]
     if lacking:
-        raise ValueError(f"too few of the {data.num_classes} identities fit: missing are {', '.join(lacking)}; ask for "
+        raise ValueError(f"too few of the {len(people)} identities fit: missing are {', '.join(lacking)}; ask for "
                          "fewer, or for another share of green ones")
     queried, distractors = map(sorted, chosen)
     pid_names = sorted([*queried, *distractors])
@@ -136,33 +141,29 @@ def cut(data: ReIDData, source: ImageSource, plan: Plan, settings: dict, workers
     return ValidationSplit(queried, distractors, eval_sets, settings)
 
 
-def _identities(data: ReIDData, source: ImageSource, plan: Plan,
-                workers: int | None) -> Iterator[tuple[str, list[tuple[Sample, str]]]]:
-    """(name, its images with their evaluations, in a random order) for each identity, in a random order.
+def _walk(people: list[Person], source: ImageSource, plan: Plan,
+          workers: int | None) -> Iterator[tuple[Person, list[tuple[Sample, str]]]]:
+    """(person, its images with their evaluations, in a random order) for each person, in a random order.
 
-    Images are decoded as the walk goes on; an identity with one that cannot be read is passed over.
+    Images are decoded as the walk goes on; a person with one that cannot be read is passed over.
     """
     random = generator(plan.seed, 0, "validation split")
-    by_class: list[list[Sample]] = [[] for _ in data.pid_names]
-    for sample in data.train:
-        by_class[sample.pid].append(sample)
-    order = random.permutation(data.num_classes)
     walk = []
-    for index in order:
-        samples = sorted(by_class[index])
-        walk.append((data.pid_names[index], [samples[i] for i in random.permutation(len(samples))]))
+    for index in random.permutation(len(people)):
+        samples = people[index].samples
+        walk.append((people[index], [samples[i] for i in random.permutation(len(samples))]))
     if plan.green is None:
-        yield from ((name, [(sample, VALIDATION) for sample in samples]) for name, samples in walk)
+        yield from ((person, [(sample, VALIDATION) for sample in samples]) for person, samples in walk)
         return
     keys = [sample.key for _, samples in walk for sample in samples]
     with closing(classify(keys, source.read, workers)) as results:
-        for name, samples in walk:
+        for person, samples in walk:
             told = list(islice(results, len(samples)))
             faults = [f"{sample.key}: {fault}" for sample, (_, fault) in zip(samples, told, strict=True) if fault]
             if faults:
-                logger.warning("identity %s is passed over: %s", name, faults[0])
+                logger.warning("identity %s is passed over: %s", person.names[0], faults[0])
                 continue
-            yield name, [(sample, domain) for sample, (domain, _) in zip(samples, told, strict=True)]
+            yield person, [(sample, domain) for sample, (domain, _) in zip(samples, told, strict=True)]
 
 
 def _place(pid_name: str, images: list[tuple[Sample, str]], drafts: dict[str, _Draft], plan: Plan) -> int | None:

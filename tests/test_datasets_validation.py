@@ -3,15 +3,19 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 
 import pytest
+from conftest import TINY
 from set_files import write_image
 
 from datasets.bases import ReIDData, Sample
 from datasets.domains import domain_of
 from datasets.images import FolderSource, decode
 from datasets.make_validation import Plan, choose_queries, cut
+from datasets.naic import load_naic
+from datasets.people import people_of
 from datasets.validation import leave_out, read_split, write_split
 
 SETTINGS = {"sets": "tree", "seed": 5}
@@ -75,7 +79,7 @@ def test_every_image_of_the_chosen_stands_in_the_evaluation_of_its_own_domain(mi
 
 
 def test_without_domains_no_image_is_read_and_there_is_one_evaluation(mixed):
-    split = cut(mixed[0], None, Plan(6, 4, None), SETTINGS)
+    split = cut(mixed[0], None, Plan(6, 4, None, compare=False), SETTINGS)
     assert list(split.eval_sets) == ["validation"]
     assert len(split.eval_sets["validation"].query) == 6
 
@@ -87,6 +91,37 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order_of_lists(mixed):
         data, source, PLAN, SETTINGS)
     others = [cut(data, source, Plan(6, 4, 0.5, 2, seed), SETTINGS).queried for seed in range(4)]
     assert len({tuple(queried) for queried in others}) == 4
+
+
+def test_identities_that_share_a_picture_are_one_person_and_stay_together(tmp_path, caplog):
+    caplog.set_level("INFO")
+    data = make_data(tmp_path, [(4, 0)] * 6)
+    for one, other in (("00/green1", "02/green3"), ("02/green0", "05/green2")):  # 00, 02 and 05 are one
+        shutil.copy(tmp_path / f"{one}.png", tmp_path / f"{other}.png")
+    source = FolderSource(tmp_path)
+    people = people_of(data, source)
+    assert [person.names for person in people] == [["p00", "p02", "p05"], ["p01"], ["p03"], ["p04"]]
+    keys = [sample.key for sample in people[0].samples]
+    assert len(keys) == 10
+    assert not {"02/green3.png", "05/green2.png"} & set(keys)
+    assert "2 of 6 identities share a picture" in caplog.text
+    assert [person.names for person in people_of(data, None)] == [[name] for name in data.pid_names]
+
+    splits = [cut(data, source, Plan(2, 1, 1.0, seed=seed), SETTINGS) for seed in range(8)]
+    for names in (names for split in splits for names in (split.queried, split.distractors)):
+        assert len({"p00", "p02", "p05"} & set(names)) in (0, 3)
+    asked = next(split for split in splits if "p00" in split.queried)
+    pair = asked.eval_sets["green"]
+    assert (len(asked.queried), names_of(pair.query, pair)["p00"], names_of(pair.gallery, pair)["p00"]) == (4, 1, 9)
+    assert not {"p02", "p05"} & set(names_of(pair.gallery, pair))
+
+
+def test_the_demos_shared_identities_are_found(tiny_data):
+    data = load_naic(tiny_data, parts=("train",))
+    people = people_of(data, FolderSource(tiny_data / "MyDataSet"))
+    together = [person.names for person in people if len(person.names) > 1]
+    assert len(together) == TINY.shared
+    assert [name.rsplit("_", 1)[0] for name in together[0]] == ["train_2020_cs", "train_2020_fs"]
 
 
 @pytest.mark.parametrize(("plan", "fault"), [

@@ -28,6 +28,9 @@ def parse_args() -> argparse.Namespace:
                         help="share of both that are green, the rest normal; none: no domains, and no image is read "
                         "(default: 0.5 where naic is among the sets, else none)")
     parser.add_argument("--queries", type=int, default=1, metavar="N", help="of an identity, at most (%(default)s)")
+    parser.add_argument("--no-compare", action="store_true",
+                        help="do not read every image first to find identities that share a picture (one person under "
+                        "two names, as in NAIC's sets)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (%(default)s)")
     parser.add_argument("--workers", type=int, metavar="N",
                         help="processes that decode (default: one a core, eight at most)")
@@ -45,7 +48,7 @@ def main() -> None:
     if args.output.exists() and not args.force:
         raise FileExistsError(f"{args.output} is there already; --force replaces it, and what was measured with it "
                               "cannot be compared with any more")
-    plan = Plan(args.identities, args.distractors, share(args.green, cfg), args.queries, args.seed)
+    plan = Plan(args.identities, args.distractors, share(args.green, cfg), args.queries, args.seed, not args.no_compare)
     print(make_validation(cfg, plan, args.output, args.workers), f"-> {args.output}", sep="\n")
 
 
