@@ -115,6 +115,17 @@ def test_sets_of_different_protocols_are_measured_in_one_test(tiny_data, own_set
     assert read_json(tmp_path / "e/submission.json") == read_json(tmp_path / "out/submission.json")
 
 
+def test_a_bank_that_was_written_before_evaluations_had_protocols_keeps_its_own(tiny_data, own_sets, trained, tmp_path):
+    market_metrics(tiny_data, own_sets, trained, tmp_path / "out")
+    path = tmp_path / "out/features/index.json"
+    index = read_json(path)
+    for dropped in (True, False):
+        index["domains"]["market1501"].pop("drop_same_camera", None)
+        index["evaluation"]["drop_same_camera"] = dropped
+        path.write_text(json.dumps(index))
+        assert read_bank(path.parent)[0]["market1501"].drop_same_camera == dropped
+
+
 def test_runs_of_different_protocols_are_not_summed(tiny_data, own_sets, trained, tmp_path):
     for name, value in (("a", "auto"), ("b", "False")):
         market_metrics(tiny_data, own_sets, trained, tmp_path / name, "TEST.DROP_SAME_CAMERA", value)

@@ -45,8 +45,9 @@ def write_bank(folder: Path, noise: float, seed: int, ranking=RANKING, branches=
         for array in feats.values():
             array[:] = centres[pids] + noise * own.normal(size=(size, 16))
         names = np.array([f"{domain}{i:04}.png" for i in range(size)])
-        writer.add(domain, FeatureBank(feats, pids if truth else np.full(size, -1), camids, names, num_query, truth))
-    writer.finish(ranking, evaluation={"top_k": top_k, "drop_same_camera": True})
+        writer.add(domain, FeatureBank(feats, pids if truth else np.full(size, -1), camids, names, num_query, truth,
+                                       drop_same_camera=True))
+    writer.finish(ranking, evaluation={"top_k": top_k})
     return folder
 
 
