@@ -200,6 +200,21 @@ def test_loaders_say_whether_they_measure_on_a_validation_split(tiny_data, split
     assert (loaders.on_validation, loaders.measured_on) == (False, "the test set of naic (image_B_v1_1)")
 
 
+def test_a_split_of_another_set_than_naic_has_no_domains_and_keeps_its_protocol(
+        tiny_data, own_sets, trained, tmp_path):
+    path = tmp_path / "split.json"
+    done = tool("split_validation", "--output", path, "--identities", 2, "--distractors", 1,
+                "DATASETS.NAMES", "csv", "DATASETS.ROOT_DIR", own_sets)
+    assert done.returncode == 0, done.stderr
+    opts = options(tiny_data, tmp_path / "out", "DATASETS.ROOT_DIR", own_sets, "DATASETS.NAMES", "tree+csv",
+                   "DATASETS.VALIDATION", path, "TEST.WEIGHT", trained)
+    figures = do_inference(load_cfg(None, opts))["validation"]["plain"]
+    bank = read_bank(tmp_path / "out/features")[0]["validation"]
+    assert (bank.drop_same_camera, figures["num_valid"], len(bank.names)) == (True, 2, 9)
+    assert {sample.key.split("/")[0] for sample in make_dataloader(load_cfg(None, opts), train=False).test[
+        "validation"].samples} == {"csv"}
+
+
 def test_a_demand_for_cameras_is_not_followed_where_they_are_unknown(tiny_data, split, trained, tmp_path, caplog):
     """The demo's recipes set TEST.DROP_SAME_CAMERA for its test folder; training images of NAIC have no camera."""
     opts = options(tiny_data, tmp_path, "TEST.DROP_SAME_CAMERA", True)
