@@ -1,7 +1,9 @@
 """Training on some sets and measuring on others, each by its own protocol; a validation split from end to end."""
 from __future__ import annotations
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from test_tools import tool
 
 from configs import ConfigError, load_cfg
 from datasets.make_dataloader import make_dataloader
+from processor import trainer
 from processor.feature_bank import read_bank
 from processor.inference import do_inference
 from processor.retrieval.distance import distance
@@ -44,6 +47,7 @@ def test_training_on_two_sets_and_testing_on_a_third(tiny_data, own_sets, tmp_pa
                    "DATASETS.TEST_NAMES", "market1501", "SOLVER.MAX_EPOCHS", 1, "SOLVER.EVAL_PERIOD", 1)
     weight = do_train(load_cfg(None, opts))
     assert "evaluation during training measures on the test set of market1501" in caplog.text
+    assert "best.pth is chosen by it: for figures to report, choose by a split (DATASETS.VALIDATION)" in caplog.text
     assert "Epoch[1] market1501 (the test set of market1501): rank1" in caplog.text
     assert read_checkpoint(weight)["pid_names"] == [f"{name}/{pid}" for name, ids in (
         ("csv", range(1, 5)), ("tree", ("id1", "id2", "id3", "id4"))) for pid in ids]
@@ -177,6 +181,7 @@ def test_training_measures_on_the_split_and_leaves_it_out(tiny_data, split, tmp_
                    "SOLVER.EVAL_PERIOD", 1, "DATASETS.TEST_DIR", "nowhere")
     weight = do_train(load_cfg(None, opts))
     assert f"evaluation during training measures on the validation split {split}" in caplog.text
+    assert "best.pth is chosen by it" not in caplog.text
     gone = {name for names in read_json(split)["left_out"].values() for name in names}
     names = read_checkpoint(weight)["pid_names"]
     assert len(gone) == 6
@@ -224,6 +229,21 @@ def test_a_demand_for_cameras_is_not_followed_where_they_are_unknown(tiny_data, 
     loaders = make_dataloader(load_cfg(None, [*opts, "DATASETS.VALIDATION", str(split)]), train=False)
     assert [test.drop_same_camera for test in loaders.test.values()] == [False, False]
     assert "green: TEST.DROP_SAME_CAMERA is not followed, its cameras are unknown" in caplog.text
+
+
+def test_a_figure_from_another_set_is_no_bar_for_the_best_checkpoint(monkeypatch):
+    """A resumed run may be measured on other sets than before."""
+    cfg = load_cfg(None, ["SOLVER.BEST_METRIC", "mAP"])
+    run = SimpleNamespace(cfg=cfg, model=None, precision=None, workers=None, batches=1, best={},
+                          loaders=SimpleNamespace(measured_on="a"), same_everywhere=lambda: None,
+                          tested_weights=contextlib.nullcontext)
+    found = []
+    for on, value in (("a", 0.5), ("a", 0.4), ("b", 0.3), ("b", 0.3), ("b", 0.4)):
+        run.loaders.measured_on = on
+        figures = {"all": {"plain": {"mAP": value, "num_valid": 1}}}
+        monkeypatch.setattr(trainer, "evaluate", lambda *_, figures=figures: figures)
+        found.append(trainer.evaluate_epoch(run, SimpleNamespace(record=None), 1))
+    assert found == [True, False, True, False, True]
 
 
 def test_a_missing_split_stops_the_training(tiny_data, tmp_path):
