@@ -107,20 +107,26 @@ _C.INPUT.PADDING = 10
 
 # ---------------------------------------------------------------- DATASETS
 _C.DATASETS = CfgNode()
-# Data set, a name of datasets.make_dataloader.DATASETS. The lineage's default is kept, and is not one of them yet.
+# Data sets to train on, names of datasets.registry.DATASETS joined with +: naic | market1501 | dukemtmc | msmt17 |
+# cuhk03 | cuhk03_labeled | veri | tree:FOLDER (a folder for each identity) | csv:FILE (path,pid,camid,split).
 _C.DATASETS.NAMES = "market1501"
-# Folder that holds the data set's own folder (NAIC: the one with MyDataSet/ in it, or MyDataSet itself).
+# Data sets to test on, likewise; "" = those of NAMES that have a test part.
+_C.DATASETS.TEST_NAMES = ""
+# A validation split (tools/split_validation.py): its identities are left out of training, and evaluation, during
+# training and in tools/test.py, measures on them instead of on a test set. "" = none.
+_C.DATASETS.VALIDATION = ""
+# Folder that holds the data sets' own folders (NAIC: the one with MyDataSet/ in it), or a single set's own folder.
 _C.DATASETS.ROOT_DIR = "../data"
 # True: colour jitter (.5, .5, .5, .2) and scale .9-1.1 as well.
 _C.DATASETS.HARD_AUG = False
-# True: train on the pseudo-labelled set unlabel/ (images/ and label.txt), too.
+# NAIC: True: train on the pseudo-labelled set unlabel/ (images/ and label.txt), too.
 _C.DATASETS.USE_UNLABEL = False
-# Which training sets of NAIC to use: of 2019_cs, 2019_fs, 2020_cs, 2020_fs. [] = all four, and all must be there.
+# NAIC: which training sets to use: of 2019_cs, 2019_fs, 2020_cs, 2020_fs. [] = all four, and all must be there.
 _C.DATASETS.TRAIN_SETS = []
-# The test folder's name inside MyDataSet/: query/, gallery/ and, where it is known, ground_truth.json.
+# NAIC: the test folder's name inside MyDataSet/: query/, gallery/ and, where it is known, ground_truth.json.
 _C.DATASETS.TEST_DIR = "image_B_v1_1"
-# Folder of derived lists (domain lists query_green.txt ..., cleaned training lists), looked at after the data's own
-# folders. "" = the folder `derived` beside OUTPUT_DIR, where run.sh puts them.
+# NAIC: folder of derived lists (domain lists query_green.txt ..., cleaned training lists), looked at after the data's
+# own folders. "" = the folder `derived` beside OUTPUT_DIR, where run.sh puts them.
 _C.DATASETS.DERIVED_DIR = ""
 
 # ---------------------------------------------------------------- DATALOADER
@@ -206,7 +212,7 @@ _C.SOLVER.CHECKPOINT_SECONDS = 600.0
 _C.SOLVER.BEST_METRIC = "mAP"
 # Write a log line every n iterations.
 _C.SOLVER.LOG_PERIOD = 100
-# Evaluate on the test folder every n epochs, where it has ground truth; 0 = never.
+# Evaluate every n epochs, on DATASETS.VALIDATION or else on the test set, where it has ground truth; 0 = never.
 _C.SOLVER.EVAL_PERIOD = 10
 # True: mixed precision, of the type AMP_DTYPE; False: float32.
 _C.SOLVER.FP16 = True
@@ -266,9 +272,9 @@ _C.TEST.SEARCH_PRECISION = "auto"
 _C.TEST.MEMORY_BUDGET = 0
 # Length of a query's list in the submission, and the k of mAP@k.
 _C.TEST.TOP_K = 200
-# True: gallery images of the query's own pid and camera are left out of the metrics (Market-1501's protocol);
-# False: they count (NAIC's). Read only where there is ground truth.
-_C.TEST.DROP_SAME_CAMERA = False
+# auto: each test set's own protocol | True: gallery images of the query's own pid and camera are left out of the
+# metrics (that of Market-1501 and its like) | False: they count (NAIC's). Read only where there is ground truth.
+_C.TEST.DROP_SAME_CAMERA = "auto"
 # True: a model with part heads is tested with them, too: their distance is added to the global one.
 _C.TEST.USE_LOCAL = True
 # Weight of the part heads' distance (the mean over its branches), where the global distance has 1.

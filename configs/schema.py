@@ -156,6 +156,20 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class OrAuto:
+    """What another rule takes, or the text auto."""
+
+    rule: Any
+
+    def parse(self, raw: Any) -> Any:
+        text = _unbracketed(raw)
+        return text if isinstance(text, str) and text == "auto" else self.rule.parse(raw)
+
+    def __str__(self) -> str:
+        return f"auto, or {self.rule}"
+
+
+@dataclass(frozen=True)
 class DeviceIds:
     """CUDA device numbers as one text: '0', '0,1'."""
 
@@ -270,6 +284,8 @@ RULES: dict[str, Any] = {
     "INPUT.PIXEL_STD": Row((("R", Float(above=0)), ("G", Float(above=0)), ("B", Float(above=0)))),
     "INPUT.PADDING": Int(0),
     "DATASETS.NAMES": Str(),
+    "DATASETS.TEST_NAMES": Str(empty=True),
+    "DATASETS.VALIDATION": Str(empty=True),
     "DATASETS.ROOT_DIR": Str(),
     "DATASETS.HARD_AUG": Bool(),
     "DATASETS.USE_UNLABEL": Bool(),
@@ -342,7 +358,7 @@ RULES: dict[str, Any] = {
     "TEST.SEARCH_PRECISION": Choice(("auto", "float32", "tf32", "bf16")),
     "TEST.MEMORY_BUDGET": Int(0),
     "TEST.TOP_K": Int(1),
-    "TEST.DROP_SAME_CAMERA": Bool(),
+    "TEST.DROP_SAME_CAMERA": OrAuto(Bool()),
     "TEST.USE_LOCAL": Bool(),
     "TEST.LOCAL_WEIGHT": Float(0),
     "TEST.PCB_GLOBAL_FEAT_ENSEMBLE": Bool(),
@@ -565,9 +581,16 @@ def _check_padding(v: Values) -> Iterator[str]:
                "a crop could miss the image; use less")
 
 
+def _check_validation(v: Values) -> Iterator[str]:
+    """An evaluation measures on one thing."""
+    if v["DATASETS.VALIDATION"] and v["DATASETS.TEST_NAMES"]:
+        yield (f"DATASETS.TEST_NAMES={v['DATASETS.TEST_NAMES']} is not measured on while DATASETS.VALIDATION="
+               f"{v['DATASETS.VALIDATION']} is set; set one of them to ''")
+
+
 CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
     _check_pk_batches, _check_micro_batches, _check_training, _check_center, _check_parts, _check_pooling,
-    _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding,
+    _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding, _check_validation,
 )
 
 
@@ -599,6 +622,10 @@ def remarks(values: Values, given: Sequence[str]) -> list[str]:
     obsolete = [f"{key} ({reason})" for key, reason in OBSOLETE.items() if key in given]
     if obsolete:
         found.append("obsolete keys, without effect: " + "; ".join(obsolete))
+    names = values["DATASETS.NAMES"]
+    for key in ("DATASETS.TRAIN_SETS", "DATASETS.USE_UNLABEL"):
+        if values[key] and "naic" not in names.replace(" ", "").split("+"):
+            found.append(f"{key}={values[key]} is about naic, which is not among DATASETS.NAMES={names}")
     epochs = values["SOLVER.MAX_EPOCHS"]
     late = [step for step in values["SOLVER.STEPS"] if step >= epochs]
     if late and values["SOLVER.LR_SCHEDULER"] == "multistep":

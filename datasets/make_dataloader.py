@@ -1,9 +1,10 @@
 """From a config to batches: which data set, which sampler, which image size."""
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +14,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.bases import ReIDData, Sample
-from datasets.images import FolderSource, ImageSource, decode
-from datasets.naic import data_root, load_naic
+from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample
+from datasets.images import ImageSource, decode
+from datasets.registry import Places, Reference, find_folders, load_sets, open_folders, parse_names
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, Item, ShuffledBatchSampler
 from datasets.transforms import Normalize, TrainAugment
+from datasets.validation import leave_out, read_split
+
+logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -77,7 +81,10 @@ class SequentialBatches:
 
 @dataclass
 class TestLoader:
-    """One domain's query and gallery images in one walk, queries first; of several processes each walks its share."""
+    """One evaluation's images in one walk, queries first; of several processes each walks its share.
+
+    names: [N] what results call the images. drop_same_camera: as it is to be measured, see TEST.DROP_SAME_CAMERA.
+    """
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
@@ -86,11 +93,17 @@ class TestLoader:
     samples: list[Sample]
     num_query: int
     has_truth: bool
+    names: list[str]
+    drop_same_camera: bool
 
 
 @dataclass
 class DataLoaders:
-    """What `make_dataloader` makes; `train` is None where only testing was asked for."""
+    """What `make_dataloader` makes; `train` is None where only testing was asked for.
+
+    measured_on: what `test` is, in a few words. on_validation: True: it is the split of DATASETS.VALIDATION, so that
+    choosing by its figures is fair; False: a test set.
+    """
 
     data: ReIDData
     train: DataLoader | None = None
@@ -99,24 +112,8 @@ class DataLoaders:
     normalize: Normalize | None = None
     test: dict[str, TestLoader] = field(default_factory=dict)
     no_test_reason: str = ""
-
-
-def _naic(cfg, parts: tuple[str, ...]) -> ReIDData:
-    derived = cfg.DATASETS.DERIVED_DIR or Path(cfg.OUTPUT_DIR).parent / "derived"
-    return load_naic(
-        cfg.DATASETS.ROOT_DIR, train_sets=tuple(cfg.DATASETS.TRAIN_SETS), use_unlabel=cfg.DATASETS.USE_UNLABEL,
-        test_dir=cfg.DATASETS.TEST_DIR, derived_dir=derived, parts=parts,
-    )
-
-
-class DatasetEntry(NamedTuple):
-    """load(cfg, parts) -> ReIDData; root(root_dir) -> the folder that keys are relative to."""
-
-    load: Callable
-    root: Callable
-
-
-DATASETS: dict[str, DatasetEntry] = {"naic": DatasetEntry(_naic, data_root)}
+    measured_on: str = ""
+    on_validation: bool = False
 
 
 def _worker_init(_: int) -> None:
@@ -144,47 +141,108 @@ def _make_sampler(cfg, train: list[Sample], rank: int, world_size: int) -> Epoch
 
 
 def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, world_size: int = 1) -> DataLoaders:
-    """The loaders of the configured data set.
+    """The loaders of the configured data sets.
 
     Args:
         cfg: the config tree.
         train: make the training loader; the training sets are read only then.
-        test: make a loader for each test domain. With `train`, a test folder that cannot be read is no error: it
-            leaves `test` empty and says why in `no_test_reason`.
+        test: make a loader for each evaluation: those of DATASETS.TEST_NAMES, or of the split of DATASETS.VALIDATION.
+            With `train`, a test set that cannot be read is no error: it leaves `test` empty and says why in
+            `no_test_reason`.
         rank, world_size: of several processes, which one this is: all have the same global batches and each loads its
             share of them.
     Raises:
-        ValueError: DATASETS.NAMES is unknown, or the data on disk are not as its layout says.
+        ValueError: DATASETS.NAMES or TEST_NAMES names an unknown set, or the data on disk are not as its layout says.
+        OSError: a set or the validation split is missing.
     """
-    if cfg.DATASETS.NAMES not in DATASETS:
-        raise ValueError(f"DATASETS.NAMES={cfg.DATASETS.NAMES!r} is not one of {', '.join(sorted(DATASETS))}")
-    entry = DATASETS[cfg.DATASETS.NAMES]
-    data, reason = _load(entry, cfg, train, test)
-    source = FolderSource(entry.root(cfg.DATASETS.ROOT_DIR))
+    data, source, no_test_reason = _load(cfg, train, test)
     mean, std = list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)
-    loaders = DataLoaders(data, normalize=Normalize(mean, std), no_test_reason=reason)
+    loaders = DataLoaders(data, normalize=Normalize(mean, std), no_test_reason=no_test_reason,
+                          measured_on=_measured_on(cfg), on_validation=bool(cfg.DATASETS.VALIDATION))
     if train:
         loaders.sampler = _make_sampler(cfg, data.train, rank, world_size)
         loaders.train = _loader(cfg, source, data.train, cfg.INPUT.SIZE_TRAIN, loaders.sampler)
         loaders.augment = TrainAugment(
             mean, std, cfg.INPUT.PROB, cfg.INPUT.PADDING, cfg.INPUT.RE_PROB, cfg.DATASETS.HARD_AUG, cfg.SOLVER.SEED
         )
+    by_file_name = _file_names_tell_apart(data.eval_sets)
     for domain, pair in data.eval_sets.items():
         samples = [*pair.query, *pair.gallery]
         batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH, rank, world_size)
         loader = _loader(cfg, source, samples, cfg.INPUT.SIZE_TEST, batches)
-        loaders.test[domain] = TestLoader(loader, batches, samples, len(pair.query), pair.has_truth)
+        names = [Path(sample.key).name if by_file_name else sample.key for sample in samples]
+        loaders.test[domain] = TestLoader(loader, batches, samples, len(pair.query), pair.has_truth, names,
+                                          _drops_same_camera(cfg, domain, pair))
     return loaders
 
 
-def _load(entry: DatasetEntry, cfg, train: bool, test: bool) -> tuple[ReIDData, str]:
-    """The data, and why there is no test part where training goes on without it."""
-    if not train:
-        return entry.load(cfg, ("test",)), ""
-    data = entry.load(cfg, ("train",))
-    if not test:
-        return data, "not asked for"
-    try:
-        return replace(data, eval_sets=entry.load(cfg, ("test",)).eval_sets), ""
-    except (ValueError, OSError) as error:
-        return data, str(error)
+def load_training(cfg) -> tuple[ReIDData, ImageSource]:
+    """The training sets as they are on disk, before DATASETS.VALIDATION, and their images.
+
+    Raises:
+        ValueError, OSError: as `make_dataloader`.
+    """
+    data, folders = load_sets(parse_names(cfg.DATASETS.NAMES), _places(cfg), ("train",))
+    return data, open_folders(folders)
+
+
+def _places(cfg) -> Places:
+    return Places(cfg.DATASETS.ROOT_DIR, tuple(cfg.DATASETS.TRAIN_SETS), cfg.DATASETS.USE_UNLABEL,
+                  cfg.DATASETS.TEST_DIR, cfg.DATASETS.DERIVED_DIR or Path(cfg.OUTPUT_DIR).parent / "derived")
+
+
+def _tested(cfg) -> list[Reference]:
+    """The sets whose evaluations are measured on."""
+    if cfg.DATASETS.TEST_NAMES:
+        return parse_names(cfg.DATASETS.TEST_NAMES, "DATASETS.TEST_NAMES")
+    return parse_names(cfg.DATASETS.NAMES)
+
+
+def _measured_on(cfg) -> str:
+    if cfg.DATASETS.VALIDATION:
+        return f"the validation split {cfg.DATASETS.VALIDATION}"
+    names = [f"{one.name} ({cfg.DATASETS.TEST_DIR})" if one.kind == "naic" else one.name for one in _tested(cfg)]
+    return f"the test set of {' and '.join(names)}"
+
+
+def _load(cfg, train: bool, test: bool) -> tuple[ReIDData, ImageSource, str]:
+    """The data, their images, and why there is no evaluation where training goes on without it."""
+    places, trained = _places(cfg), parse_names(cfg.DATASETS.NAMES)
+    data, folders = load_sets(trained, places, ("train",)) if train else (ReIDData(), {})
+    reason = "" if test else "not asked for"
+    if cfg.DATASETS.VALIDATION:
+        split = read_split(cfg.DATASETS.VALIDATION)
+        data = replace(leave_out(data, split) if train else data, eval_sets=split.eval_sets if test else {})
+        folders = folders or find_folders(trained, places)
+    elif test:
+        tested = _tested(cfg)
+        try:
+            evaluated, others = load_sets(tested, places, ("test",))
+            data, folders = replace(data, eval_sets=evaluated.eval_sets), {**folders, **others}
+        except (ValueError, OSError) as error:
+            if not train:
+                raise
+            reason = str(error)
+    return data, open_folders(folders), reason
+
+
+def _file_names_tell_apart(eval_sets: dict[str, QueryGallery]) -> bool:
+    """True: no two queries and no two gallery images have the same file name, so that results may use it.
+
+    So it is in NAIC, whose answers hold file names. Where it is not, results use keys.
+    """
+    for part in ("query", "gallery"):
+        names = [Path(sample.key).name for pair in eval_sets.values() for sample in getattr(pair, part)]
+        if len(set(names)) < len(names):
+            return False
+    return True
+
+
+def _drops_same_camera(cfg, name: str, pair: QueryGallery) -> bool:
+    """The evaluation's own protocol, or TEST.DROP_SAME_CAMERA; without cameras there is nothing to drop."""
+    if cfg.TEST.DROP_SAME_CAMERA == "auto":
+        return pair.drop_same_camera
+    known = any(sample.camid != UNKNOWN_CAMID for sample in (*pair.query, *pair.gallery))
+    if cfg.TEST.DROP_SAME_CAMERA and pair.has_truth and not known:
+        logger.warning("%s: TEST.DROP_SAME_CAMERA is not followed, its cameras are unknown", name)
+    return cfg.TEST.DROP_SAME_CAMERA and known

@@ -52,7 +52,10 @@ class Ranking:
 
 @dataclass
 class FeatureBank:
-    """One domain: feats {branch: [N, D] float32}, pids [N], camids [N], names [N]; the first num_query are queries."""
+    """One domain: feats {branch: [N, D] float32}, pids [N], camids [N], names [N]; the first num_query are queries.
+
+    drop_same_camera: how it is measured: the query's identity from the query's camera does not count.
+    """
 
     feats: dict[str, np.ndarray]
     pids: np.ndarray
@@ -60,6 +63,7 @@ class FeatureBank:
     names: np.ndarray
     num_query: int
     has_truth: bool
+    drop_same_camera: bool = False
 
     @property
     def query_names(self) -> np.ndarray:
@@ -111,6 +115,7 @@ class BankWriter:
         self._domains[domain] = {
             "branches": {name: int(feats.shape[1]) for name, feats in bank.feats.items()},
             "num_query": bank.num_query, "num_gallery": len(bank.names) - bank.num_query, "has_truth": bank.has_truth,
+            "drop_same_camera": bank.drop_same_camera,
             "sha256": digest.hexdigest(),  # so that the index changes whenever anything of the bank does
         }
 
@@ -135,7 +140,9 @@ def read_bank(folder: Path) -> tuple[dict[str, FeatureBank], dict]:
     index = read_json(folder / "index.json")
     if index.get("format") != FORMAT:
         raise ValueError(f"{folder / 'index.json'}: format {index.get('format')}, this version reads {FORMAT}")
-    return {domain: _read_domain(folder, domain, entry) for domain, entry in index["domains"].items()}, index
+    # Older banks have one protocol for all domains.
+    common = {"drop_same_camera": index.get("evaluation", {}).get("drop_same_camera", False)}
+    return {domain: _read_domain(folder, domain, common | entry) for domain, entry in index["domains"].items()}, index
 
 
 def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
@@ -150,7 +157,8 @@ def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
             raise ValueError(f"{path}: {feats[branch].dtype} {feats[branch].shape}, expected float32 {(count, dim)}")
     if any(len(array) != count for array in arrays.values()):
         raise ValueError(f"{folder}: the lists of domain {domain} do not have {count} entries as index.json says")
-    return FeatureBank(feats, num_query=entry["num_query"], has_truth=entry["has_truth"], **arrays)
+    return FeatureBank(feats, num_query=entry["num_query"], has_truth=entry["has_truth"],
+                       drop_same_camera=entry["drop_same_camera"], **arrays)
 
 
 def read_ranking(index: dict) -> Ranking:

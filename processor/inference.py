@@ -31,7 +31,7 @@ MakeArray = Callable[[str, tuple[int, int]], np.ndarray]
 @torch.inference_mode()
 def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, flip: bool, precision: Precision,
                      make_array: MakeArray | None = None, title: str = "", workers: Workers = ALONE) -> FeatureBank:
-    """Embed every image of a domain.
+    """Embed every image of an evaluation.
 
     Args:
         model: on the device, in any mode; it is left in eval mode.
@@ -64,13 +64,13 @@ def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, f
         feats,
         pids=np.array([sample.pid for sample in test.samples]),
         camids=np.array([sample.camid for sample in test.samples]),
-        names=np.array([Path(sample.key).name for sample in test.samples]),
-        num_query=test.num_query, has_truth=test.has_truth,
+        names=np.array(test.names), num_query=test.num_query, has_truth=test.has_truth,
+        drop_same_camera=test.drop_same_camera,
     )
 
 
 def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision, workers: Workers = ALONE) -> dict:
-    """Metrics of a model on the test folder without re-ranking or expansion: the check during training.
+    """Metrics of a model on `loaders.measured_on` without re-ranking or expansion: the check during training.
 
     The workers share the images and the ranking.
     Returns {domain or 'all': {'plain': figures}}, {} where no domain has ground truth.
@@ -83,8 +83,7 @@ def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision, 
             bank = extract_features(model, test, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
                                     workers=workers)
             domains[domain] = [bank_source("model", bank, ranking, compute)]
-    evaluation = Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)
-    return rank_domains(domains, [1.0], evaluation, workers=workers).metrics()
+    return rank_domains(domains, [1.0], Evaluation(cfg.TEST.TOP_K), workers=workers).metrics()
 
 
 def load_trained(cfg, weight: Path) -> ReIDModel:
@@ -123,7 +122,7 @@ def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> d
     compute = Compute.from_cfg(cfg, str(device), workers)
     domains = {domain: [bank_source(cfg.MODEL.NAME, bank, Ranking.from_cfg(cfg), compute)]
                for domain, bank in banks.items()}
-    evaluation = Evaluation(**index["evaluation"])
+    evaluation = Evaluation(index["evaluation"]["top_k"])
     ranked = rank_domains(domains, [1.0], evaluation, out if save_distmat else None, workers)
     return write_results(out / "submission.json", ranked, workers, weight=index["weight"])
 
@@ -141,7 +140,8 @@ def leave_bank(cfg, device: torch.device, folder: Path, workers: Workers = ALONE
     model = place_model(cfg, load_trained(cfg, weight), device)
     loaders = make_dataloader(cfg, train=False, rank=workers.rank, world_size=workers.size)
     if not loaders.test:
-        raise ValueError(f"no domain of {cfg.DATASETS.TEST_DIR} has both queries and gallery images: nothing to rank")
+        raise ValueError(f"{loaders.measured_on} has no query and gallery images: nothing to rank")
+    logger.info("measuring on %s", loaders.measured_on)
     writer = BankWriter(folder, workers)
     for domain, part in loaders.test.items():
         logger.info("%s: %d queries, %d gallery images", domain, part.num_query, len(part.samples) - part.num_query)
@@ -149,6 +149,6 @@ def leave_bank(cfg, device: torch.device, folder: Path, workers: Workers = ALONE
             model, part, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
             make_array=lambda branch, shape, domain=domain: writer.array(domain, branch, shape), workers=workers,
         ))
-    evaluation = Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)
+    evaluation = Evaluation(cfg.TEST.TOP_K)
     writer.finish(Ranking.from_cfg(cfg), evaluation=vars(evaluation), weight=weight.name,
                   weight_sha256=sha256_of(weight), model=cfg.MODEL.NAME, size=list(cfg.INPUT.SIZE_TEST))

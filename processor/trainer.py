@@ -207,23 +207,25 @@ def finish_epoch(run: Training, watch: Watch, epoch: int) -> None:
 
 
 def evaluate_epoch(run: Training, watch: Watch, epoch: int) -> bool:
-    """Metrics on the test folder, without re-ranking, where it has ground truth; whether they are the best so far."""
+    """Metrics on the validation split or the test set, without re-ranking, where it has ground truth; whether they are
+    the best so far.
+    """
     run.same_everywhere()
     with run.tested_weights():
         metrics = evaluate(run.cfg, run.model, run.loaders, run.precision, run.workers)
     figures = {}
     for domain, by_kind in metrics.items():
-        logger.info("Epoch[%d] %s: %s", epoch, domain, describe(by_kind["plain"]))
+        logger.info("Epoch[%d] %s (%s): %s", epoch, domain, run.loaders.measured_on, describe(by_kind["plain"]))
         figures.update({f"{domain}/{name}": value for name, value in by_kind["plain"].items() if name in _EVALUATED})
     if not figures:
         return False
     if watch.record is not None:
         watch.record.write(epoch * run.batches, epoch, **figures)
-    metric = run.cfg.SOLVER.BEST_METRIC
+    metric, on = run.cfg.SOLVER.BEST_METRIC, run.loaders.measured_on
     value = figures[f"all/{metric}"]
-    if run.best and run.best["metric"] == metric and value <= run.best["value"]:
+    if run.best and (run.best["metric"], run.best.get("on", on)) == (metric, on) and value <= run.best["value"]:
         return False
-    run.best = {"epoch": epoch, "metric": metric, "value": value}
+    run.best = {"epoch": epoch, "metric": metric, "on": on, "value": value}
     return True
 
 

@@ -112,9 +112,8 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
     _check_parallel(cfg, devices, workers)
     loaders = make_dataloader(cfg, test=cfg.SOLVER.EVAL_PERIOD > 0, rank=workers.rank, world_size=workers.size)
     logger.info("training data:\n%s", statistics(loaders.data))
-    if cfg.SOLVER.EVAL_PERIOD and not any(test.has_truth for test in loaders.test.values()):
-        reason = loaders.no_test_reason or "the test folder has no ground truth"
-        logger.info("no evaluation during training: %s", reason)
+    if cfg.SOLVER.EVAL_PERIOD:
+        _say_what_is_measured(loaders)
     seed_everything(cfg.SOLVER.SEED)
     choose_algorithms(cfg.SOLVER.DETERMINISTIC)
     model, criterion = _model_and_criterion(cfg, loaders, devices[0], pretrained)
@@ -125,6 +124,16 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
     digest = hashlib.sha256(repr(loaders.data.train).encode()).hexdigest()
     return Training(cfg, loaders, model, criterion, optimizers, make_scheduler(cfg, optimizers[0]), precision, devices,
                     workers, digest, average)
+
+
+def _say_what_is_measured(loaders: DataLoaders) -> None:
+    if not any(test.has_truth for test in loaders.test.values()):
+        reason = loaders.no_test_reason or f"{loaders.measured_on} has no ground truth"
+        logger.info("no evaluation during training: %s", reason)
+        return
+    logger.info("evaluation during training measures on %s", loaders.measured_on)
+    if not loaders.on_validation:
+        logger.info("best.pth is chosen by it: for figures to report, choose by a split (DATASETS.VALIDATION) instead")
 
 
 def _devices(cfg, workers: Workers) -> list[torch.device]:
