@@ -129,6 +129,9 @@ _C.DATALOADER.NUM_INSTANCE = 16
 
 # ---------------------------------------------------------------- SOLVER
 _C.SOLVER = CfgNode()
+# A training image that cannot be read or decoded: error: stop | skip: name and count it in the log, and take another
+# image of its identity, a function of SEED, epoch and position. A test always stops.
+_C.DATALOADER.ON_BAD_IMAGE = "error"
 # Optimiser, a name of solver.make_optimizer.OPTIMIZERS: SGD | Adam | AdamW | Ranger.
 _C.SOLVER.OPTIMIZER_NAME = "Adam"
 # Epochs to train, counted from 1.

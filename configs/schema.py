@@ -278,6 +278,7 @@ RULES: dict[str, Any] = {
     "DATALOADER.SAMPLER": Choice(("softmax", "triplet", "softmax_triplet")),
     "DATALOADER.NUM_INSTANCE": Int(1),
     "SOLVER.OPTIMIZER_NAME": Str(),
+    "DATALOADER.ON_BAD_IMAGE": Choice(("error", "skip")),
     "SOLVER.MAX_EPOCHS": Int(1),
     "SOLVER.BASE_LR": Float(above=0),
     "SOLVER.LARGE_FC_LR": Bool(),

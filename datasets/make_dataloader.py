@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.bad_images import ReplacingLoader
 from datasets.bases import ReIDData, Sample
 from datasets.images import FolderSource, ImageSource, decode
 from datasets.naic import data_root, load_naic
@@ -109,15 +111,23 @@ def _worker_init(_: int) -> None:
     cv2.setNumThreads(0)  # a worker is one process of several: OpenCV's own threads would fight over the cores
 
 
-def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], batches) -> DataLoader:
+def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], batches,
+            make: Callable[..., DataLoader] = DataLoader) -> DataLoader:
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for a core
-    return DataLoader(
+    return make(
         DecodedImages(source, samples, tuple(size)), batch_sampler=batches, num_workers=workers, collate_fn=collate,
         pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_worker_init,
     )
 
 
 def _make_sampler(cfg, train: list[Sample], rank: int, world_size: int) -> EpochBatchSampler:
+def _train_loader(cfg, source: ImageSource, train: list[Sample], sampler: EpochBatchSampler) -> DataLoader:
+    make = DataLoader
+    if cfg.DATALOADER.ON_BAD_IMAGE == "skip":
+        make = partial(ReplacingLoader, pids=np.array([sample.pid for sample in train]), seed=cfg.SOLVER.SEED)
+    return _loader(cfg, source, train, cfg.INPUT.SIZE_TRAIN, sampler, make)
+
+
     batch, seed = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.SEED
     if "triplet" in cfg.DATALOADER.SAMPLER:
         pids = np.array([sample.pid for sample in train])
@@ -145,7 +155,7 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
     loaders = DataLoaders(data, normalize=Normalize(mean, std), no_test_reason=reason)
     if train:
         loaders.sampler = _make_sampler(cfg, data.train, rank, world_size)
-        loaders.train = _loader(cfg, source, data.train, cfg.INPUT.SIZE_TRAIN, loaders.sampler)
+        loaders.train = _train_loader(cfg, source, data.train, loaders.sampler)
         loaders.augment = TrainAugment(
             mean, std, cfg.INPUT.PROB, cfg.INPUT.PADDING, cfg.INPUT.RE_PROB, cfg.DATASETS.HARD_AUG, cfg.SOLVER.SEED
         )

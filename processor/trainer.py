@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ between a checkpoint and the run that goes on from it: they do not change the weights.
 _FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR", "DATASETS.TEST_DIR",
-              "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "SOLVER.EVAL_PERIOD",
+              "DATASETS.PACKED", "DATALOADER.NUM_WORKERS", "DATALOADER.ON_BAD_IMAGE",
+              "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "SOLVER.EVAL_PERIOD",
               "MODEL.PRETRAIN_", "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "INPUT.SIZE_TEST")
 _BOUND_KEYS = ("TEST.PCB_GLOBAL_FEAT_ENSEMBLE",)  # begins like a free one, but decides what the model has
 
