@@ -17,6 +17,7 @@ from datasets.bad_images import ReplacingLoader
 from datasets.bases import ReIDData, Sample
 from datasets.images import FolderSource, ImageSource, decode
 from datasets.naic import data_root, load_naic
+from datasets.packed import open_packed
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, Item, ShuffledBatchSampler
 from datasets.transforms import Normalize, TrainAugment
 
@@ -120,7 +121,6 @@ def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], ba
     )
 
 
-def _make_sampler(cfg, train: list[Sample], rank: int, world_size: int) -> EpochBatchSampler:
 def _train_loader(cfg, source: ImageSource, train: list[Sample], sampler: EpochBatchSampler) -> DataLoader:
     make = DataLoader
     if cfg.DATALOADER.ON_BAD_IMAGE == "skip":
@@ -128,6 +128,7 @@ def _train_loader(cfg, source: ImageSource, train: list[Sample], sampler: EpochB
     return _loader(cfg, source, train, cfg.INPUT.SIZE_TRAIN, sampler, make)
 
 
+def _make_sampler(cfg, train: list[Sample], rank: int, world_size: int) -> EpochBatchSampler:
     batch, seed = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.SEED
     if "triplet" in cfg.DATALOADER.SAMPLER:
         pids = np.array([sample.pid for sample in train])
@@ -144,13 +145,11 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         test: make a loader for each test domain. With `train`, a test folder that cannot be read is no error: it
             leaves `test` empty and says why in `no_test_reason`.
     Raises:
-        ValueError: DATASETS.NAMES is unknown, or the data on disk are not as its layout says.
+        ValueError: DATASETS.NAMES is unknown, the data on disk are not as its layout says, or DATASETS.PACKED is
+            not a pack of these images.
     """
-    if cfg.DATASETS.NAMES not in DATASETS:
-        raise ValueError(f"DATASETS.NAMES={cfg.DATASETS.NAMES!r} is not one of {', '.join(sorted(DATASETS))}")
-    entry = DATASETS[cfg.DATASETS.NAMES]
-    data, reason = _load(entry, cfg, train, test)
-    source = FolderSource(entry.root(cfg.DATASETS.ROOT_DIR))
+    data, files, reason = load_set(cfg, train, test)
+    source = _source(cfg, data, files)
     mean, std = list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)
     loaders = DataLoaders(data, normalize=Normalize(mean, std), no_test_reason=reason)
     if train:
@@ -165,6 +164,32 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         loader = _loader(cfg, source, samples, cfg.INPUT.SIZE_TEST, batches)
         loaders.test[domain] = TestLoader(loader, samples, len(pair.query), pair.has_truth)
     return loaders
+
+
+def load_set(cfg, train: bool = True, test: bool = True) -> tuple[ReIDData, FolderSource, str]:
+    """What the configured set lists, where its files are, and why there is no test part; see `make_dataloader`."""
+    data, reason = _load(_entry(cfg), cfg, train, test)
+    return data, image_files(cfg), reason
+
+
+def image_files(cfg) -> FolderSource:
+    """The folder of the configured set's images."""
+    return FolderSource(_entry(cfg).root(cfg.DATASETS.ROOT_DIR))
+
+
+def _entry(cfg) -> DatasetEntry:
+    if cfg.DATASETS.NAMES not in DATASETS:
+        raise ValueError(f"DATASETS.NAMES={cfg.DATASETS.NAMES!r} is not one of {', '.join(sorted(DATASETS))}")
+    return DATASETS[cfg.DATASETS.NAMES]
+
+
+def _source(cfg, data: ReIDData, files: FolderSource) -> ImageSource:
+    """The files, or the pack that stands for them."""
+    if not cfg.DATASETS.PACKED:
+        return files
+    sizes = {"INPUT.SIZE_TRAIN": cfg.INPUT.SIZE_TRAIN} if data.train else {}
+    sizes |= {"INPUT.SIZE_TEST": cfg.INPUT.SIZE_TEST} if data.eval_sets else {}
+    return open_packed(cfg.DATASETS.PACKED, files, data.keys(), sizes)
 
 
 def _load(entry: DatasetEntry, cfg, train: bool, test: bool) -> tuple[ReIDData, str]:
