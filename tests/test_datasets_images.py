@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets import images
 from datasets.images import FolderSource, decode, is_safe_path, list_images, resize
 
 
@@ -42,6 +43,18 @@ def test_channels_come_in_rgb_order(rgb, suffix):
     assert decoded.dtype == np.uint8
     assert decoded.flags.c_contiguous
     np.testing.assert_array_equal(decoded, rgb)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
+def test_channels_exchanged_by_the_decoder_are_those_exchanged_after(rgb, suffix, monkeypatch):
+    """Older versions of OpenCV decode to BGR alone."""
+    for image in (rgb, rgb[..., 0], rgb.astype(np.uint16) * 200):
+        if image.dtype == np.uint8 or suffix == ".png":
+            data = encode(image, suffix)
+            monkeypatch.setattr(images, "_WHOLE", cv2.IMREAD_COLOR)
+            after = decode(data, (20, 30))
+            monkeypatch.undo()
+            np.testing.assert_array_equal(decode(data, (20, 30)), after)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
