@@ -128,6 +128,9 @@ _C.DATASETS.TEST_DIR = "image_B_v1_1"
 # NAIC: folder of derived lists (domain lists query_green.txt ..., cleaned training lists), looked at after the data's
 # own folders. "" = the folder `derived` beside OUTPUT_DIR, where run.sh puts them.
 _C.DATASETS.DERIVED_DIR = ""
+# Folder made by tools/pack.py from these images, as files or decoded at the sizes of INPUT: images are read from there.
+# "" = from the files. The batches are the same.
+_C.DATASETS.PACKED = ""
 
 # ---------------------------------------------------------------- DATALOADER
 _C.DATALOADER = CfgNode()
@@ -137,6 +140,9 @@ _C.DATALOADER.NUM_WORKERS = 8
 _C.DATALOADER.SAMPLER = "softmax"
 # K, images of one identity in a P x K batch, >= 2 there.
 _C.DATALOADER.NUM_INSTANCE = 16
+# A training image that cannot be read or decoded: error: stop | skip: name and count it in the log, and take another
+# image of its identity, a function of SEED, epoch and position. A test always stops.
+_C.DATALOADER.ON_BAD_IMAGE = "error"
 
 # ---------------------------------------------------------------- SOLVER
 _C.SOLVER = CfgNode()

@@ -65,6 +65,11 @@ class ReIDData:
     def __post_init__(self) -> None:
         assert self.num_classes == len(self.pid_names), (self.num_classes, len(self.pid_names))
 
+    def keys(self) -> list[str]:
+        """The key of every image, training first, in order; an image that stands in two parts comes twice."""
+        parts = [self.train, *(part for pair in self.eval_sets.values() for part in (pair.query, pair.gallery))]
+        return [sample.key for part in parts for sample in part]
+
 
 class Problems:
     """Collects the faults of files, so that a user sees them all in one error instead of one a run.

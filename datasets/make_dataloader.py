@@ -4,8 +4,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.bad_images import ReplacingLoader
 from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample
 from datasets.images import ImageSource, decode
+from datasets.packed import open_packed
 from datasets.registry import Places, Reference, find_folders, load_sets, open_folders, parse_names
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, Item, ShuffledBatchSampler
 from datasets.transforms import Normalize, TrainAugment
@@ -124,12 +127,20 @@ def _worker_init(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], batches) -> DataLoader:
+def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], batches,
+            make: Callable[..., DataLoader] = DataLoader) -> DataLoader:
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for a core
-    return DataLoader(
+    return make(
         DecodedImages(source, samples, tuple(size)), batch_sampler=batches, num_workers=workers, collate_fn=collate,
         pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_worker_init,
     )
+
+
+def _train_loader(cfg, source: ImageSource, train: list[Sample], sampler: EpochBatchSampler) -> DataLoader:
+    make = DataLoader
+    if cfg.DATALOADER.ON_BAD_IMAGE == "skip":
+        make = partial(ReplacingLoader, pids=np.array([sample.pid for sample in train]), seed=cfg.SOLVER.SEED)
+    return _loader(cfg, source, train, cfg.INPUT.SIZE_TRAIN, sampler, make)
 
 
 def _make_sampler(cfg, train: list[Sample], rank: int, world_size: int) -> EpochBatchSampler:
@@ -152,16 +163,18 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         rank, world_size: of several processes, which one this is: all have the same global batches and each loads its
             share of them.
     Raises:
-        ValueError: DATASETS.NAMES or TEST_NAMES names an unknown set, or the data on disk are not as its layout says.
+        ValueError: DATASETS.NAMES or TEST_NAMES names an unknown set, the data on disk are not as its layout says, or
+            DATASETS.PACKED is not a pack of these images.
         OSError: a set or the validation split is missing.
     """
-    data, source, no_test_reason = _load(cfg, train, test)
+    data, files, no_test_reason = load_set(cfg, train, test)
+    source = _source(cfg, data, files)
     mean, std = list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)
     loaders = DataLoaders(data, normalize=Normalize(mean, std), no_test_reason=no_test_reason,
                           measured_on=_measured_on(cfg), on_validation=bool(cfg.DATASETS.VALIDATION))
     if train:
         loaders.sampler = _make_sampler(cfg, data.train, rank, world_size)
-        loaders.train = _loader(cfg, source, data.train, cfg.INPUT.SIZE_TRAIN, loaders.sampler)
+        loaders.train = _train_loader(cfg, source, data.train, loaders.sampler)
         loaders.augment = TrainAugment(
             mean, std, cfg.INPUT.PROB, cfg.INPUT.PADDING, cfg.INPUT.RE_PROB, cfg.DATASETS.HARD_AUG, cfg.SOLVER.SEED
         )
@@ -205,8 +218,11 @@ def _measured_on(cfg) -> str:
     return f"the test set of {' and '.join(names)}"
 
 
-def _load(cfg, train: bool, test: bool) -> tuple[ReIDData, ImageSource, str]:
-    """The data, their images, and why there is no evaluation where training goes on without it."""
+def load_set(cfg, train: bool = True, test: bool = True) -> tuple[ReIDData, ImageSource, str]:
+    """The data, their image files, and why there is no evaluation where training goes on without it.
+
+    Arguments and errors are `make_dataloader`'s.
+    """
     places, trained = _places(cfg), parse_names(cfg.DATASETS.NAMES)
     data, folders = load_sets(trained, places, ("train",)) if train else (ReIDData(), {})
     reason = "" if test else "not asked for"
@@ -246,3 +262,17 @@ def _drops_same_camera(cfg, name: str, pair: QueryGallery) -> bool:
     if cfg.TEST.DROP_SAME_CAMERA and pair.has_truth and not known:
         logger.warning("%s: TEST.DROP_SAME_CAMERA is not followed, its cameras are unknown", name)
     return cfg.TEST.DROP_SAME_CAMERA and known
+
+
+def image_files(cfg) -> ImageSource:
+    """The images of the configured sets, as files."""
+    return open_folders(find_folders([*parse_names(cfg.DATASETS.NAMES), *_tested(cfg)], _places(cfg)))
+
+
+def _source(cfg, data: ReIDData, files: ImageSource) -> ImageSource:
+    """The files, or the pack that stands for them."""
+    if not cfg.DATASETS.PACKED:
+        return files
+    sizes = {"INPUT.SIZE_TRAIN": cfg.INPUT.SIZE_TRAIN} if data.train else {}
+    sizes |= {"INPUT.SIZE_TEST": cfg.INPUT.SIZE_TEST} if data.eval_sets else {}
+    return open_packed(cfg.DATASETS.PACKED, files, data.keys(), sizes)

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ between a checkpoint and the run that goes on from it: they do not change the weights.
 _FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR", "DATASETS.TEST_",
-              "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_", "SOLVER.LOG_PERIOD", "SOLVER.EVAL_PERIOD",
+              "DATASETS.PACKED", "DATALOADER.NUM_WORKERS",
+              "DATALOADER.ON_BAD_IMAGE", "SOLVER.CHECKPOINT_", "SOLVER.LOG_PERIOD", "SOLVER.EVAL_PERIOD",
               "SOLVER.BEST_METRIC", "SOLVER.MAX_SKIPPED_STEPS", "SOLVER.DETERMINISTIC", "MODEL.PRETRAIN_",
               "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "INPUT.SIZE_TEST")
 _BOUND_KEYS = ("TEST.PCB_GLOBAL_FEAT_ENSEMBLE",)  # begins like a free one, but decides what the model has
