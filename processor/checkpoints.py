@@ -145,13 +145,12 @@ def _changes(path: Path, checkpoint: dict, cfg) -> list[str]:
             if (key in _BOUND_KEYS or not key.startswith(_FREE_KEYS)) and then.get(key) != value]
 
 
-def last_checkpoint(cfg, good: Path) -> Path:
-    """NAME_EPOCH.pth of the last epoch, whose whole state is in `good`; made anew where it is gone or damaged."""
+def restore_last(cfg, good: Path) -> None:
+    """Make NAME_EPOCH.pth of the last epoch, whose whole state is in `good`, anew where it is gone or damaged."""
     path = checkpoint_path(cfg, cfg.SOLVER.MAX_EPOCHS)
     if path != good and _read_whole(path) is None:
         logger.warning("%s is made anew from %s", path, good)
         link_checkpoint(good, path)
-    return path
 
 
 def newest_good(cfg) -> Path | None:

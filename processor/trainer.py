@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from datasets.make_dataloader import Batch
 from processor.checkpoints import (
     checkpoint_path,
     find_checkpoint,
-    last_checkpoint,
     restore,
+    restore_last,
     save_epoch,
     save_position,
 )
@@ -30,7 +29,7 @@ from processor.record import MetricsRecord, draw_curves
 from processor.training_run import Training, build, describe_run
 from processor.training_step import check_health, train_step
 from utils.dist import ALONE, Workers
-from utils.files import write_text
+from utils.files import remove_leftovers, write_text
 from utils.meter import Laps
 from utils.stopping import Stopped, StopRequest
 from utils.versions import commit
@@ -64,13 +63,17 @@ def do_train(cfg, resume: str = "none", workers: Workers = ALONE) -> Path:
     out = Path(cfg.OUTPUT_DIR)
     if workers.is_main:
         out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)  # a checkpoint's half is as large as the model
     found = find_checkpoint(cfg, resume)
     run = build(cfg, pretrained=found is None, workers=workers)
     epochs, batches = (0, 0) if found is None else restore(run, *found)
     logger.info("%s; commit %s", describe_run(run), commit())
     if epochs == cfg.SOLVER.MAX_EPOCHS:
         logger.info("all %d epochs were trained before: nothing to do", epochs)
-        return last_checkpoint(cfg, found[0]) if workers.is_main else checkpoint_path(cfg, epochs)
+        if workers.is_main:
+            restore_last(cfg, found[0])
+            draw_curves(out)
+        return checkpoint_path(cfg, epochs)
     del found  # as large as the model and its optimisers
     record = None
     if workers.is_main:
@@ -108,9 +111,10 @@ def train_epoch(run: Training, watch: Watch, epoch: int, start: int = 0) -> None
                 report(run, watch, epoch, iteration, iteration - start, laps, bar)
             bar.update()
             save_if_asked(run, watch, epoch, iteration)
-    seconds = laps.total / max(1, run.batches - start)
-    logger.info("Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s]", epoch, seconds,
-                cfg.SOLVER.IMS_PER_BATCH / seconds if seconds else math.nan)
+    if start < run.batches:  # or all that was left of it is its evaluation
+        seconds = laps.total / (run.batches - start)
+        logger.info("Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s]", epoch, seconds,
+                    cfg.SOLVER.IMS_PER_BATCH / seconds)
 
 
 def _waited_for(loader, laps: Laps) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ Several GPUs: MODEL.DEVICE_ID 0,1 (one process), or torchrun --nproc_per_node 2 
 SIGTERM and Ctrl-C write a checkpoint and end with exit code 75; the same command with --resume goes on to the bit.
 """
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import load_cfg
 from utils.logger import run_tool, setup_logger
+
+
+def _auto_resume(words: list[str]) -> list[str]:
+    """--resume KEY VALUE: the word after it is a key of the config, not a checkpoint's name."""
+    keys = [bool(re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)?", word)) for word in [*words[1:], ""]]
+    return ["--resume=auto" if word == "--resume" and key else word for word, key in zip(words, keys, strict=True)]
 
 
 def main() -> None:
@@ -22,7 +29,7 @@ def main() -> None:
                         help="build everything, run a step and an evaluation batch, print the plan, write nothing")
     parser.add_argument("--list-models", action="store_true", help="print the backbones of MODEL.NAME, and stop")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(_auto_resume(sys.argv[1:]))
     if args.list_models:
         from model.zoo import format_zoo
 
