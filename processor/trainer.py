@@ -219,7 +219,7 @@ def evaluate_epoch(run: Training, watch: Watch, epoch: int) -> bool:
         metrics = evaluate(run.cfg, run.model, run.loaders, run.precision, run.workers)
     figures = {}
     for domain, by_kind in metrics.items():
-        logger.info("Epoch[%d] %s (%s): %s", epoch, domain, run.loaders.measured_on, describe(by_kind["plain"]))
+        logger.info("Epoch[%d] %s: %s on %s", epoch, domain, describe(by_kind["plain"]), run.loaders.measured_on)
         figures.update({f"{domain}/{name}": value for name, value in by_kind["plain"].items() if name in _EVALUATED})
     if not figures:
         return False

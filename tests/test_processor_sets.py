@@ -48,7 +48,8 @@ def test_training_on_two_sets_and_testing_on_a_third(tiny_data, own_sets, tmp_pa
     weight = do_train(load_cfg(None, opts))
     assert "evaluation during training measures on the test set of market1501" in caplog.text
     assert "best.pth is chosen by it: for figures to report, choose by a split (DATASETS.VALIDATION)" in caplog.text
-    assert "Epoch[1] market1501 (the test set of market1501): rank1" in caplog.text
+    assert "Epoch[1] market1501: rank1 " in caplog.text
+    assert "(2 queries) on the test set of market1501\n" in caplog.text
     assert read_checkpoint(weight)["pid_names"] == [f"{name}/{pid}" for name, ids in (
         ("csv", range(1, 5)), ("tree", ("id1", "id2", "id3", "id4"))) for pid in ids]
     last = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
