@@ -27,6 +27,7 @@ from processor.ranking import describe
 from solver.make_optimizer import make_optimizer, make_scheduler
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.files import epoch_checkpoints, write_text
+from utils.logger import user_message
 from utils.meter import MeanMeter
 from utils.precision import Precision, select_device
 from utils.seed import seed_everything
@@ -176,8 +177,17 @@ def _in_short(means: dict[str, float]) -> dict[str, float]:
 
 
 def evaluate_epoch(run: Training, epoch: int) -> None:
-    """Metrics on the test folder, without re-ranking, where it can be read and has ground truth."""
-    metrics = evaluate(run.cfg, run.model, run.loaders, run.precision)
+    """Metrics on the test folder, without re-ranking, where it can be read and has ground truth.
+
+    A bad test image ends a training only where DATALOADER.ON_BAD_IMAGE is error; there are no metrics either way.
+    """
+    try:
+        metrics = evaluate(run.cfg, run.model, run.loaders, run.precision)
+    except (ValueError, OSError) as error:
+        if run.cfg.DATALOADER.ON_BAD_IMAGE == "error":
+            raise
+        logger.warning("Epoch[%d] no evaluation: %s", epoch, user_message(error))
+        return
     figures = {}
     for domain, by_kind in metrics.items():
         logger.info("Epoch[%d] %s: %s", epoch, domain, describe(by_kind["plain"]))
