@@ -219,7 +219,7 @@ def difference(packed: PackedSource, files: ImageSource, key: str) -> str | None
     try:
         same = np.array_equal(decode(data, packed.size, key), decode(stored, packed.size, key))
     except ValueError as error:  # what cannot be decoded is stored as it is
-        return f"{error} (in one of the two)"
+        return f"one of the two cannot be decoded: {error}"
     return None if same else f"{key} gives other pixels, or this version decodes it in another way"
 
 

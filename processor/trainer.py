@@ -30,6 +30,7 @@ from processor.training_run import Training, build, describe_run
 from processor.training_step import check_health, train_step
 from utils.dist import ALONE, Workers
 from utils.files import remove_leftovers, write_text
+from utils.logger import user_message
 from utils.meter import Laps
 from utils.stopping import Stopped, StopRequest
 from utils.versions import commit
@@ -213,10 +214,19 @@ def finish_epoch(run: Training, watch: Watch, epoch: int) -> None:
 def evaluate_epoch(run: Training, watch: Watch, epoch: int) -> bool:
     """Metrics on the validation split or the test set, without re-ranking, where it has ground truth; whether they are
     the best so far.
+
+    A bad test image leaves it out, instead of ending the training, where DATALOADER.ON_BAD_IMAGE is skip (and one
+    process trains: several could not go on without it).
     """
     run.same_everywhere()
-    with run.tested_weights():
-        metrics = evaluate(run.cfg, run.model, run.loaders, run.precision, run.workers)
+    try:
+        with run.tested_weights():
+            metrics = evaluate(run.cfg, run.model, run.loaders, run.precision, run.workers)
+    except (ValueError, OSError) as error:
+        if run.cfg.DATALOADER.ON_BAD_IMAGE == "error" or run.workers.size > 1:
+            raise
+        logger.warning("Epoch[%d] no evaluation: %s", epoch, user_message(error))
+        return False
     figures = {}
     for domain, by_kind in metrics.items():
         logger.info("Epoch[%d] %s: %s on %s", epoch, domain, describe(by_kind["plain"]), run.loaders.measured_on)

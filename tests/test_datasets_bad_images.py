@@ -157,6 +157,19 @@ def test_a_test_stops_whatever_the_key_says(data):
         list(test.loader)
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_bad_test_image_leaves_out_the_evaluations_of_a_training_that_asked_to_skip(data, caplog, workers):
+    key = next(iter(loaders_of(data, test=True).test.values())).samples[2].key
+    damage(data, [key])
+    options = [*tiny_options(data, data.parent / "model"), "SOLVER.MAX_EPOCHS", "2", "SOLVER.STEPS", "[1]",
+               "SOLVER.EVAL_PERIOD", "1", "DATALOADER.NUM_WORKERS", workers]
+    with pytest.raises(ValueError, match=f"{key}: the PNG file is cut off"):
+        do_train(load_cfg(None, options))
+    assert do_train(load_cfg(None, [*options, "DATALOADER.ON_BAD_IMAGE", "skip"])).is_file()
+    for epoch in (1, 2):
+        assert f"Epoch[{epoch}] no evaluation: {key}: the PNG file is cut off" in caplog.text
+
+
 def test_planted_faults_do_not_stop_a_training_that_asked_to_skip(data, caplog):
     """Cut, empty, a GIF, damaged; a picture of one pixel and one of 16 bits are no faults."""
     keys = [sample.key for sample in loaders_of(data).data.train]
