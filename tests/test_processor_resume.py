@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_options
-from trainings import ROOT, TINY_BACKBONE, TrainingServer, assert_same_state, record_of
+from conftest import quick_options
+from trainings import ROOT, TrainingServer, assert_same_state, record_of
 
 from configs import load_cfg
 from processor import trainer
@@ -22,10 +22,7 @@ NEVER = ["SOLVER.CHECKPOINT_SECONDS", "0"]
 
 
 def options(tiny_data, folder, *changes):
-    changes = {"MODEL.NAME": TINY_BACKBONE, "SOLVER.MAX_EPOCHS": EPOCHS, "SOLVER.STEPS": "[1]",
-               "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.EVAL_PERIOD": 1, "SOLVER.LOG_PERIOD": 3, "SOLVER.EMA_DECAY": 0.9,
-               **dict(zip(changes[::2], changes[1::2], strict=True))}
-    return [*tiny_options(tiny_data, folder), *(str(word) for pair in changes.items() for word in pair)]
+    return quick_options(tiny_data, folder, "SOLVER.MAX_EPOCHS", EPOCHS, "SOLVER.STEPS", "[1]", *changes)
 
 
 @pytest.fixture(scope="module")

@@ -100,8 +100,9 @@ def _befall(what, at):
     setattr(trainer, name, replaced)
 
 
-def _add_tiny_backbone():
-    from model.backbones import BACKBONES, Backbone
+def add_tiny_backbone(backbones):
+    """Put TINY_BACKBONE into model.backbones.BACKBONES."""
+    from model.backbones import Backbone
 
     class Tiny(Backbone):
         feat_dim = 32
@@ -115,7 +116,7 @@ def _add_tiny_backbone():
         def forward(self, x):
             return self.layer1(self.bn1(self.conv1(x)))
 
-    BACKBONES[TINY_BACKBONE] = Tiny
+    backbones[TINY_BACKBONE] = Tiny
 
 
 def _run(request):
@@ -138,8 +139,9 @@ def _serve():
     import torch.utils.tensorboard  # noqa: F401
 
     import processor.trainer  # noqa: F401
+    from model.backbones import BACKBONES
 
-    _add_tiny_backbone()
+    add_tiny_backbone(BACKBONES)
     for line in sys.stdin:
         child = os.fork()
         if not child:
