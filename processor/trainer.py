@@ -147,7 +147,7 @@ def report(run: Training, watch: Watch, epoch: int, iteration: int, done: int, l
     terms = ", ".join(f"{name}: {value:.3f}" for name, value in _in_short(means).items())
     state = f"{speed:.0f} images/s, {100 * about['data_wait']:.0f}% waiting for data"
     state += f", {about['gpu_gib']:.1f} GiB" if "gpu_gib" in about else ""
-    state += f", {skipped} steps skipped" if skipped else ""
+    state += f", {skipped} skipped" if skipped else ""
     remaining = _clock(left * laps.total / done)
     logger.info("Epoch[%d] Iteration[%d/%d] Loss: %.3f, Acc: %.3f, Base Lr: %.2e (%s; %s, %s left)", epoch, iteration,
                 run.batches, means["loss"], means["acc"], lr, terms, state, remaining)

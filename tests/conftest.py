@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import TINY_BACKBONE, add_tiny_backbone
 
 from configs.defaults import get_cfg_defaults
 from datasets.domains import split_domains
 from datasets.synthetic import Sizes, make_demo_data
+from model.backbones import BACKBONES
 
 TINY = Sizes(ids=6, images=5, singles=1, shared=1, query_ids=6, query_images=2, gallery_images=4, distractors=3,
              distractor_images=2, cameras=3, height=32, width=16)
@@ -53,6 +55,21 @@ def tiny_options(tiny_data: Path, output: Path) -> list[str]:
         "OUTPUT_DIR": str(output),
     }
     return [word for pair in options.items() for word in pair]
+
+
+def quick_options(tiny_data: Path, output: Path, *changes) -> list[str]:
+    """tiny_options with a backbone of two convolutions: 8 batches an epoch, each evaluated and kept, EMA."""
+    options = {"MODEL.NAME": TINY_BACKBONE, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.EVAL_PERIOD": 1,
+               "SOLVER.LOG_PERIOD": 3, "SOLVER.EMA_DECAY": 0.9, **dict(zip(changes[::2], changes[1::2], strict=True))}
+    return [*tiny_options(tiny_data, output), *(str(word) for pair in options.items() for word in pair)]
+
+
+@pytest.fixture(scope="module")
+def tiny_backbone():
+    """TINY_BACKBONE can be named while a module's tests run."""
+    add_tiny_backbone(BACKBONES)
+    yield
+    del BACKBONES[TINY_BACKBONE]
 
 
 def model_config(**keys):

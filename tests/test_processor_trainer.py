@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from conftest import tiny_options
+from trainings import assert_same_state
 
 from configs import load_cfg
 from processor import trainer
@@ -13,23 +14,6 @@ from utils.checkpoint import read_checkpoint
 
 def cfg_of(tiny_opts, *changes):
     return load_cfg(None, [*tiny_opts, *map(str, changes)])
-
-
-def flat(value, prefix=""):
-    """Every tensor and number of a checkpoint by path."""
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}/{key}").items()}
-    if isinstance(value, list | tuple):
-        return {k: v for n, inner in enumerate(value) for k, v in flat(inner, f"{prefix}/{n}").items()}
-    return {prefix: value}
-
-
-def assert_same_state(first, second):
-    first, second = flat(first), flat(second)
-    assert first.keys() == second.keys()
-    for name in first.keys() - {"/config", "/checksum"}:
-        same = torch.equal(first[name], second[name]) if torch.is_tensor(first[name]) else first[name] == second[name]
-        assert same, name
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,6 @@ class RunningStatistics:
     @torch.no_grad()
     def restore_where(self, wrong: Tensor) -> None:
         """Put back what was remembered where `wrong` (0-d bool on the device) is True."""
-        if wrong.device.type == "cpu" and not wrong:
-            return
         for group, before in zip(self._groups, self._before, strict=True):
             chosen = torch.where(wrong, before, _joined(group)).split([buffer.numel() for buffer in group])
             copy_all(group, [values.view_as(buffer) for values, buffer in zip(chosen, group, strict=True)])

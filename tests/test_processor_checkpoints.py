@@ -1,0 +1,320 @@
+"""Which checkpoints a training leaves, and which of them it goes on from when some are damaged or not its own."""
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import quick_options
+from trainings import ROOT, TINY_BACKBONE, assert_same_state, flat
+
+from configs import load_cfg
+from processor import trainer
+from processor.checkpoints import find_checkpoint, newest_good
+from processor.trainer import do_train
+from processor.training_step import train_step
+from utils import checkpoint as checkpoint_files
+from utils.checkpoint import CHECKSUM, read_checkpoint, save_checkpoint
+from utils.files import remove_leftovers
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+OF_EPOCH = f"{TINY_BACKBONE}_{{}}.pth"
+LATEST, BEST = "latest.pth", "best.pth"
+
+
+class Killed(BaseException):
+    """What ends a training in the middle of it."""
+
+
+def cfg_of(tiny_data, folder, *changes):
+    return load_cfg(None, quick_options(tiny_data, folder, *changes))
+
+
+def killed_at(epoch, iteration):
+    """A train_step that raises Killed there."""
+    def step(run, batch, now, number, laps):
+        if (now, number) == (epoch, iteration):
+            raise Killed
+        return train_step(run, batch, now, number, laps)
+    return step
+
+
+def scripted(figures):
+    """An evaluation whose n-th call reports the n-th of each metric."""
+    calls = iter(zip(*figures.values(), strict=True))
+
+    def evaluate(*_):
+        return {"all": {"plain": {**dict(zip(figures, next(calls), strict=True)), "num_valid": 1}}}
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_backbone, tiny_data, tmp_path_factory):
+    """The folder of a finished run of four epochs; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    do_train(cfg_of(tiny_data, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_backbone, tiny_data, tmp_path_factory):
+    """The folder of a run killed in its third epoch, after two batches; the first epoch was its best."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_step", killed_at(3, 3))
+        patch.setattr(trainer, "evaluate", scripted({"mAP": [0.3, 0.2]}))
+        with pytest.raises(Killed):
+            do_train(cfg_of(tiny_data, folder, "SOLVER.CHECKPOINT_SECONDS", 1e-9))
+    return folder
+
+
+@pytest.fixture
+def folder(killed, tmp_path):
+    """A copy of `killed`, to damage; copies share no file."""
+    return shutil.copytree(killed, tmp_path / "model")
+
+
+# ------------------------------------------------------------------ damaged and foreign files
+def flip(path, offset):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def flip_a_weight(path):
+    weight = read_checkpoint(path)["model"]["classifier.weight"].numpy().tobytes()
+    flip(path, path.read_bytes().index(weight) + len(weight) // 2)
+
+
+def become_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def rewrite(path, change):
+    """Change a checkpoint's content and write it with a right checksum."""
+    data = read_checkpoint(path)
+    del data[CHECKSUM]
+    change(data)
+    save_checkpoint(path, data)
+
+
+DAMAGES = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "truncated or damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "truncated or damaged"),
+    "a bit of a weight": (flip_a_weight, "does not have the checksum"),
+    "a bit of a key": (lambda path: flip(path, path.read_bytes().index(b"scheduler")), "does not have the checksum"),
+    "a text": (lambda path: path.write_text("MODEL:\n  NAME: resnet50\n"), "not a checkpoint"),
+    "a folder": (become_a_folder, "a folder, expected a checkpoint file"),
+    "weights only": (lambda path: torch.save(read_checkpoint(path)["model"], path), "holds weights only"),
+    "a list": (lambda path: torch.save([1, 2], path), "holds a list"),
+    "code": (lambda path: torch.save({"model": Path}, path), "never as code"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_no_good_is_passed_over_with_the_reason_or_refused_by_name(tiny_data, folder, caplog, damage):
+    spoil, reason = DAMAGES[damage]
+    spoil(folder / LATEST)
+    cfg = cfg_of(tiny_data, folder)
+    path, found = find_checkpoint(cfg, "auto")
+    assert (path.name, found["epoch"]) == (OF_EPOCH.format(2), 2)
+    assert f"passed over: {folder / LATEST}: " in caplog.text
+    assert reason in caplog.text
+    with pytest.raises(ValueError, match=reason):
+        find_checkpoint(cfg, str(folder / LATEST))
+
+
+def test_the_newest_good_one_is_found_wherever_it_is(tiny_data, folder):
+    cfg, order = cfg_of(tiny_data, folder), []
+    while found := find_checkpoint(cfg, "auto"):
+        order.append((found[0].name, found[1]["epoch"], found[1]["batches"]))
+        found[0].write_bytes(b"")
+    best = (BEST, 1, 0)
+    assert order == [(LATEST, 2, 2), (OF_EPOCH.format(2), 2, 0), best, (OF_EPOCH.format(1), 1, 0)]
+    assert newest_good(cfg) is None
+
+
+def test_a_run_goes_on_from_the_newest_good_one_to_the_same_bits(tiny_data, folder, whole):
+    (folder / LATEST).write_bytes(b"PK")
+    flip_a_weight(folder / OF_EPOCH.format(2))
+    last = do_train(cfg_of(tiny_data, folder), resume="auto")
+    # Its evaluations were other ones, and with them the best.
+    but = ("/config", "/checksum", "/best/epoch", "/best/value", "/best/metric")
+    assert_same_state(read_checkpoint(last), read_checkpoint(whole / last.name), but)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    path = tmp_path / "small.pth"
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    save_checkpoint(path, {"epoch": 3, "model": layer.state_dict(), "optimizers": [optimizer.state_dict()],
+                           "config": "OUTPUT_DIR: x\n", "best": {}, "pid_names": ["a", "b"]})
+    whole, good = path.read_bytes(), flat(read_checkpoint(path))
+    del good[f"/{CHECKSUM}"]
+    refused = 0
+    for offset in range(0, len(whole), 3):
+        data = bytearray(whole)
+        data[offset] ^= 1 << offset % 8
+        path.write_bytes(data)
+        try:
+            found = flat(read_checkpoint(path))
+        except ValueError:  # nothing else may be raised
+            refused += 1
+            continue
+        for name, value in good.items():  # it lay where nothing is read
+            assert torch.equal(found[name], value) if torch.is_tensor(value) else found[name] == value, (offset, name)
+    assert refused > len(whole) // 3 // 3
+
+
+def test_another_configuration_is_refused_by_its_keys(tiny_data, folder):
+    cfg = cfg_of(tiny_data, folder, "SOLVER.BASE_LR", 0.5, "SOLVER.EMA_DECAY", 0.8)
+    for resume in ("auto", str(folder / OF_EPOCH.format(1))):
+        with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR was 0\.0003 and is 0\.5; SOLVER\.EMA_DECAY was 0\.9"):
+            do_train(cfg, resume)
+
+
+def test_other_lists_are_refused_though_they_have_the_same_name(tiny_data, folder, tmp_path):
+    derived = shutil.copytree(tiny_data / "derived", tmp_path / "derived")
+    lines = (tiny_data / "MyDataSet" / "train_2020_cs" / "train_list.txt").read_text().splitlines()
+    (derived / "new_train_list.txt").write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(ValueError, match="trained on other training lists"):
+        do_train(cfg_of(tiny_data, folder, "DATASETS.DERIVED_DIR", derived), resume="auto")
+
+
+# ------------------------------------------------------------------ what is left
+def test_a_damaged_last_checkpoint_of_a_finished_run_is_made_anew(tiny_data, whole, tmp_path, monkeypatch, caplog):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    last = folder / OF_EPOCH.format(4)
+    monkeypatch.setattr(trainer, "train_step", lambda *_: pytest.fail("trained again"))
+    for spoil in (flip_a_weight, Path.unlink):
+        spoil(last)
+        (folder / "training_curve.png").unlink()
+        assert do_train(cfg_of(tiny_data, folder), resume="auto") == last
+        assert_same_state(read_checkpoint(last), read_checkpoint(whole / last.name), ())
+        assert (folder / "training_curve.png").is_file()
+    assert "does not have the checksum" in caplog.text
+    assert caplog.text.count("is made anew from") == 2
+
+
+def test_the_newest_n_are_kept_and_those_of_an_earlier_training_stay(tiny_data, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for epoch in (9, 10):
+        (folder / OF_EPOCH.format(epoch)).write_text("of an earlier training")
+    do_train(cfg_of(tiny_data, folder, "SOLVER.CHECKPOINT_KEEP", 2, "SOLVER.EVAL_PERIOD", 0))
+    kept = {OF_EPOCH.format(epoch) for epoch in (3, 4, 9, 10)}
+    assert {path.name for path in folder.glob("*.pth")} == {*kept, LATEST}
+
+
+@pytest.mark.parametrize(("metric", "best", "after_two"), [("mAP", 2, 2), ("rank1", 3, 1)])
+def test_best_follows_its_metric_across_a_kill(tiny_data, tmp_path, monkeypatch, metric, best, after_two):
+    figures = {"mAP": [0.1, 0.3, 0.2, 0.3], "rank1": [0.2, 0.1, 0.5, 0.4]}
+    cfg = cfg_of(tiny_data, tmp_path, "SOLVER.BEST_METRIC", metric, "SOLVER.CHECKPOINT_PERIOD", 3)
+    monkeypatch.setattr(trainer, "evaluate", scripted(figures))
+    monkeypatch.setattr(trainer, "train_step", killed_at(3, 1))
+    with pytest.raises(Killed):
+        do_train(cfg)
+    value = figures[metric][after_two - 1]
+    assert read_checkpoint(tmp_path / BEST)["best"] == {"epoch": after_two, "metric": metric, "value": value}
+    monkeypatch.setattr(trainer, "train_step", train_step)
+    done = read_checkpoint(tmp_path / LATEST)["epoch"]  # a second epoch that was not the best is not kept
+    monkeypatch.setattr(trainer, "evaluate", scripted({name: row[done:] for name, row in figures.items()}))
+    do_train(cfg, resume="auto")
+    found = read_checkpoint(tmp_path / BEST)
+    assert found["epoch"] == best
+    assert found["best"] == {"epoch": best, "metric": metric, "value": figures[metric][best - 1]}
+
+
+def test_latest_can_be_loaded_at_every_moment(tiny_data, tmp_path, monkeypatch):
+    replace, seen = os.replace, []
+
+    def watched(source, target):
+        if (tmp_path / LATEST).exists():
+            found = read_checkpoint(tmp_path / LATEST)
+            seen.append((found["epoch"], found["batches"]))
+        replace(source, target)
+        if Path(target).name == LATEST:
+            read_checkpoint(target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    do_train(cfg_of(tiny_data, tmp_path, "SOLVER.MAX_EPOCHS", 2, "SOLVER.STEPS", "[]",
+                    "SOLVER.CHECKPOINT_SECONDS", 1e-9))
+    assert seen == sorted(seen)
+    assert {(0, 1), (0, 7), (1, 0), (1, 8), (2, 0)} <= set(seen)
+
+
+def test_one_file_has_several_names_or_copies_where_there_are_no_links(tiny_data, tmp_path, monkeypatch):
+    names = [OF_EPOCH.format(1), LATEST, BEST]
+    for case in ("links", "copies"):
+        do_train(cfg_of(tiny_data, tmp_path / case, "SOLVER.MAX_EPOCHS", 1, "SOLVER.STEPS", "[]"))
+        first, *others = (read_checkpoint(tmp_path / case / name) for name in names)
+        for other in others:
+            assert_same_state(first, other, ())
+        shared = {os.stat(tmp_path / case / name).st_ino for name in names}
+        assert len(shared) == (1 if case == "links" else 3)
+
+        def no_links(*_):
+            raise OSError("no hard links here")
+
+        monkeypatch.setattr(checkpoint_files.os, "link", no_links)
+
+
+def test_a_short_epoch_does_not_put_off_the_next_checkpoint(tiny_data, tmp_path, monkeypatch):
+    now, saved = iter(range(1000)), []  # a clock that each look moves on by a second
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(trainer, "save_position", lambda run, epochs, batches: saved.append((epochs, batches)))
+    do_train(cfg_of(tiny_data, tmp_path, "SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.EVAL_PERIOD", 0,
+                    "SOLVER.CHECKPOINT_SECONDS", 12))
+    assert [8 * epochs + batches for epochs, batches in saved] == [12, 24]
+
+
+# ------------------------------------------------------------------ going on
+def test_a_checkpoint_of_the_format_before_this_one_is_gone_on_from(tiny_data, tmp_path):
+    changes = ("SOLVER.OPTIMIZER_NAME", "Adam", "SOLVER.EMA_DECAY", 0, "SOLVER.EVAL_PERIOD", 0)
+    last = do_train(cfg_of(tiny_data, tmp_path / "whole", *changes))
+    old = read_checkpoint(tmp_path / "whole" / OF_EPOCH.format(2))
+    for key in ("batches", "meter", "skipped", "best", "versions", CHECKSUM):
+        del old[key]
+    for group in (group for optimizer in old["optimizers"] for group in optimizer["param_groups"]):
+        group["fused"] = None  # there were no fused optimisers
+    (tmp_path / "parts").mkdir()
+    torch.save(old, tmp_path / "parts" / OF_EPOCH.format(2))
+    again = do_train(cfg_of(tiny_data, tmp_path / "parts", *changes), resume="auto")
+    assert_same_state(read_checkpoint(again), read_checkpoint(last))
+
+
+def test_a_named_checkpoint_is_gone_on_from_in_another_folder(tiny_data, whole, tmp_path):
+    do_train(cfg_of(tiny_data, tmp_path), resume=str(whole / OF_EPOCH.format(3)))
+    assert_same_state(read_checkpoint(tmp_path / LATEST), read_checkpoint(whole / LATEST))
+
+
+@pytest.mark.parametrize(("words", "meant"), [
+    (["--resume"], ["--resume"]),
+    (["--resume", "SOLVER.SEED", "3"], ["--resume=auto", "SOLVER.SEED", "3"]),
+    (["SOLVER.SEED", "3", "--resume", "OUTPUT_DIR", "x"], ["SOLVER.SEED", "3", "--resume=auto", "OUTPUT_DIR", "x"]),
+    (["--resume", "a/NAME_3.pth", "SOLVER.SEED", "3"], ["--resume", "a/NAME_3.pth", "SOLVER.SEED", "3"]),
+    (["--resume", "--config_file", "x.yml"], ["--resume", "--config_file", "x.yml"]),
+])
+def test_a_key_after_resume_is_not_taken_for_a_checkpoint(words, meant):
+    assert runpy.run_path(str(ROOT / "tools" / "train.py"))["_auto_resume"](words) == meant
+
+
+def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
+    with subprocess.Popen([sys.executable, "-S", "-c", ""]) as process:
+        gone = process.pid
+    names = {f".latest.pth.{gone}.0123abcd.tmp": False, f".latest.pth.{os.getpid()}.0123abcd.tmp": False,
+             f".latest.pth.{os.getppid()}.0123abcd.tmp": True, ".latest.pth.tmp": True, "latest.pth": True,
+             f"notes.{gone}.0123abcd.tmp": True}
+    for name in names:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in names} == names

@@ -1,0 +1,188 @@
+"""Trainings that are killed, stopped and resumed end in the very bits of one that never was."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import quick_options
+from trainings import ROOT, TrainingServer, assert_same_state, record_of
+
+from configs import load_cfg
+from processor import trainer
+from processor.checkpoints import find_checkpoint
+from processor.trainer import do_train
+from utils.checkpoint import read_checkpoint
+from utils.stopping import EXIT_STOPPED
+
+EPOCHS, BATCHES = 2, 8
+EVERY_STEP = ["SOLVER.CHECKPOINT_SECONDS", "1e-9"]
+NEVER = ["SOLVER.CHECKPOINT_SECONDS", "0"]
+
+
+def options(tiny_data, folder, *changes):
+    return quick_options(tiny_data, folder, "SOLVER.MAX_EPOCHS", EPOCHS, "SOLVER.STEPS", "[1]", *changes)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = TrainingServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def whole(server, tiny_data, tmp_path_factory):
+    """The folder of a run that nothing befell; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, said = server.train(options(tiny_data, folder))
+    assert code == 0, said
+    return folder
+
+
+def position(folder):
+    """(whole epochs, batches of the next) of latest.pth."""
+    checkpoint = read_checkpoint(folder / "latest.pth")
+    return checkpoint["epoch"], checkpoint["batches"]
+
+
+def board_of(folder):
+    """{name: [(step, value) ...]} of the board's scalars, and the steps of its pictures."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    board.Reload()
+    tags = board.Tags()
+    scalars = {name: [(event.step, event.value) for event in board.Scalars(name)] for name in tags["scalars"]}
+    return scalars, {name: [event.step for event in board.Images(name)] for name in tags["images"]}
+
+
+def assert_same_end(folder, whole):
+    """Every checkpoint, the record and the board are those of the run that nothing befell."""
+    names = sorted(path.name for path in whole.glob("*.pth"))
+    assert len(names) == EPOCHS + 2  # latest.pth and best.pth
+    assert sorted(path.name for path in folder.glob("*.pth")) == names
+    for name in names:
+        assert_same_state(read_checkpoint(folder / name), read_checkpoint(whole / name))
+    assert record_of(folder) == record_of(whole)
+    scalars, pictures = board_of(folder)
+    steps = {name: [step for step, _ in points] for name, points in board_of(whole)[0].items()}
+    assert {name: [step for step, _ in points] for name, points in scalars.items()} == steps
+    assert all(steps == [0] for steps in pictures.values())
+    assert not list(folder.glob(".*.tmp"))
+    assert (folder / "training_curve.png").is_file()
+
+
+# ------------------------------------------------------------------ killed
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(server, whole, tiny_data, tmp_path, workers):
+    words = options(tiny_data, tmp_path, *EVERY_STEP, "DATALOADER.NUM_WORKERS", workers)
+    kills = [("train_step", 1, 1), ("train_step", 1, 4), ("save_if_asked", 1, 6), ("train_step", 1, 8),
+             ("save_epoch", 1), ("save_if_asked", 2, 3), ("draw_curves",)]
+    reached = [None, (0, 3), (0, 5), (0, 7), (0, 8), (1, 2), (2, 0)]
+    for kill, last in zip(kills, reached, strict=True):
+        code, said = server.train(["--resume", *words], "kill", kill)
+        assert code == -9, said
+        assert (position(tmp_path) if (tmp_path / "latest.pth").exists() else None) == last
+    code, said = server.train(["--resume", *words])
+    assert code == 0, said
+    assert_same_end(tmp_path, whole)
+
+
+def test_the_tool_killed_from_outside_goes_on_to_the_same_bits(server, tiny_data, tmp_path):
+    changes = ["MODEL.NAME", "resnet18_ibn_b_w32", "SOLVER.MAX_EPOCHS", 1, "SOLVER.STEPS", "[]"]
+    code, said = server.train(options(tiny_data, tmp_path / "whole", *changes))
+    assert code == 0, said
+    words = options(tiny_data, tmp_path / "parts", *changes, *EVERY_STEP)
+    with subprocess.Popen([sys.executable, str(ROOT / "tools" / "train.py"), *words], stderr=subprocess.PIPE,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        for line in process.stderr:
+            if "latest.pth after epoch 0 and 3 batches" in line:
+                process.kill()
+    assert process.returncode in (-9, 0)  # where the machine is busy, it may have ended before the kill
+    code, said = server.train(["--resume", *words])
+    assert code == 0, said
+    for name in ("resnet18_ibn_b_w32_1.pth", "best.pth"):
+        assert_same_state(read_checkpoint(tmp_path / "parts" / name), read_checkpoint(tmp_path / "whole" / name))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_kill_without_a_checkpoint_in_the_epoch_costs_the_epoch_and_no_bit(server, whole, tiny_data, tmp_path, seed):
+    words = options(tiny_data, tmp_path, *NEVER)
+    random = np.random.default_rng(seed)
+    for epoch in (1, 2):
+        code, said = server.train(["--resume", *words], "kill", ("train_step", epoch, int(random.integers(2, 9))))
+        assert code == -9, said
+    code, said = server.train(["--resume", *words])
+    assert code == 0, said
+    assert f"going on from {tmp_path / 'latest.pth'} after epoch 1\n" in said
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize("at", [("train_step", 2, 3), ("save_epoch", 2)])
+def test_a_kill_in_the_middle_of_a_write_leaves_the_checkpoint_before(server, whole, tiny_data, tmp_path, at):
+    words = options(tiny_data, tmp_path, *EVERY_STEP)
+    code, said = server.train(words, "kill in the next write", at)
+    assert code == -9, said
+    assert len(list(tmp_path.glob(".*.tmp"))) == 1
+    assert position(tmp_path) == ((1, 2) if at[0] == "train_step" else (1, 8))
+    code, said = server.train(["--resume", *words])
+    assert code == 0, said
+    assert_same_end(tmp_path, whole)
+
+
+# ------------------------------------------------------------------ stopped
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_all_its_processes_ends_a_run_with_a_checkpoint(server, whole, tiny_data, tmp_path, signal):
+    words = options(tiny_data, tmp_path, "DATALOADER.NUM_WORKERS", 2)
+    code, said = server.train(words, f"{signal} to the group", ("train_step", 2, 3))
+    assert code == EXIT_STOPPED, said
+    assert said.splitlines()[-1] == f"stopped ({signal}); the checkpoint is written, --resume goes on from it"
+    assert position(tmp_path) == (1, 3)  # the step at work was finished
+    code, said = server.train(["--resume", *words])
+    assert code == 0, said
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_second_interrupt_ends_at_once(server, tiny_data, tmp_path):
+    code, said = server.train(options(tiny_data, tmp_path, *NEVER), "SIGINT twice", ("train_step", 1, 2))
+    assert (code, said.splitlines()[-1]) == (130, "interrupted")
+    assert not (tmp_path / "latest.pth").exists()
+
+
+def test_a_signal_ends_an_evaluation_at_once_and_the_epoch_is_kept(server, whole, tiny_data, tmp_path):
+    words = options(tiny_data, tmp_path, *NEVER)
+    code, said = server.train(words, "SIGTERM, then nothing", ("evaluate_epoch", 1))
+    assert code == EXIT_STOPPED, said
+    assert position(tmp_path) == (0, BATCHES)
+    code, said = server.train(["--resume", *words])
+    assert code == 0, said
+    assert_same_end(tmp_path, whole)
+
+
+# ------------------------------------------------------------------ random numbers
+def test_a_model_that_draws_in_its_forward_pass_goes_on_with_the_same_draws(tiny_data, tmp_path, monkeypatch):
+    changes = ("MODEL.NAME", "efficientnet_b0", "DATASETS.TRAIN_SETS", "[2019_cs, 2020_cs]", "SOLVER.MAX_EPOCHS", 1,
+               "SOLVER.STEPS", "[]", "SOLVER.EVAL_PERIOD", 0, "SOLVER.OPTIMIZER_NAME", "Adam")
+    do_train(load_cfg(None, options(tiny_data, tmp_path / "whole", *changes)))
+    cfg = load_cfg(None, options(tiny_data, tmp_path / "parts", *changes, *EVERY_STEP))
+    step = trainer.train_step
+
+    def stopped(run, batch, epoch, iteration, laps):
+        if iteration == 3:
+            run.model.train()
+            images = torch.zeros(16, 3, 32, 16)
+            with torch.no_grad():  # it does draw: the same images, other features
+                assert not torch.equal(run.model.base(images), run.model.base(images))
+            raise KeyboardInterrupt
+        return step(run, batch, epoch, iteration, laps)
+
+    monkeypatch.setattr(trainer, "train_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        do_train(cfg)
+    monkeypatch.undo()
+    assert find_checkpoint(cfg, "auto")[1]["batches"] == 2
+    torch.manual_seed(99)  # whatever was drawn before does not count
+    last = do_train(cfg, resume="auto")
+    assert_same_state(read_checkpoint(last), read_checkpoint(tmp_path / "whole" / last.name))
