@@ -1,6 +1,8 @@
 """From a config to batches: which data set, which sampler, which image size."""
 from __future__ import annotations
 
+import atexit
+import functools
 import logging
 import os
 import signal
@@ -122,14 +124,27 @@ class DataLoaders:
 def _worker_init(_: int) -> None:
     cv2.setNumThreads(0)  # a worker is one process of several: OpenCV's own threads would fight over the cores
     # A signal to all processes of a terminal or a batch job is for the main one, which finishes its step with the
-    # workers' batches. They end when it tells them to or is gone.
+    # workers' batches. They end when it tells them to, ends itself or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Python itself would end what workers are left by SIGTERM, which they ignore, and wait for them."""
+    import multiprocessing.util  # its hook is registered at its import; of hooks, the last registered runs first
+
+    def end() -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+    atexit.register(end)
 
 
 def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], batches,
             make: Callable[..., DataLoader] = DataLoader) -> DataLoader:
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for a core
+    if workers:
+        _end_workers_at_exit()
     return make(
         DecodedImages(source, samples, tuple(size)), batch_sampler=batches, num_workers=workers, collate_fn=collate,
         pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_worker_init,
