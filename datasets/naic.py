@@ -34,7 +34,8 @@ from typing import Any, NamedTuple
 
 from datasets.bases import UNKNOWN_CAMID, UNKNOWN_PID, Problems, QueryGallery, ReIDData, Sample, some
 from datasets.domains import DOMAINS, PARTS, list_name
-from datasets.images import is_inside, is_safe_path, list_images
+from datasets.images import is_safe_path, list_images
+from datasets.lists import OUTSIDE, ImageFolder, quoted, read_lines
 from utils.files import read_json
 
 FOLDER = "MyDataSet"
@@ -78,7 +79,6 @@ UNLABEL = TrainSet("unlabel", "images", "", "label.txt", "", "train_2020_fs_unla
 
 # NAME, one separator with any blanks around it, PID: the greedy name makes it the last separator of the line.
 _LINE = re.compile(r"(.*[^\s:])\s*[:\s]\s*(\S+)", re.DOTALL)
-_OUTSIDE = "a list may only name files inside its own folder"
 
 
 # ------------------------------------------------------------------------------------------------------- the whole
@@ -216,7 +216,7 @@ def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -
         Files, relative to the set's image folder, and their pids, in the order of the list.
     """
     shown = path.relative_to(data).as_posix() if path.is_relative_to(data) else str(path)
-    folder = _ImageFolder(data / train_set.folder / train_set.images)
+    folder = ImageFolder(data / train_set.folder / train_set.images)
     files: list[str] = []
     pids: list[str] = []
     first_line: dict[str, int] = {}
@@ -233,14 +233,14 @@ def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -
         elif file not in pid_of:
             problem = folder.problem(file)
             if problem:
-                problems.add(f"{shown}:{number}: {problem}: {_quoted(file)} in {folder.path}")
+                problems.add(f"{shown}:{number}: {problem}: {quoted(file)} in {folder.path}")
             pid_of[file], first_line[file] = pid, number
             files.append(file)
             pids.append(pid)
         elif pid_of[file] == pid:
             repeated += 1
         else:
-            problems.add(f"{shown}:{number}: {_quoted(file)} is identity {pid} here and identity {pid_of[file]} "
+            problems.add(f"{shown}:{number}: {quoted(file)} is identity {pid} here and identity {pid_of[file]} "
                          f"in line {first_line[file]}")
     if repeated:
         logger.info("%s: dropped %d lines that repeat another", shown, repeated)
@@ -257,82 +257,15 @@ def _parse_line(line: str, prefix: str) -> tuple[str, str]:
     """
     match = _LINE.fullmatch(line)
     if match is None:
-        raise ValueError(f"expected 'name:pid' or 'name pid', got {_quoted(line)}")
+        raise ValueError(f"expected 'name:pid' or 'name pid', got {quoted(line)}")
     name, pid = match.groups()
     if not (pid.isascii() and pid.isdigit()):
-        raise ValueError(f"expected 'name:pid' or 'name pid' with a pid of digits, got {_quoted(line)}")
+        raise ValueError(f"expected 'name:pid' or 'name pid' with a pid of digits, got {quoted(line)}")
     if not is_safe_path(name):
-        raise ValueError(f"{_OUTSIDE}, got {_quoted(name)}")
+        raise ValueError(f"{OUTSIDE}, got {quoted(name)}")
     if not name.startswith(prefix):
-        raise ValueError(f"expected a name that begins with {prefix!r}, got {_quoted(name)}")
+        raise ValueError(f"expected a name that begins with {prefix!r}, got {quoted(name)}")
     return name[len(prefix):], pid.lstrip("0") or "0"
-
-
-def _quoted(text: str) -> str:
-    """A piece of a list, for a message: what is no list may hold very long lines."""
-    return repr(text if len(text) <= 200 else text[:200] + "…")
-
-
-def read_lines(path: Path, shown: str, problems: Problems) -> list[tuple[int, str]]:
-    """Numbered, stripped, non-blank lines of a UTF-8 text; a byte-order mark and CRLF do not matter.
-
-    Args:
-        path: the file.
-        shown: its name in problems.
-        problems: told of a line that is not UTF-8; no line is returned then.
-    """
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The byte-order mark is not in error.object, but holds no line break.
-        number = error.object.count(b"\n", 0, error.start) + 1
-        problems.add(f"{shown}:{number}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); save it as UTF-8")
-        return []
-    # Not splitlines(): it would break lines at characters that a file name may hold, too.
-    stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    return [(number, line) for number, line in stripped if line]
-
-
-class _ImageFolder:
-    """What lies in an image folder; it and each sub-folder are listed once, instead of asking for every image."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._listed: dict[str, tuple[set[str], set[str], str]] = {}
-
-    def problem(self, file: str) -> str:
-        """Why `file`, a safe relative path, is no file inside this folder, or ""."""
-        folder, _, name = file.rpartition("/")
-        if folder not in self._listed:
-            self._listed[folder] = self._list(folder)
-        files, links, reason = self._listed[folder]
-        if name in files:
-            return ""
-        if name in links:
-            target = self.path / file
-            if not is_inside(target, self.path):
-                return f"{_OUTSIDE}, and this is a link that leads out of it"
-            return "" if target.is_file() else "a link to no file"
-        return reason or "no such image"
-
-    def _list(self, folder: str) -> tuple[set[str], set[str], str]:
-        """Names of the files and of the links in a sub-folder, and why there are none."""
-        path = self.path / folder if folder else self.path
-        files: set[str] = set()
-        links: set[str] = set()
-        if folder and not is_inside(path, self.path):
-            return files, links, f"{_OUTSIDE}, and a link leads out of it"
-        try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    if entry.is_symlink():
-                        links.add(entry.name)
-                    elif entry.is_file():
-                        files.add(entry.name)
-        except OSError as error:
-            return files, links, f"no such image ({error.strerror or error})"
-        return files, links, ""
 
 
 # ------------------------------------------------------------------------------------------------------------ test
