@@ -75,7 +75,7 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
     lists: dict[str, list[str]] = {list_name(part, domain): [] for part in PARTS for domain in DOMAINS}
     results = classify([folder / name for _, folder, name in images], Path.read_bytes, workers, progress)
     for (part, folder, name), (domain, problem) in zip(images, results, strict=True):
-        problem = problem or _unlistable(name)
+        problem = problem or unlistable(name)
         if problem:
             problems.add(f"{folder / name}: {problem}")
         else:
@@ -125,7 +125,7 @@ def _classify_one(read: Callable[[Item], bytes], image: Item) -> tuple[str, str]
         return "", f"cannot be read: {error.strerror or error}"
 
 
-def _unlistable(name: str) -> str:
+def unlistable(name: str) -> str:
     """Why a file name cannot stand in a list of one name a line, or ""."""
     if name != name.strip() or "\n" in name or "\r" in name:
         return f"the name {name!r} has a line break, or a blank at an end; rename the file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -86,17 +87,29 @@ def list_images(folder: str | os.PathLike) -> list[str]:
         ValueError: an image is a link that leaves the folder, or its name cannot be part of a key.
     """
     names = []
+    for name, problem in scan_images(folder):
+        if problem:
+            raise ValueError(f"{os.path.join(folder, name)}: {problem}")
+        names.append(name)
+    return sorted(names)
+
+
+def scan_images(folder: str | os.PathLike) -> Iterator[tuple[str, str]]:
+    """(name, "") of each image file in a folder, in no order, or (name, problem) where it is refused.
+
+    Raises:
+        OSError: there is no such folder.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or not entry.name.lower().endswith(IMAGE_SUFFIXES):
                 continue
             if entry.is_symlink() and not is_inside(entry.path, folder):
-                raise ValueError(f"{entry.path}: is a link that leads out of its folder; put the image itself there")
-            if not is_safe_path(entry.name):
-                raise ValueError(f"{entry.path}: a name may not hold a backslash or begin like a drive; rename it")
-            if entry.is_file():
-                names.append(entry.name)
-    return sorted(names)
+                yield entry.name, "is a link that leads out of its folder; put the image itself there"
+            elif not is_safe_path(entry.name):
+                yield entry.name, "a name may not hold a backslash or begin like a drive; rename it"
+            elif entry.is_file():
+                yield entry.name, ""
 
 
 def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "image") -> np.ndarray:

@@ -1,6 +1,7 @@
 """List files that name images: their lines, and whether what they name is there and inside its folder."""
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 
@@ -21,19 +22,31 @@ def read_lines(path: Path, shown: str, problems: Problems) -> list[tuple[int, st
     Args:
         path: the file.
         shown: its name in problems.
-        problems: told of a line that is not UTF-8; no line is returned then.
+        problems: told once of lines that are not UTF-8; they are left out.
     """
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The byte-order mark is not in error.object, but holds no line break.
-        number = error.object.count(b"\n", 0, error.start) + 1
-        problems.add(f"{shown}:{number}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); save it as UTF-8")
-        return []
+    lines, bad = decode_lines(path.read_bytes())
+    if bad:
+        more = f" (and {len(bad) - 1} more lines)" * (len(bad) > 1)
+        problems.add(f"{shown}:{bad[0][0]}: {bad[0][1]}{more}")
+    return lines
+
+
+def decode_lines(data: bytes) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """The lines of a list file, as `read_lines` gives them, and (number, problem) of each that is not UTF-8."""
+    lines: list[tuple[int, str]] = []
+    bad: list[tuple[int, str]] = []
     # Not splitlines(): it would break lines at characters that a file name may hold, too.
-    stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    return [(number, line) for number, line in stripped if line]
+    for number, piece in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        try:
+            line = piece.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            bad.append((number, f"not UTF-8 text (byte 0x{piece[error.start]:02x}); save it as UTF-8"))
+            if number == 1 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                break  # what follows are no lines of single bytes
+        else:
+            if line:
+                lines.append((number, line))
+    return lines, bad
 
 
 class ImageFolder:

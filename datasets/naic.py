@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -35,7 +34,8 @@ from typing import Any, NamedTuple
 from datasets.bases import UNKNOWN_CAMID, UNKNOWN_PID, Problems, QueryGallery, ReIDData, Sample, some
 from datasets.domains import DOMAINS, PARTS, list_name
 from datasets.images import is_safe_path, list_images
-from datasets.lists import OUTSIDE, ImageFolder, quoted, read_lines
+from datasets.lists import read_lines
+from datasets.naic_lists import REPEATED, read_list
 from utils.files import read_json
 
 FOLDER = "MyDataSet"
@@ -70,15 +70,12 @@ class TrainSet(NamedTuple):
 TRAIN_SETS: dict[str, TrainSet] = {
     "2019_cs": TrainSet("train_2019_cs", "train", "train/", "train_list.txt", "new_2019_cs_train_list.txt",
                         "train_2019_cs"),
-    "2019_fs": TrainSet("train_2019_fs", "train", "train/", "train_list.txt", "", "train_2019_fs",
-                        frozenset({"105180993.png", "829283568.png", "943445997.png"})),
+    "2019_fs": TrainSet("train_2019_fs", "train", "train/", "train_list.txt", "new_2019_fs_train_list.txt",
+                        "train_2019_fs", frozenset({"105180993.png", "829283568.png", "943445997.png"})),
     "2020_cs": TrainSet("train_2020_cs", "images", "", "train_list.txt", "new_train_list.txt", "train_2020_cs"),
     "2020_fs": TrainSet("train_2020_fs", "images", "", "train_list.txt", "", "train_2020_fs"),
 }
 UNLABEL = TrainSet("unlabel", "images", "", "label.txt", "", "train_2020_fs_unlabel")
-
-# NAME, one separator with any blanks around it, PID: the greedy name makes it the last separator of the line.
-_LINE = re.compile(r"(.*[^\s:])\s*[:\s]\s*(\S+)", re.DOTALL)
 
 
 # ------------------------------------------------------------------------------------------------------- the whole
@@ -187,8 +184,8 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
     for train_set in train_sets:
         folder = data / train_set.folder
         own = folder / train_set.list_file
-        cleaned = [place / train_set.cleaned for place in (folder, derived) if train_set.cleaned and place is not None]
-        path = next((candidate for candidate in cleaned if candidate.is_file()), own)
+        cleaned = cleaned_lists(data, train_set, derived)
+        path = cleaned[0] if cleaned else own
         if not folder.is_dir():
             missing.append(f"no folder {folder}")
         elif not (folder / train_set.images).is_dir():
@@ -199,7 +196,7 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
             found.append((train_set, path))
         if path != own:
             logger.info("%s: the cleaned list %s is used, not %s", train_set.folder, path, own.name)
-        if len(cleaned) == 2 and all(candidate.is_file() for candidate in cleaned):
+        if len(cleaned) == 2:
             logger.info("%s: %s is not used, the set's own folder wins", train_set.folder, cleaned[1])
     if missing:
         there = [name for name, train_set in TRAIN_SETS.items() if (data / train_set.folder).is_dir()]
@@ -209,39 +206,33 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
     return found
 
 
+def cleaned_lists(data: Path, train_set: TrainSet, derived: Path | None) -> list[Path]:
+    """The cleaned lists of a set that are there; the first is the one that training reads instead of the set's own."""
+    places = (data / train_set.folder, derived)
+    names = [place / train_set.cleaned for place in places if train_set.cleaned and place is not None]
+    return [path for path in names if path.is_file()]
+
+
 def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -> tuple[list[str], list[str]]:
     """Read a set's list and look for its images.
 
     Returns:
         Files, relative to the set's image folder, and their pids, in the order of the list.
     """
-    shown = path.relative_to(data).as_posix() if path.is_relative_to(data) else str(path)
-    folder = ImageFolder(data / train_set.folder / train_set.images)
+    shown = shown_list(data, path)
     files: list[str] = []
     pids: list[str] = []
-    first_line: dict[str, int] = {}
-    pid_of: dict[str, str] = {}
     repeated = mislabelled = 0
-    for number, line in read_lines(path, shown, problems):
-        try:
-            file, pid = _parse_line(line, train_set.prefix)
-        except ValueError as error:
-            problems.add(f"{shown}:{number}: {error}")
-            continue
-        if file in train_set.mislabelled:
+    for line in read_list(path, train_set.prefix, data / train_set.folder / train_set.images):
+        if line.file in train_set.mislabelled:
             mislabelled += 1
-        elif file not in pid_of:
-            problem = folder.problem(file)
-            if problem:
-                problems.add(f"{shown}:{number}: {problem}: {quoted(file)} in {folder.path}")
-            pid_of[file], first_line[file] = pid, number
-            files.append(file)
-            pids.append(pid)
-        elif pid_of[file] == pid:
+        elif line.fault == REPEATED:
             repeated += 1
+        elif line.fault:
+            problems.add(f"{shown}:{line.number}: {line.text}")
         else:
-            problems.add(f"{shown}:{number}: {quoted(file)} is identity {pid} here and identity {pid_of[file]} "
-                         f"in line {first_line[file]}")
+            files.append(line.file)
+            pids.append(line.pid)
     if repeated:
         logger.info("%s: dropped %d lines that repeat another", shown, repeated)
     if mislabelled:
@@ -249,23 +240,9 @@ def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -
     return files, pids
 
 
-def _parse_line(line: str, prefix: str) -> tuple[str, str]:
-    """A stripped list line -> (file below the image folder, pid without leading zeros).
-
-    Raises:
-        ValueError: the line is malformed, or its name leads out of the image folder.
-    """
-    match = _LINE.fullmatch(line)
-    if match is None:
-        raise ValueError(f"expected 'name:pid' or 'name pid', got {quoted(line)}")
-    name, pid = match.groups()
-    if not (pid.isascii() and pid.isdigit()):
-        raise ValueError(f"expected 'name:pid' or 'name pid' with a pid of digits, got {quoted(line)}")
-    if not is_safe_path(name):
-        raise ValueError(f"{OUTSIDE}, got {quoted(name)}")
-    if not name.startswith(prefix):
-        raise ValueError(f"expected a name that begins with {prefix!r}, got {quoted(name)}")
-    return name[len(prefix):], pid.lstrip("0") or "0"
+def shown_list(data: Path, path: Path) -> str:
+    """A list's name in messages: below the data root, or the whole path of one that lies elsewhere."""
+    return path.relative_to(data).as_posix() if path.is_relative_to(data) else str(path)
 
 
 # ------------------------------------------------------------------------------------------------------------ test

@@ -300,7 +300,9 @@ def test_mislabelled_images_of_2019_fs_are_dropped_there_only(root, caplog):
 
 # ------------------------------------------------------------------------------- cleaned lists and the unlabelled set
 @pytest.mark.parametrize(("name", "cleaned", "line"), [
-    ("2019_cs", "new_2019_cs_train_list.txt", "train/{}.png 5\n"), ("2020_cs", "new_train_list.txt", "{}.png:5\n"),
+    ("2019_cs", "new_2019_cs_train_list.txt", "train/{}.png 5\n"),
+    ("2019_fs", "new_2019_fs_train_list.txt", "train/{}.png 5\n"),
+    ("2020_cs", "new_train_list.txt", "{}.png:5\n"),
 ])
 def test_a_cleaned_list_wins(root, caplog, name, cleaned, line):
     derived = root / "derived"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import signal
 import subprocess
@@ -37,6 +38,17 @@ class RunLock:
         self._file.close()
 
 
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: not between a fork and an exec
+
+
+def die_with_parent(parent: int) -> None:
+    """Let this process, a child of `parent`, be killed with it, even at a kill -9 (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = True) -> int:
     """Run a command, showing its output as it comes and keeping it in `log`; return its exit code.
 
@@ -45,18 +57,10 @@ def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = Tr
     (Linux), so that it cannot go on writing beside the next run.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    parent = os.getpid()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def die_with_parent() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os.kill(os.getpid(), signal.SIGKILL)
-
     with open(log, "wb", buffering=0) as kept, subprocess.Popen(
         command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=die_with_parent, env={**(_MALLOC if tuned_malloc else {}), **os.environ},
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+        env={**(_MALLOC if tuned_malloc else {}), **os.environ},
     ) as process:
         def pass_on() -> None:
             while piece := os.read(process.stdout.fileno(), 1 << 16):

@@ -1,0 +1,82 @@
+"""What an image file says of itself before it is decoded: format, size and colour mode."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+FORMATS = ("unknown", "PNG", "JPEG", "BMP", "WebP")
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WebP"}
+RGB = "RGB"
+MODES = ("unknown", RGB, "RGBA", "grey", "grey with alpha", "palette", "black and white", "CMYK", "16-bit RGB",
+         "16-bit RGBA", "16-bit grey", "16-bit grey with alpha", "12-bit")
+
+_PNG_MODES = {0: "grey", 2: RGB, 3: "palette", 4: "grey with alpha", 6: "RGBA"}
+_JPEG_MODES = {1: "grey", 3: RGB, 4: "CMYK"}
+_BMP_MODES = {1: "palette", 4: "palette", 8: "palette", 16: RGB, 24: RGB, 32: RGB}  # 32: the fourth byte is padding
+# Markers that begin a frame: all of C0 … CF but the Huffman tables, JPG and the arithmetic conditioning.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+class Header(NamedTuple):
+    """format of FORMATS, size in pixels (0 = the file does not say), mode of MODES."""
+
+    format: str = "unknown"
+    width: int = 0
+    height: int = 0
+    mode: str = "unknown"
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a whole image file; what is no PNG, JPEG, BMP or WebP, or ends within its header, is unknown."""
+    for magic, read in ((b"\x89PNG\r\n\x1a\n", _png), (b"\xff\xd8\xff", _jpeg), (b"BM", _bmp), (b"RIFF", _webp)):
+        if data.startswith(magic):
+            try:
+                return read(data)
+            except IndexError:
+                break
+    return Header()
+
+
+def _png(data: bytes) -> Header:
+    depth, colour = data[24], data[25]
+    mode = _PNG_MODES.get(colour, "unknown")
+    if depth == 16:
+        mode = f"16-bit {mode}"
+    elif depth == 1 and mode == "grey":
+        mode = "black and white"
+    return Header("PNG", int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"),
+                  mode if mode in MODES else "unknown")
+
+
+def _jpeg(data: bytes) -> Header:
+    position = 2
+    while data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in _JPEG_FRAMES:
+            mode = _JPEG_MODES.get(data[position + 9], "unknown") if data[position + 4] == 8 else "12-bit"
+            return Header("JPEG", int.from_bytes(data[position + 7:position + 9], "big"),
+                          int.from_bytes(data[position + 5:position + 7], "big"), mode)
+        # FF may be repeated as padding; every other segment before the frame has a length.
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2:position + 4], "big")
+    return Header("JPEG")
+
+
+def _bmp(data: bytes) -> Header:
+    if int.from_bytes(data[14:18], "little") < 40:  # OS/2's header of 1987
+        return Header("BMP", int.from_bytes(data[18:20], "little"), int.from_bytes(data[20:22], "little"),
+                      _BMP_MODES.get(data[24], "unknown"))
+    width, height = (abs(int.from_bytes(data[at:at + 4], "little", signed=True)) for at in (18, 22))
+    return Header("BMP", width, height, _BMP_MODES.get(data[28], "unknown"))  # a height below 0: top row first
+
+
+def _webp(data: bytes) -> Header:
+    if data[8:12] != b"WEBP":
+        return Header()
+    kind = data[12:16]
+    if kind == b"VP8X":  # a flag byte, three reserved ones, then width - 1 and height - 1
+        width, height = (1 + int.from_bytes(data[at:at + 3], "little") for at in (24, 27))
+        return Header("WebP", width, height, "RGBA" if data[20] & 0x10 else RGB)
+    if kind == b"VP8L":  # a signature byte, then 14 bits each of width - 1 and height - 1, and one for alpha
+        bits = int.from_bytes(data[21:25], "little")
+        return Header("WebP", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), "RGBA" if bits >> 28 & 1 else RGB)
+    width, height = (int.from_bytes(data[at:at + 2], "little") & 0x3FFF for at in (26, 28))
+    return Header("WebP", width, height, RGB)

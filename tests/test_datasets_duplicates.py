@@ -1,0 +1,90 @@
+"""Equal and nearly equal digests, beside slow oracles."""
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from datasets import duplicates
+from datasets.duplicates import equal_groups, near_pairs
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 20, 10_000])
+def test_equal_groups_are_those_of_a_dictionary(kinds):
+    rng = np.random.default_rng(kinds)
+    digests = rng.integers(0, 2**63, (kinds, 2), dtype=np.uint64)[rng.integers(0, kinds, 200)]
+    which = rng.random(200) < 0.8
+    groups: dict[bytes, list[int]] = {}
+    for index in np.flatnonzero(which):
+        groups.setdefault(digests[index].tobytes(), []).append(int(index))
+    expected = [group for group in groups.values() if len(group) > 1]
+    assert [group.tolist() for group in equal_groups(digests, which)] == expected
+
+
+def test_digests_that_agree_in_one_half_are_not_equal():
+    digests = np.array([[1, 2], [1, 3], [2, 2]], np.uint64)
+    assert list(equal_groups(digests, np.ones(3, bool))) == []
+    assert list(equal_groups(digests[:0], np.ones(0, bool))) == []
+
+
+def hashes(rng: np.random.Generator) -> np.ndarray:
+    """[260, 4] random hashes, each second one up to 20 bits from another; some equal, one 0."""
+    found = list(rng.integers(1, 2**63, (130, 4), dtype=np.uint64))
+    for _ in range(130):
+        bits = np.unpackbits(found[rng.integers(len(found))].view(np.uint8))
+        bits[rng.choice(256, rng.integers(0, 21), replace=False)] ^= 1
+        found.append(np.packbits(bits).view(np.uint64))
+    found[7] = np.zeros(4, np.uint64)
+    found[9] = found[200] = found[50]
+    return np.array(found)
+
+
+@pytest.mark.parametrize("most", [0, 4, 10, 15])
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_near_pairs_are_those_of_all_comparisons(most, chunk, monkeypatch):
+    monkeypatch.setattr(duplicates, "_CHUNK", chunk)
+    values = hashes(np.random.default_rng(most))
+    found = {}
+    for pairs, bits in near_pairs(values, most, progress=False):
+        for (a, b), number in zip(pairs.tolist(), bits.tolist(), strict=True):
+            assert (a, b) not in found
+            found[a, b] = number
+    bits = np.unpackbits(values.view(np.uint8).reshape(len(values), 32), axis=1)
+    expected, first = {}, {}
+    for b in range(len(values)):
+        if not values[b].any():
+            continue
+        key = values[b].tobytes()
+        if key in first:  # a chain through equal ones, and only their first is compared with others
+            expected[max(a for a in range(b) if values[a].tobytes() == key), b] = 0
+            continue
+        for a in first.values():
+            if (number := int((bits[a] != bits[b]).sum())) <= most:
+                expected[a, b] = number
+        first[key] = b
+    assert found == expected
+    assert len(expected) > most
+
+
+def test_more_bits_than_the_bands_can_promise_are_refused():
+    with pytest.raises(ValueError, match=r"choose from 0 … 15"):
+        list(near_pairs(np.zeros((2, 4), np.uint64), 16, progress=False))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_image_has_no_pair(count):
+    assert sum(len(pairs) for pairs, _ in near_pairs(np.ones((count, 4), np.uint64), 10, progress=False)) == 0
+
+
+def test_many_pairs_that_agree_in_a_band_are_compared_piece_by_piece():
+    """5,000 hashes alike in one of 11 bands: 12.5 million pairs, whose indices alone would be 200 MB."""
+    values = np.unpackbits(np.random.default_rng(0).integers(0, 256, (5000, 32), dtype=np.uint8), axis=1)
+    values[:, ::11] = 1
+    values = np.packbits(values, axis=1, bitorder="little").view("<u8")
+    tracemalloc.start()
+    try:
+        found = sum(len(pairs) for pairs, _ in near_pairs(values, 10, progress=False))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == 0
+    assert peak < 120e6

@@ -1,0 +1,243 @@
+"""What is kept of an image: header, digests, perceptual hash; and a store that lets a killed run go on."""
+import io
+import os
+import sqlite3
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import inspection
+from datasets.image_header import FORMATS, MODES, read_header
+from datasets.inspection import RECORD, inspect_image, inspect_images, perceptual_hash
+from datasets.record_store import RecordStore
+
+RNG = np.random.default_rng(0)
+
+
+def picture(height: int = 96, width: int = 48, seed: int = 0) -> np.ndarray:
+    """A smooth random picture, uint8 [h, w, 3], RGB."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 4, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
+
+
+# ---------------------------------------------------------------------------------------------------------- headers
+@pytest.mark.parametrize(("kind", "mode", "format", "told"), [
+    ("PNG", "RGB", "PNG", "RGB"), ("PNG", "RGBA", "PNG", "RGBA"), ("PNG", "L", "PNG", "grey"),
+    ("PNG", "LA", "PNG", "grey with alpha"), ("PNG", "P", "PNG", "palette"), ("PNG", "1", "PNG", "black and white"),
+    ("PNG", "I;16", "PNG", "16-bit grey"), ("JPEG", "RGB", "JPEG", "RGB"), ("JPEG", "L", "JPEG", "grey"),
+    ("JPEG", "CMYK", "JPEG", "CMYK"), ("BMP", "RGB", "BMP", "RGB"), ("BMP", "P", "BMP", "palette"),
+])
+def test_a_header_tells_format_size_and_mode(kind, mode, format, told):
+    image = Image.fromarray(np.zeros((7, 5), np.uint16)) if mode == "I;16" else Image.new(mode, (5, 7))
+    assert read_header(saved(image, kind)) == (format, 5, 7, told)
+    assert format in FORMATS
+    assert told in MODES
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_each_kind_of_webp_tells_its_size(mode, options):
+    image = Image.fromarray(RNG.integers(0, 256, (7, 5, len(mode)), dtype=np.uint8))
+    assert read_header(saved(image, "WEBP", **options)) == ("WebP", 5, 7, mode)
+
+
+def test_a_16_bit_png_is_told_from_an_8_bit_one():
+    assert read_header(png(np.zeros((4, 3, 3), np.uint16))).mode == "16-bit RGB"
+    assert read_header(png(np.zeros((4, 3, 3), np.uint8))).mode == "RGB"
+
+
+def test_a_header_that_is_cut_off_or_of_another_kind_is_unknown_and_no_error():
+    for data in (saved(Image.new("RGB", (5, 7)), kind) for kind in ("PNG", "JPEG", "BMP", "WEBP")):
+        for length in range(40):
+            read_header(data[:length])
+    assert read_header(saved(Image.new("P", (5, 7)), "GIF")) == read_header(b"") == ("unknown", 0, 0, "unknown")
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+def test_a_record_tells_what_a_model_would_see():
+    record, problem = inspect_image(png(picture(96, 48)))
+    assert problem == ""
+    assert (record["width"], record["height"], record["good"]) == (48, 96, True)
+    assert (FORMATS[record["format"]], MODES[record["mode"]]) == ("PNG", "RGB")
+    assert inspect_image(png(np.full((4, 4, 3), 66, np.uint8)))[0]["green"]
+    assert not inspect_image(png(np.full((4, 4, 3), 65, np.uint8)))[0]["green"]
+
+
+def test_one_picture_saved_twice_differs_by_bytes_and_not_by_pixels():
+    image = picture()
+    one, other = (inspect_image(cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes())[0]
+                  for level in (0, 9))
+    assert (one["file"] != other["file"]).any()
+    assert (one["pixels"] == other["pixels"]).all()
+
+
+def test_pictures_of_other_shapes_are_not_equal_though_their_bytes_are():
+    flat = [inspect_image(png(np.zeros(shape, np.uint8)))[0]["pixels"] for shape in ((4, 6, 3), (6, 4, 3))]
+    assert (flat[0] != flat[1]).any()
+
+
+def test_a_file_that_asks_for_gigabytes_is_not_decoded(monkeypatch):
+    data = bytearray(png(picture()))
+    data[16:24] = (40_000).to_bytes(4, "big") * 2
+    monkeypatch.setattr(inspection, "decode", lambda *_, **__: pytest.fail("decoded"))
+    record, problem = inspect_image(bytes(data))
+    assert problem == "40000 x 40000 pixels; more than 50,000,000 are not decoded"
+    assert not record["good"]
+
+
+def different_bits(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.unpackbits((one ^ other).view(np.uint8)).sum())
+
+
+@pytest.mark.parametrize("change", ["jpeg", "half", "brighter", "noise"])
+def test_the_perceptual_hash_stays_near_when_a_picture_is_saved_otherwise(change):
+    for seed in range(10):
+        image = picture(128, 64, seed) // 2
+        changed = {
+            "jpeg": lambda x: cv2.imdecode(cv2.imencode(".jpg", x, [cv2.IMWRITE_JPEG_QUALITY, 80])[1], 1),
+            "half": lambda x: cv2.resize(x, (32, 64), interpolation=cv2.INTER_AREA),
+            "brighter": lambda x: x + np.uint8(40),
+            "noise": lambda x: np.clip(x + np.random.default_rng(0).normal(0, 2, x.shape), 0, 255).astype(np.uint8),
+        }[change](image)
+        others = [different_bits(perceptual_hash(image), perceptual_hash(picture(128, 64, seed + other)))
+                  for other in range(1, 5)]
+        assert different_bits(perceptual_hash(image), perceptual_hash(changed)) < min(others) / 3
+
+
+def test_a_picture_with_too_little_in_it_has_no_perceptual_hash():
+    assert not perceptual_hash(np.full((96, 48, 3), 200, np.uint8)).any()
+    noise = RNG.integers(199, 202, (96, 48, 3)).astype(np.uint8)
+    assert not perceptual_hash(noise).any()
+    assert perceptual_hash(picture()).any()
+
+
+# ------------------------------------------------------------------------------------------------- all, and restarts
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images, one of them no image."""
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(png(picture(seed=number)) if number != 7 else b"nothing")
+    return tmp_path
+
+
+def inspect(folder, count=12, store="records.sqlite", made_for="test", workers=1):
+    with RecordStore(folder / store, made_for) as records:
+        return inspect_images(folder, count, lambda index: f"{index}.png", records, workers, progress=False)
+
+
+def count_reads(monkeypatch) -> list[str]:
+    """The keys that are read from now on."""
+    read = []
+    real = inspection.inspect_file
+    monkeypatch.setattr(inspection, "inspect_file", lambda source, key: read.append(key) or real(source, key))
+    return read
+
+
+def test_every_image_has_its_record_and_what_is_wrong_is_told(folder):
+    found = inspect(folder)
+    assert found.records.dtype == RECORD
+    assert found.records["good"].tolist() == [number != 7 for number in range(12)]
+    assert list(found.problems) == [7]
+    assert "not a PNG" in found.problems[7]
+    assert len(np.unique(found.records["pixels"][found.records["good"]], axis=0)) == 11
+
+
+def test_an_image_that_vanishes_is_a_problem_and_no_error(folder):
+    (folder / "3.png").unlink()
+    assert inspect(folder).problems[3] == "cannot be read: No such file or directory"
+
+
+def test_a_file_far_too_large_is_not_read(folder):
+    with open(folder / "3.png", "wb") as out:
+        out.truncate(1 << 40)
+    assert inspect(folder).problems[3].startswith("cannot be read: 1,099,511,627,776 bytes")
+
+
+def test_a_file_from_before_1970_is_a_file(folder, monkeypatch):
+    os.utime(folder / "3.png", (-1000, -1000))
+    inspect(folder)
+    read = count_reads(monkeypatch)
+    inspect(folder)
+    assert read == []
+
+
+def test_another_run_reads_only_what_is_new_or_has_changed(folder, monkeypatch):
+    before = inspect(folder)
+    (folder / "5.png").write_bytes(png(picture(seed=99)))
+    (folder / "7.png").write_bytes(png(picture(seed=7)))
+    (folder / "12.png").write_bytes(png(picture(seed=12)))
+    read = count_reads(monkeypatch)
+    after = inspect(folder, 13)
+    assert read == ["5.png", "7.png", "12.png"]
+    assert after.problems == {}
+    unchanged = [number for number in range(12) if number not in (5, 7)]
+    assert (after.records[unchanged] == before.records[unchanged]).all()
+    assert after.records.tobytes() == inspect(folder, 13, store="anew.sqlite").records.tobytes()
+
+
+def test_a_run_that_was_stopped_goes_on(folder, monkeypatch):
+    monkeypatch.setattr(inspection, "_SECONDS_BETWEEN_SAVES", 0.0)
+    real = inspection.inspect_file
+
+    def stop_at_eight(source, key):
+        if key == "8.png":
+            raise KeyboardInterrupt
+        return real(source, key)
+
+    monkeypatch.setattr(inspection, "inspect_file", stop_at_eight)
+    with pytest.raises(KeyboardInterrupt):
+        inspect(folder)
+    monkeypatch.setattr(inspection, "inspect_file", real)
+    read = count_reads(monkeypatch)
+    whole = inspect(folder)
+    assert read == ["8.png", "9.png", "10.png", "11.png"]
+    assert list(whole.problems) == [7]
+
+
+def test_processes_find_the_same(folder, monkeypatch):
+    monkeypatch.setattr(inspection, "_PROCESS_WORTH", 1)
+    monkeypatch.setattr(inspection, "_BATCH", 2)
+    one, two = inspect(folder, store="one.sqlite"), inspect(folder, store="two.sqlite", workers=2)
+    assert one.records.tobytes() == two.records.tobytes()
+    assert one.problems == two.problems
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but text" * 100, b"SQLite format 3\0" + b"\1" * 5000])
+def test_a_damaged_store_is_replaced(folder, content, monkeypatch, caplog):
+    (folder / "records.sqlite").write_bytes(content)
+    read = count_reads(monkeypatch)
+    inspect(folder)
+    assert len(read) == 12
+    assert "all images are read again" in caplog.text
+    read.clear()
+    inspect(folder)
+    assert read == []
+
+
+def test_records_made_for_something_else_are_forgotten(folder, monkeypatch):
+    inspect(folder, made_for="OpenCV 4")
+    read = count_reads(monkeypatch)
+    inspect(folder, made_for="OpenCV 5")
+    assert len(read) == 12
+
+
+def test_a_store_that_is_killed_keeps_what_it_saved(tmp_path):
+    store = RecordStore(tmp_path / "s.sqlite", "test")
+    store.add("a", b"1", "")
+    store.save()
+    store.add("b", b"2", "")
+    with sqlite3.connect(tmp_path / "s.sqlite") as other:  # as another process would find it
+        assert other.execute("SELECT key FROM images").fetchall() == [("a",)]
+    store.close()

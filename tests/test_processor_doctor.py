@@ -1,0 +1,408 @@
+"""The doctor finds what was planted, and nothing where all is well."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from doctor_data import (
+    SETS,
+    add_image,
+    add_line,
+    copy_image,
+    images_of,
+    list_of,
+    make_naic,
+    picture,
+    png,
+)
+
+from datasets.findings import KINDS, SEVERITIES, STOPS, Findings, Picture
+from datasets.image_checks import MIN_SIDE
+from processor.doctor.charts import histograms, shared_table, stacked_bars
+from processor.doctor.report import as_text
+from processor.doctor.visit import RECORDS, Wishes, examine
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    return make_naic(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture
+def data(sound, tmp_path) -> Path:
+    """A copy of the sound set, to spoil."""
+    return Path(shutil.copytree(sound, tmp_path / "MyDataSet", symlinks=True))
+
+
+def visit(data: Path, **wishes):
+    return examine(data, data.parent / "out", Wishes(**{"progress": False, "workers": 1, **wishes}))
+
+
+def found(report) -> dict[str, list[str]]:
+    """kind -> the findings' texts."""
+    return {kind: [item.text for item in report.findings.items(kind)] for kind in report.findings.kinds()}
+
+
+def test_a_sound_set_has_no_finding(sound, tmp_path):
+    report = examine(sound, tmp_path, Wishes(near_bits=10, progress=False, workers=1))
+    assert found(report) == {}
+    assert not report.stops
+    assert report.verdict() == "Nothing stops a training"
+    assert [(one.name, one.images, one.identities) for one in report.figures] == [
+        *((name, 9, 3) for name in SETS), ("query", 2, 2), ("gallery", 4, 2)]
+
+
+# ---------------------------------------------------------------------------------------------------- planted faults
+def overwrite(data, content: bytes, name: str = "2020_cs", file: str = "7_1.png") -> None:
+    (images_of(data, name) / file).write_bytes(content)
+
+
+def write_list(data, content: bytes, name: str = "2020_cs") -> None:
+    list_of(data, name).write_bytes(content)
+
+
+def own_list(data, name: str = "2020_cs") -> bytes:
+    return list_of(data, name).read_bytes()
+
+
+def image(data, name: str = "2020_cs", file: str = "7_1.png") -> bytes:
+    return (images_of(data, name) / file).read_bytes()
+
+
+def link(data, target: Path) -> None:
+    overwrite_path = images_of(data, "2020_cs") / "7_1.png"
+    overwrite_path.unlink()
+    overwrite_path.symlink_to(target)
+
+
+def shared_people(data) -> None:
+    """2019_fs also has the six pictures of 2019_cs' identities 3 and 7, as its identities 50 and 60."""
+    for pid, other in ((3, 50), (7, 60)):
+        for number in range(3):
+            copy_image(data, ("2019_cs", f"{pid}_{number}.png"), "2019_fs", f"x{pid}_{number}.png", other)
+
+
+def swapped_labels(data) -> None:
+    shared_people(data)
+    text = own_list(data, "2019_cs").replace(b"3_0.png 3", b"3_0.png !").replace(b"7_0.png 7", b"7_0.png 3")
+    write_list(data, text.replace(b"!", b"7"), "2019_cs")
+
+
+FAULTS = {
+    "bytes cut off": (lambda d: overwrite(d, image(d)[:-40]), "truncated image", "7_1.png: the PNG file is cut off"),
+    "a JPEG cut off": (lambda d: overwrite(d, cv2.imencode(".jpg", picture(1))[1].tobytes()[:-200]),
+                       "truncated image", "the JPEG file is cut off"),
+    "an empty file": (lambda d: overwrite(d, b""), "truncated image", "the file is empty"),
+    "a byte changed": (lambda d: overwrite(d, image(d)[:200] + bytes([image(d)[200] ^ 1]) + image(d)[201:]),
+                       "unreadable image", "the PNG file is damaged"),
+    "a GIF named .png": (lambda d: overwrite(d, b"GIF89a" + bytes(40)), "unreadable image", "a GIF file"),
+    "a text named .png": (lambda d: overwrite(d, b"<html>404"), "unreadable image", "it begins with b'<html>40'"),
+    "a missing image": (lambda d: (images_of(d, "2020_cs") / "7_1.png").unlink(), "missing image",
+                        "train_2020_cs/train_list.txt:5: no such image: '7_1.png'"),
+    "a line without pid": (lambda d: add_line(d, "2020_cs", "a.png"), "malformed line",
+                           "train_2020_cs/train_list.txt:10: expected 'name:pid' or 'name pid', got 'a.png'"),
+    "a path with ..": (lambda d: add_line(d, "2020_cs", "../../train_2020_fs/images/3_0.png:3"), "outside",
+                       "train_list.txt:10: a list may only name files inside its own folder"),
+    "an absolute path": (lambda d: add_line(d, "2020_cs", "/etc/passwd:3"), "outside", "got '/etc/passwd'"),
+    "a link that leads out": (lambda d: link(d, Path("/etc/passwd")), "outside",
+                              "a link that leads out of it: '7_1.png'"),
+    "a link in the test folder": (lambda d: (d / "image_B_v1_1/gallery/x.png").symlink_to("/etc/passwd"), "outside",
+                                  "image_B_v1_1/gallery: 'x.png': is a link that leads out"),
+    "a link to nothing": (lambda d: link(d, images_of(d, "2020_cs") / "none.png"), "missing image",
+                          "a link to no file"),
+    "one file, two pids": (lambda d: add_line(d, "2020_cs", "7_1.png:3"), "two pids",
+                           "'7_1.png' is identity 3 here and identity 7 in line 5"),
+    "a list in GBK": (lambda d: write_list(d, own_list(d) + "行人.png:7\n".encode("gbk")), "not text",
+                      "train_2020_cs/train_list.txt:10: not UTF-8 text (byte 0xd0)"),
+    "a list in UTF-16": (lambda d: write_list(d, own_list(d).decode().encode("utf-16")), "not text",
+                         "train_list.txt:1: not UTF-8 text (byte 0xff)"),
+    "no list": (lambda d: list_of(d, "2020_cs").unlink(), "incomplete set", "no list"),
+    "no image folder": (lambda d: shutil.rmtree(images_of(d, "2020_cs")), "incomplete set", "no image folder"),
+    "no gallery": (lambda d: shutil.rmtree(d / "image_B_v1_1/gallery"), "incomplete set", "gallery"),
+    "a truth without an image": (lambda d: (d / "image_B_v1_1/ground_truth.json").write_text('{"files": {}}'),
+                                 "wrong truth", "6 test images not in it"),
+    "a domain list without an image": (lambda d: [(d / f"image_B_v1_1/query_{domain}.txt").write_text("") for domain in
+                                                  ("green", "normal")], "wrong truth", "in neither list"),
+    "a test image with a line break in its name":
+        (lambda d: (d / "image_B_v1_1/gallery/a\nb.png").write_bytes(image(d)), "bad name", "has a line break"),
+    "a 1x1 image": (lambda d: overwrite(d, png(picture(1)[:1, :1])), "odd size",
+                    "7_1.png: 1 x 1 pixels, where 32 x 64 is usual"),
+    "a picture lying on its side": (lambda d: overwrite(d, png(picture(999, 32, 64))), "odd size", "64 x 32 pixels"),
+    "a 16-bit PNG": (lambda d: overwrite(d, png(picture(999).astype(np.uint16) * 257)), "odd mode", "16-bit RGB"),
+    "a grey PNG": (lambda d: overwrite(d, png(picture(999)[..., 0])), "odd mode", "7_1.png: grey"),
+    "a PNG with alpha": (lambda d: overwrite(d, png(np.dstack([picture(999), picture(998)[..., :1]]))), "odd mode",
+                         "RGBA"),
+    "a JPEG named .png": (lambda d: overwrite(d, cv2.imencode(".jpg", picture(999))[1].tobytes()), "misnamed format",
+                          "7_1.png: a JPEG file"),
+    "CRLF": (lambda d: write_list(d, own_list(d).replace(b"\n", b"\r\n")), "list format", "CRLF line ends"),
+    "BOM": (lambda d: write_list(d, b"\xef\xbb\xbf" + own_list(d)), "list format", "a byte-order mark"),
+    "blank lines": (lambda d: write_list(d, b"\n" + own_list(d)), "list format", "blank lines"),
+    "a line twice": (lambda d: add_line(d, "2020_cs", "7_1.png:7"), "repeated line", "'7_1.png' stands in line 5, too"),
+    "a name in Chinese": (lambda d: add_image(d, "2020_cs", "行人甲.png", 7, png(picture(999))), "foreign name",
+                          "行人甲.png"),
+    "an identity with one image": (lambda d: add_image(d, "2020_cs", "one.png", 99, png(picture(999))), "one image",
+                                   "2020_cs 99"),
+    "an unlisted image": (lambda d: (images_of(d, "2020_cs") / "more.png").write_bytes(png(picture(999))),
+                          "unlisted image", "train_2020_cs/images/more.png"),
+    "a known wrong label": (lambda d: add_image(d, "2019_fs", "105180993.png", 7, png(picture(999))), "mislabelled",
+                            "105180993.png"),
+    "a set that is absent": (lambda d: shutil.rmtree(d / "train_2019_fs"), "absent", "train_2019_fs"),
+    "no domain lists": (lambda d: (d / "image_B_v1_1/query_green.txt").unlink(), "absent", "tools/split_domains.py"),
+    "a cleaned list": (lambda d: (d / "train_2020_cs/new_train_list.txt").write_bytes(own_list(d)), "list in use",
+                       "2020_cs: train_2020_cs/new_train_list.txt"),
+    "a duplicate": (lambda d: copy_image(d, ("2020_cs", "7_1.png"), "2020_cs", "copy.png", 7), "copies in a set",
+                    "7_1.png = train_2020_cs/images/copy.png, byte for byte"),
+    "a duplicate saved again": (lambda d: [add_image(d, "2020_cs", f"{level}.png", 7, png(picture(999), level))
+                                           for level in (1, 9)], "copies in a set", "9.png, pixel for pixel"),
+    "a duplicate under another identity":
+        (lambda d: copy_image(d, ("2020_cs", "7_1.png"), "2020_cs", "copy.png", 3), "picture of two identities",
+         "7_1.png = train_2020_cs/images/copy.png"),
+    "a test picture in training":
+        (lambda d: add_image(d, "2020_cs", "t.png", 7, (d / "image_B_v1_1/gallery/1_0.png").read_bytes()),
+         "test picture in training", "train_2020_cs/images/t.png = image_B_v1_1/gallery/1_0.png"),
+    "a picture in two sets": (lambda d: copy_image(d, ("2020_fs", "7_1.png"), "2020_cs", "copy.png", 7),
+                              "picture in two sets", "copy.png = train_2020_fs/images/7_1.png"),
+    "one person in two sets": (shared_people, "same person", "2019_cs 3 = 2019_fs 50: 3 pictures shared"),
+    "swapped labels": (swapped_labels, "contradiction",
+                       "2019_cs 3 = 2019_fs 60: 1 picture shared, but 2019_fs 60 = 2019_cs 7: 2 pictures"),
+    "a query in the gallery":
+        (lambda d: shutil.copy(d / "image_B_v1_1/query/1_0.png", d / "image_B_v1_1/gallery/1_0.png"),
+         "query in gallery", "image_B_v1_1/query/1_0.png = image_B_v1_1/gallery/1_0.png"),
+    "nothing but single images": (lambda d: [write_list(d, re.sub(rb"\d+$", b"%d", own_list(d, name), flags=re.M)
+                                                        % tuple(range(9)), name) for name in SETS],
+                                  "nothing to train on", "MyDataSet"),
+}
+# What else a fault brings with it.
+COMPANIONS = {
+    "a list in UTF-16": {"unlisted image"}, "a picture in two sets": {"same person"},
+    "one person in two sets": {"picture in two sets"}, "swapped labels": {"picture in two sets", "same person"},
+    "nothing but single images": {"one image"}, "a test picture in training": {"same person"},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_no_other(data, fault):
+    plant, kind, text = FAULTS[fault]
+    plant(data)
+    report = visit(data)
+    told = found(report)
+    assert any(text in one for one in told.get(kind, ())), told
+    assert set(told) - COMPANIONS.get(fault, set()) == {kind}
+    assert report.stops == (KINDS[kind].severity == STOPS)
+
+
+def test_swapped_labels_show_as_two_pairs_and_the_right_ones_stay(data):
+    swapped_labels(data)
+    told = found(visit(data))
+    assert sorted(one.split(":")[0] for one in told["contradiction"]) == ["2019_cs 3 = 2019_fs 60",
+                                                                          "2019_cs 7 = 2019_fs 50"]
+    assert sorted(told["same person"]) == ["2019_cs 3 = 2019_fs 50: 2 pictures shared",
+                                           "2019_cs 7 = 2019_fs 60: 2 pictures shared"]
+
+
+@pytest.mark.parametrize("where", ["other identity", "test", "same identity"])
+def test_near_duplicates_are_told_where_they_matter(data, where):
+    image = picture(12_345)
+    add_image(data, "2020_cs", "one.png", 7, png(image))
+    again = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    if where == "test":
+        (data / "image_B_v1_1/query/1_0.png").write_bytes(again)
+    else:
+        add_image(data, "2020_cs", "two.jpg", 7 if where == "same identity" else 3, again)
+    assert "near-duplicate" not in found(visit(data))
+    report = visit(data, near_bits=10)
+    assert report.near == (where == "same identity")
+    assert len(found(report).get("near-duplicate", ())) == (where != "same identity")
+
+
+def test_an_unlabelled_folder_is_looked_at_without_identities(data):
+    images = data / "unlabel/images"
+    images.mkdir(parents=True)
+    shutil.copy(images_of(data, "2020_cs") / "7_1.png", images / "u.png")
+    (images / "broken.png").write_bytes(b"")
+    report = visit(data)
+    assert set(found(report)) == {"absent", "truncated image", "picture in two sets"}
+    assert [(one.name, one.images, one.identities) for one in report.figures][4] == ("unlabel", 2, 0)
+    (images.parent / "label.txt").write_text("u.png:1\n")
+    assert set(found(visit(data))) == {"unlisted image", "one image", "picture in two sets", "same person"}
+
+
+def test_a_blank_picture_of_very_many_people_links_nobody(data):
+    for pid in range(100, 160):
+        add_image(data, "2020_cs", f"blank{pid}.png", pid, png(np.full((64, 32, 3), 255, np.uint8)))
+    add_image(data, "2020_fs", "blank.png", 3, png(np.full((64, 32, 3), 255, np.uint8)))
+    told = found(visit(data))
+    assert "same person" not in told
+    assert len(told["picture of two identities"]) == 1
+    assert "… (60 in all)" in told["picture of two identities"][0]
+
+
+# ------------------------------------------------------------------------------------------------------------ reports
+def test_the_three_reports_agree_and_nothing_is_written_beside_the_data(data):
+    before = sorted(data.rglob("*"))
+    swapped_labels(data)
+    overwrite(data, b"")
+    report = visit(data)
+    out = data.parent / "out"
+    told = json.loads((out / "doctor.json").read_text(encoding="utf-8"))
+    assert told["stops_a_training"] is True
+    assert {one["kind"]: one["count"] for one in told["findings"]} == report.findings.counts
+    assert [one["name"] for one in told["sets"]] == [*SETS, "query", "gallery"]
+    text = (out / "doctor.txt").read_text(encoding="utf-8")
+    page = (out / "doctor.html").read_text(encoding="utf-8")
+    for kind, count in report.findings.counts.items():
+        assert f"{KINDS[kind].title}: {count}" in text
+        assert f": <b>{count}</b>" in page
+        for item in report.findings.items(kind)[:12]:
+            assert item.text in text
+    assert page.count("data:image/jpeg") == page.count("<img") > 10
+    assert "cannot be read</div>" in page
+    assert {path for path in data.rglob("*") if path not in before} == set(data.rglob("x*.png"))
+
+
+def test_the_report_does_not_depend_on_processes_or_on_what_is_known(data, monkeypatch):
+    monkeypatch.setattr("datasets.inspection._PROCESS_WORTH", 1)
+    swapped_labels(data)
+    overwrite(data, image(data)[:100])
+    names = ("doctor.txt", "doctor.json", "doctor.html")
+    visit(data, near_bits=10)
+    first = [(data.parent / "out" / name).read_bytes() for name in names]
+    visit(data, near_bits=10)
+    assert [(data.parent / "out" / name).read_bytes() for name in names] == first
+    (data.parent / "out" / RECORDS).unlink()
+    visit(data, near_bits=10, workers=2)
+    assert [(data.parent / "out" / name).read_bytes() for name in names] == first
+
+
+def test_names_are_shown_as_text_in_the_page(data):
+    name = "<img src=x onerror=alert(1)>'\"&.png"
+    add_image(data, "2020_cs", name, 99, png(picture(999)))
+    add_image(data, "2020_cs", "b" + name, 7, b"")
+    add_line(data, "2020_cs", "<script>alert(2)</script>")
+    visit(data)
+    page = (data.parent / "out/doctor.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(2)" in page
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "default-src 'none'" in page
+
+
+def test_only_lists_are_read_where_that_is_asked(data, monkeypatch):
+    overwrite(data, b"")
+    add_line(data, "2020_cs", "none.png:3")
+    monkeypatch.setattr("processor.doctor.visit.inspect_images", lambda *_: pytest.fail("an image was opened"))
+    report = visit(data, lists_only=True)
+    assert set(found(report)) == {"missing image"}
+    assert not (data.parent / "out" / RECORDS).exists()
+    assert "no image was opened" in visit_verdict_without_faults(data)
+
+
+def visit_verdict_without_faults(data: Path) -> str:
+    write_list(data, own_list(data).replace(b"none.png:3\n", b""))
+    return visit(data, lists_only=True).verdict()
+
+
+def test_derived_lists_are_read_as_in_a_training(data):
+    derived = data.parent / "derived"
+    derived.mkdir()
+    (derived / "new_train_list.txt").write_text("3_0.png:3\n3_1.png:3\n")
+    report = visit(data, derived_dir=derived)
+    assert [one.images for one in report.figures][2] == 2
+    assert found(report)["list in use"] == [f"2020_cs: {derived / 'new_train_list.txt'}"]
+    assert set(found(report)) == {"list in use"}  # and no word on the images that it leaves out
+
+
+@pytest.mark.parametrize(("wishes", "message"), [
+    ({"train_sets": ["2021"]}, "unknown training set '2021'; choose from 2019_cs"),
+    ({"test_dir": "../x"}, "must be the name of a folder"),
+    ({"near_bits": 16}, "choose from 0 … 15"),
+    ({"workers": 0}, "at least one process"),
+    ({"equal_by": "eye"}, "choose from bytes, pixels"),
+    ({"lists_only": True, "write_clean_lists": True}, "cannot be found from the lists only"),
+    ({"write_clean_lists": True, "derived_dir": Path("x")}, "leave out the folder of derived ones"),
+])
+def test_wishes_that_cannot_be_are_refused(data, wishes, message):
+    with pytest.raises(ValueError, match=message):
+        visit(data, **wishes)
+    assert not (data.parent / "out").exists()
+
+
+def test_findings_count_all_and_keep_some():
+    findings = Findings(kept=2)
+    for number in range(5):
+        findings.add("one image", str(number), (Picture("key", "label"),))
+    findings.count_more("one image", 3)
+    findings.count_more("absent", 0)
+    assert findings.counts == {"one image": 8}
+    assert [item.text for item in findings.items("one image")] == ["0", "1"]
+    assert not findings.wants("one image")
+    assert findings.total(KINDS["one image"].severity) == 8
+
+
+def test_a_text_tells_the_first_findings_and_how_many_there_are(data):
+    for number in range(30):
+        add_line(data, "2020_cs", f"none{number}.png:3")
+    text = as_text(visit(data), told=5)
+    assert "none4.png" in text
+    assert "none5.png" not in text
+    assert "… and 25 more" in text
+
+
+def test_every_kind_has_a_severity_and_says_what_to_do():
+    assert {kind.severity for kind in KINDS.values()} == set(SEVERITIES)
+    order = [SEVERITIES.index(kind.severity) for kind in KINDS.values()]
+    assert order == sorted(order)
+    assert all(kind.advice.endswith(".") for kind in KINDS.values())
+    planted = {kind for _, kind, _ in FAULTS.values()}
+    assert set(KINDS) - planted == {"near-duplicate"}  # which has a test of its own
+    assert MIN_SIDE == 16
+
+
+def test_charts_hold_their_numbers():
+    bars = stacked_bars([("a", (3, 1)), ("b<", (0, 2))], ("x", "y"), ("one", "two"))
+    assert [float(width) for width in re.findall(r"width:([\d.]+)%", bars)] == [75.0, 25.0, 50.0]
+    assert "b&lt;" in bars
+    heights = re.findall(r'height="([\d.]+)" rx', histograms([("s", {1: 2, 3: 1, 4: 3, 200: 1}), ("t", {2: 1})]))
+    assert [float(height) for height in heights[:9]] == [33.0, 0.0, 66.0, 0.0, 0.0, 0.0, 0.0, 0.0, 16.5]
+    assert [float(height) for height in heights[9:]] == [0.0, 66.0, *[0.0] * 7]
+    table = shared_table(["a", "b"], np.array([[0, 25], [25, 0]]), [100, 50])
+    assert "--part:0.500" in table
+    assert 'title="50.00 % of the set">25' in table
+
+
+# --------------------------------------------------------------------------------------------------------------- tool
+def tool(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools/doctor.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8",
+                          env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+
+
+def test_the_exit_code_tells_whether_a_training_would_stop(data):
+    words = ("--root", data.parent, "--output", data.parent / "out", "--workers", 1)
+    done = tool(*words)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing stops a training." in done.stdout
+    overwrite(data, image(data)[:50])
+    done = tool(*words, "--near-duplicates", "--write-clean-lists")
+    assert done.returncode == 1, done.stderr
+    assert "stops a training: images that are cut off: 1" in done.stdout
+    assert "new_train_list.txt: 8 images kept" in done.stdout
+    assert "41 of 42 images are known from an earlier run" in done.stderr
+    done = tool("--root", data.parent / "nowhere", "--output", data.parent / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no NAIC data in")
+
+
+def test_the_tool_does_not_load_torch():
+    """A process of 300 MB and two seconds, for every worker."""
+    code = ("import sys; sys.path.insert(0, '.'); import processor.doctor.visit; "
+            "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,70 @@
+"""Examine a data set in NAIC's layout before anything is trained on it.
+
+    python tools/doctor.py --root ../data --output output/doctor
+    python tools/doctor.py --root ../data --output output/derived --write-clean-lists --near-duplicates
+
+Writes doctor.txt, doctor.json and doctor.html (with the pictures side by side) into the output folder: lists and images
+that cannot be read, equal pictures within and between the sets, what they say about wrong labels and about people that
+have an identity in two sets, and how much there is of what. A run that was stopped goes on; another run reads what is
+new or has changed.
+
+--write-clean-lists also writes new_train_list.txt, new_2019_fs_train_list.txt and new_2019_cs_train_list.txt, without
+the images that stand in a set before them (2020_fs, 2020_cs, 2019_fs, 2019_cs) and without lines that would stop a
+training, and the lists of those images, cs_2020equal_path.txt, fs_2019equal_path.txt and cs_2019equal_path.txt. A
+training finds them in its DATASETS.DERIVED_DIR.
+
+Exit code: 0, nothing stops a training; 1, there are faults that would stop one; 2, the arguments cannot be used.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.logger import run_tool, setup_logger
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, metavar="DATA_ROOT",
+                        help="the folder that holds MyDataSet/, or MyDataSet itself; nothing is written there")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where all that is written goes")
+    parser.add_argument("--train-sets", nargs="+", default=(), metavar="SET",
+                        help="of 2019_cs 2019_fs 2020_cs 2020_fs (default: those that are there)")
+    parser.add_argument("--test-dir", default="image_B_v1_1", metavar="NAME",
+                        help="the test folder's name in MyDataSet/ (%(default)s)")
+    parser.add_argument("--derived", type=Path, metavar="FOLDER",
+                        help="read the cleaned lists and domain lists that lie there, as DATASETS.DERIVED_DIR does")
+    parser.add_argument("--lists-only", action="store_true", help="open no image: seconds")
+    parser.add_argument("--near-duplicates", nargs="?", type=int, const=10, metavar="BITS",
+                        help="also find nearly equal pictures, by up to BITS different bits of 256 (%(const)s; 0 … 15)")
+    parser.add_argument("--write-clean-lists", action="store_true", help="see above")
+    parser.add_argument("--equal", default="bytes", choices=("bytes", "pixels"),
+                        help="what makes two images equal for the cleaned lists (default: bytes, as the original's)")
+    parser.add_argument("--equal-list", nargs="+", type=Path, default=(), metavar="FILE",
+                        help="write the cleaned lists of these existing lists of equal paths, matched by file name")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="processes that read images (default: one a core, sixteen at most)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from processor.doctor.report import summary_lines  # not before the arguments are right
+    from processor.doctor.visit import Wishes, examine
+
+    setup_logger()
+    report = examine(args.root, args.output, Wishes(
+        train_sets=args.train_sets, test_dir=args.test_dir, derived_dir=args.derived, lists_only=args.lists_only,
+        near_bits=args.near_duplicates, write_clean_lists=args.write_clean_lists, equal_lists=args.equal_list,
+        equal_by=args.equal, workers=args.workers))
+    sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
+    print("\n".join([*summary_lines(report), f"wrote {args.output / 'doctor.html'}, doctor.json and doctor.txt"]))
+    sys.exit(1 if report.stops else 0)
+
+
+if __name__ == "__main__":
+    run_tool(main)
