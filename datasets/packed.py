@@ -149,7 +149,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{folder / INDEX}: not an index of a packed set that this version reads (format {FORMAT})")
     if not {"size", "shards", "sha256", "plan"} <= set(index):
-        raise ValueError(_damaged(folder, f"{INDEX} is not whole"))
+        raise ValueError(f"{folder / INDEX} is not whole; remove the folder and pack the set again")
     return index
 
 
