@@ -144,6 +144,10 @@ _C.SOLVER.BASE_LR = 3e-4
 _C.SOLVER.LARGE_FC_LR = False
 # Factor on the lr of biases.
 _C.SOLVER.BIAS_LR_FACTOR = 1.0
+# True: a P x K batch draws its identities from all training sets alike, or by SET_SHARES; False: by their size.
+_C.DATALOADER.BALANCE_SETS = False
+# A share for each training set, such as ['train_2019_cs:1', 'train_2020_fs:2.5'], in proportion. [] = all alike.
+_C.DATALOADER.SET_SHARES = []
 # Factor on the lr of the backbone (weights and biases).
 _C.SOLVER.BACKBONE_LR_FACTOR = 1.0
 # Momentum of SGD, 0..1.

@@ -169,6 +169,21 @@ class DeviceIds:
         return "device numbers such as 0 or 0,1"
 
 
+@dataclass(frozen=True)
+class NamedShare:
+    """A name and a number > 0 as one text, 'name:2.5'."""
+
+    def parse(self, raw: Any) -> str:
+        name, colon, share = Str().parse(raw).rpartition(":")
+        if not colon or not name.strip():
+            raise ValueError
+        Float(above=0).parse(share.strip())
+        return f"{name.strip()}:{share.strip()}"
+
+    def __str__(self) -> str:
+        return "a name and a number > 0, such as train_2019_cs:2.5"
+
+
 def _items(raw: Any) -> list:
     """The items of a list, a tuple, or of a text in () or [] such as "(256, 128)"; quotes of items are taken off."""
     if isinstance(raw, (list, tuple)):
@@ -285,6 +300,8 @@ RULES: dict[str, Any] = {
     "SOLVER.LARGE_FC_LR": Bool(),
     "SOLVER.BIAS_LR_FACTOR": Float(0),
     "SOLVER.BACKBONE_LR_FACTOR": Float(0),
+    "DATALOADER.BALANCE_SETS": Bool(),
+    "DATALOADER.SET_SHARES": ListOf(NamedShare(), unique=True),
     "SOLVER.MOMENTUM": _SHARE,
     "SOLVER.NESTEROV": Bool(),
     "SOLVER.GRADIENT_CENTRALIZATION": Bool(),
@@ -456,6 +473,16 @@ def _check_micro_batches(v: Values) -> Iterator[str]:
     grouped = "triplet" in v["DATALOADER.SAMPLER"]
     unit = parts * (v["DATALOADER.NUM_INSTANCE"] if grouped else 1)
     of = f" of whole groups of DATALOADER.NUM_INSTANCE={v['DATALOADER.NUM_INSTANCE']}" if grouped else ""
+def _check_balance(v: Values) -> Iterator[str]:
+    """Sets are balanced by their identities in P x K batches, and a set has one share."""
+    if v["DATALOADER.BALANCE_SETS"] and "triplet" not in v["DATALOADER.SAMPLER"]:
+        yield (f"DATALOADER.BALANCE_SETS=True chooses identities, but DATALOADER.SAMPLER={v['DATALOADER.SAMPLER']} "
+               "shuffles images; use softmax_triplet or triplet, or False")
+    names = [text.rsplit(":", 1)[0] for text in v["DATALOADER.SET_SHARES"]]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield f"DATALOADER.SET_SHARES: {name} has {names.count(name)} shares; use one"
+
+
     least = 2 * unit
     if parts == 1:
         return
@@ -566,8 +593,8 @@ def _check_padding(v: Values) -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
-    _check_pk_batches, _check_micro_batches, _check_training, _check_center, _check_parts, _check_pooling,
-    _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding,
+    _check_pk_batches, _check_balance, _check_micro_batches, _check_training, _check_center, _check_parts,
+    _check_pooling, _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding,
 )
 
 
@@ -607,3 +634,6 @@ def remarks(values: Values, given: Sequence[str]) -> list[str]:
         found.append(f"TEST.EXPANSION_ALPHA={values['TEST.EXPANSION_ALPHA']} weighs nothing: TEST.QUERY_EXPANSION and "
                      "TEST.DATABASE_AUGMENTATION are 0")
     return found
+    if values["DATALOADER.SET_SHARES"] and not values["DATALOADER.BALANCE_SETS"]:
+        found.append(f"DATALOADER.SET_SHARES={values['DATALOADER.SET_SHARES']} is not read: "
+                     "DATALOADER.BALANCE_SETS is False")

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,8 +138,12 @@ def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], ba
 def _make_sampler(cfg, train: list[Sample], rank: int, world_size: int) -> EpochBatchSampler:
     batch, seed = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.SEED
     if "triplet" in cfg.DATALOADER.SAMPLER:
-        pids = np.array([sample.pid for sample in train])
-        return IdentityBatchSampler(pids, batch, cfg.DATALOADER.NUM_INSTANCE, seed, rank, world_size)
+        pids, sets, shares = np.array([sample.pid for sample in train]), None, None
+        if cfg.DATALOADER.BALANCE_SETS:
+            sets = [sample.set_name for sample in train]
+            pairs = [text.rsplit(":", 1) for text in cfg.DATALOADER.SET_SHARES]
+            shares = {name: Fraction(share) for name, share in pairs} or None
+        return IdentityBatchSampler(pids, batch, cfg.DATALOADER.NUM_INSTANCE, seed, rank, world_size, sets, shares)
     return ShuffledBatchSampler(len(train), batch, seed, rank, world_size)
 
 
