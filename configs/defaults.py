@@ -104,6 +104,17 @@ _C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]
 _C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
 # Zero padding on every side before the random crop back to SIZE_TRAIN, pixels.
 _C.INPUT.PADDING = 10
+# Probability of a patch of another image of the batch pasted in (OSNet's; area 0.01-0.5), 0..1. With several processes
+# the other image is of the same process's share.
+_C.INPUT.RANDOM_PATCH_PROB = 0.0
+# Probability of AutoAugment's ImageNet policy, 0..1.
+_C.INPUT.AUTOAUG_PROB = 0.0
+# Probability of AugMix (three chains of one to three operations, severity 1), 0..1.
+_C.INPUT.AUGMIX_PROB = 0.0
+# Probability that a rectangle turns to grey (area 0.02-0.4, aspect 0.3-3.3), 0..1.
+_C.INPUT.GRAYSCALE_PATCH_PROB = 0.0
+# Probability that the whole image turns to grey, 0..1.
+_C.INPUT.GRAYSCALE_PROB = 0.0
 
 # ---------------------------------------------------------------- DATASETS
 _C.DATASETS = CfgNode()
@@ -113,6 +124,8 @@ _C.DATASETS.NAMES = "market1501"
 _C.DATASETS.ROOT_DIR = "../data"
 # True: colour jitter (.5, .5, .5, .2) and scale .9-1.1 as well.
 _C.DATASETS.HARD_AUG = False
+# True: every training identity has a second life as another one whose channels are permuted (twice the classes).
+_C.DATASETS.CHANNEL_SHUFFLE = False
 # True: train on the pseudo-labelled set unlabel/ (images/ and label.txt), too.
 _C.DATASETS.USE_UNLABEL = False
 # Which training sets of NAIC to use: of 2019_cs, 2019_fs, 2020_cs, 2020_fs. [] = all four, and all must be there.
@@ -131,6 +144,10 @@ _C.DATALOADER.NUM_WORKERS = 8
 _C.DATALOADER.SAMPLER = "softmax"
 # K, images of one identity in a P x K batch, >= 2 there.
 _C.DATALOADER.NUM_INSTANCE = 16
+# True: a P x K batch draws its identities from all training sets alike, or by SET_SHARES; False: by their size.
+_C.DATALOADER.BALANCE_SETS = False
+# A share for each training set, such as ['train_2019_cs:1', 'train_2020_fs:2.5'], in proportion. [] = all alike.
+_C.DATALOADER.SET_SHARES = []
 
 # ---------------------------------------------------------------- SOLVER
 _C.SOLVER = CfgNode()
@@ -144,10 +161,6 @@ _C.SOLVER.BASE_LR = 3e-4
 _C.SOLVER.LARGE_FC_LR = False
 # Factor on the lr of biases.
 _C.SOLVER.BIAS_LR_FACTOR = 1.0
-# True: a P x K batch draws its identities from all training sets alike, or by SET_SHARES; False: by their size.
-_C.DATALOADER.BALANCE_SETS = False
-# A share for each training set, such as ['train_2019_cs:1', 'train_2020_fs:2.5'], in proportion. [] = all alike.
-_C.DATALOADER.SET_SHARES = []
 # Factor on the lr of the backbone (weights and biases).
 _C.SOLVER.BACKBONE_LR_FACTOR = 1.0
 # Momentum of SGD, 0..1.

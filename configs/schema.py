@@ -284,9 +284,15 @@ RULES: dict[str, Any] = {
     "INPUT.PIXEL_MEAN": Row((("R", _SHARE), ("G", _SHARE), ("B", _SHARE))),
     "INPUT.PIXEL_STD": Row((("R", Float(above=0)), ("G", Float(above=0)), ("B", Float(above=0)))),
     "INPUT.PADDING": Int(0),
+    "INPUT.RANDOM_PATCH_PROB": _SHARE,
+    "INPUT.AUTOAUG_PROB": _SHARE,
+    "INPUT.AUGMIX_PROB": _SHARE,
+    "INPUT.GRAYSCALE_PATCH_PROB": _SHARE,
+    "INPUT.GRAYSCALE_PROB": _SHARE,
     "DATASETS.NAMES": Str(),
     "DATASETS.ROOT_DIR": Str(),
     "DATASETS.HARD_AUG": Bool(),
+    "DATASETS.CHANNEL_SHUFFLE": Bool(),
     "DATASETS.USE_UNLABEL": Bool(),
     "DATASETS.TRAIN_SETS": ListOf(Choice(("2019_cs", "2019_fs", "2020_cs", "2020_fs")), unique=True),
     "DATASETS.TEST_DIR": Str(),
@@ -294,14 +300,14 @@ RULES: dict[str, Any] = {
     "DATALOADER.NUM_WORKERS": Int(0),
     "DATALOADER.SAMPLER": Choice(("softmax", "triplet", "softmax_triplet")),
     "DATALOADER.NUM_INSTANCE": Int(1),
+    "DATALOADER.BALANCE_SETS": Bool(),
+    "DATALOADER.SET_SHARES": ListOf(NamedShare(), unique=True),
     "SOLVER.OPTIMIZER_NAME": Str(),
     "SOLVER.MAX_EPOCHS": Int(1),
     "SOLVER.BASE_LR": Float(above=0),
     "SOLVER.LARGE_FC_LR": Bool(),
     "SOLVER.BIAS_LR_FACTOR": Float(0),
     "SOLVER.BACKBONE_LR_FACTOR": Float(0),
-    "DATALOADER.BALANCE_SETS": Bool(),
-    "DATALOADER.SET_SHARES": ListOf(NamedShare(), unique=True),
     "SOLVER.MOMENTUM": _SHARE,
     "SOLVER.NESTEROV": Bool(),
     "SOLVER.GRADIENT_CENTRALIZATION": Bool(),
@@ -467,12 +473,6 @@ def _check_pk_batches(v: Values) -> Iterator[str]:
                f"use {lower} or {lower + instances}")
 
 
-def _check_micro_batches(v: Values) -> Iterator[str]:
-    """A batch is made of equal micro-batches, and each of those of whole groups of an identity, two at least."""
-    batch, parts = v["SOLVER.IMS_PER_BATCH"], v["SOLVER.ACCUMULATION_STEPS"]
-    grouped = "triplet" in v["DATALOADER.SAMPLER"]
-    unit = parts * (v["DATALOADER.NUM_INSTANCE"] if grouped else 1)
-    of = f" of whole groups of DATALOADER.NUM_INSTANCE={v['DATALOADER.NUM_INSTANCE']}" if grouped else ""
 def _check_balance(v: Values) -> Iterator[str]:
     """Sets are balanced by their identities in P x K batches, and a set has one share."""
     if v["DATALOADER.BALANCE_SETS"] and "triplet" not in v["DATALOADER.SAMPLER"]:
@@ -483,6 +483,12 @@ def _check_balance(v: Values) -> Iterator[str]:
         yield f"DATALOADER.SET_SHARES: {name} has {names.count(name)} shares; use one"
 
 
+def _check_micro_batches(v: Values) -> Iterator[str]:
+    """A batch is made of equal micro-batches, and each of those of whole groups of an identity, two at least."""
+    batch, parts = v["SOLVER.IMS_PER_BATCH"], v["SOLVER.ACCUMULATION_STEPS"]
+    grouped = "triplet" in v["DATALOADER.SAMPLER"]
+    unit = parts * (v["DATALOADER.NUM_INSTANCE"] if grouped else 1)
+    of = f" of whole groups of DATALOADER.NUM_INSTANCE={v['DATALOADER.NUM_INSTANCE']}" if grouped else ""
     least = 2 * unit
     if parts == 1:
         return
@@ -633,7 +639,7 @@ def remarks(values: Values, given: Sequence[str]) -> list[str]:
     if values["TEST.EXPANSION_ALPHA"] and not (values["TEST.QUERY_EXPANSION"] or values["TEST.DATABASE_AUGMENTATION"]):
         found.append(f"TEST.EXPANSION_ALPHA={values['TEST.EXPANSION_ALPHA']} weighs nothing: TEST.QUERY_EXPANSION and "
                      "TEST.DATABASE_AUGMENTATION are 0")
-    return found
     if values["DATALOADER.SET_SHARES"] and not values["DATALOADER.BALANCE_SETS"]:
         found.append(f"DATALOADER.SET_SHARES={values['DATALOADER.SET_SHARES']} is not read: "
                      "DATALOADER.BALANCE_SETS is False")
+    return found

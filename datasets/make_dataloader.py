@@ -15,10 +15,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.bases import ReIDData, Sample
+from datasets.channels import with_shuffled_channels
 from datasets.images import FolderSource, ImageSource, decode
 from datasets.naic import data_root, load_naic
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, Item, ShuffledBatchSampler
-from datasets.transforms import Normalize, TrainAugment
+from datasets.transforms import Normalize, Recipe, TrainAugment
 
 
 class Batch(NamedTuple):
@@ -147,6 +148,14 @@ def _make_sampler(cfg, train: list[Sample], rank: int, world_size: int) -> Epoch
     return ShuffledBatchSampler(len(train), batch, seed, rank, world_size)
 
 
+def _recipe(cfg) -> Recipe:
+    return Recipe(
+        flip=cfg.INPUT.PROB, padding=cfg.INPUT.PADDING, erase=cfg.INPUT.RE_PROB, hard=cfg.DATASETS.HARD_AUG,
+        patch=cfg.INPUT.RANDOM_PATCH_PROB, auto_augment=cfg.INPUT.AUTOAUG_PROB, augmix=cfg.INPUT.AUGMIX_PROB,
+        gray_patch=cfg.INPUT.GRAYSCALE_PATCH_PROB, gray=cfg.INPUT.GRAYSCALE_PROB,
+    )
+
+
 def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, world_size: int = 1) -> DataLoaders:
     """The loaders of the configured data set.
 
@@ -166,13 +175,14 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
     data, reason = _load(entry, cfg, train, test)
     source = FolderSource(entry.root(cfg.DATASETS.ROOT_DIR))
     mean, std = list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)
+    channels = None
+    if train and cfg.DATASETS.CHANNEL_SHUFFLE:
+        data, channels = with_shuffled_channels(data, cfg.SOLVER.SEED)
     loaders = DataLoaders(data, normalize=Normalize(mean, std), no_test_reason=reason)
     if train:
         loaders.sampler = _make_sampler(cfg, data.train, rank, world_size)
         loaders.train = _loader(cfg, source, data.train, cfg.INPUT.SIZE_TRAIN, loaders.sampler)
-        loaders.augment = TrainAugment(
-            mean, std, cfg.INPUT.PROB, cfg.INPUT.PADDING, cfg.INPUT.RE_PROB, cfg.DATASETS.HARD_AUG, cfg.SOLVER.SEED
-        )
+        loaders.augment = TrainAugment(mean, std, _recipe(cfg), cfg.SOLVER.SEED, channels)
     for domain, pair in data.eval_sets.items():
         samples = [*pair.query, *pair.gallery]
         batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH, rank, world_size)
