@@ -145,7 +145,7 @@ class TrainAugment(Normalize):
             yield partial(augmix_, recipe.augmix), draw("augmix", AUGMIX_DRAWS)
         if recipe.gray_patch or recipe.gray:
             yield grayscale_, draw_grayed(draw("grayscale", GRAY_DRAWS), recipe.gray_patch, recipe.gray, *size)
-        yield self.normalize_,
+        yield (self.normalize_,)
         if recipe.erase:
             yield erase_, draw_erased(draw("erase", ERASE_DRAWS), recipe.erase, *size)
 
