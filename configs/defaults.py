@@ -104,6 +104,17 @@ _C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]
 _C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
 # Zero padding on every side before the random crop back to SIZE_TRAIN, pixels.
 _C.INPUT.PADDING = 10
+# Probability of a patch of another image of the batch pasted in (OSNet's; area 0.01-0.5), 0..1. With several processes
+# the other image is of the same process's share.
+_C.INPUT.RANDOM_PATCH_PROB = 0.0
+# Probability of AutoAugment's ImageNet policy, 0..1.
+_C.INPUT.AUTOAUG_PROB = 0.0
+# Probability of AugMix (three chains of one to three operations, severity 1), 0..1.
+_C.INPUT.AUGMIX_PROB = 0.0
+# Probability that a rectangle turns to grey (area 0.02-0.4, aspect 0.3-3.3), 0..1.
+_C.INPUT.GRAYSCALE_PATCH_PROB = 0.0
+# Probability that the whole image turns to grey, 0..1.
+_C.INPUT.GRAYSCALE_PROB = 0.0
 
 # ---------------------------------------------------------------- DATASETS
 _C.DATASETS = CfgNode()
@@ -119,6 +130,8 @@ _C.DATASETS.VALIDATION = ""
 _C.DATASETS.ROOT_DIR = "../data"
 # True: colour jitter (.5, .5, .5, .2) and scale .9-1.1 as well.
 _C.DATASETS.HARD_AUG = False
+# True: every training identity has a second life as another one whose channels are permuted (twice the classes).
+_C.DATASETS.CHANNEL_SHUFFLE = False
 # NAIC: True: train on the pseudo-labelled set unlabel/ (images/ and label.txt), too.
 _C.DATASETS.USE_UNLABEL = False
 # NAIC: which training sets to use: of 2019_cs, 2019_fs, 2020_cs, 2020_fs. [] = all four, and all must be there.
@@ -143,6 +156,10 @@ _C.DATALOADER.NUM_INSTANCE = 16
 # A training image that cannot be read or decoded: error: stop | skip: name and count it in the log, and take another
 # image of its identity, a function of SEED, epoch and position. A test always stops.
 _C.DATALOADER.ON_BAD_IMAGE = "error"
+# True: a P x K batch draws its identities from all training sets alike, or by SET_SHARES; False: by their size.
+_C.DATALOADER.BALANCE_SETS = False
+# A share for each training set, such as ['train_2019_cs:1', 'train_2020_fs:2.5'], in proportion. [] = all alike.
+_C.DATALOADER.SET_SHARES = []
 
 # ---------------------------------------------------------------- SOLVER
 _C.SOLVER = CfgNode()

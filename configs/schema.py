@@ -183,6 +183,21 @@ class DeviceIds:
         return "device numbers such as 0 or 0,1"
 
 
+@dataclass(frozen=True)
+class NamedShare:
+    """A name and a number > 0 as one text, 'name:2.5'."""
+
+    def parse(self, raw: Any) -> str:
+        name, colon, share = Str().parse(raw).rpartition(":")
+        if not colon or not name.strip():
+            raise ValueError
+        Float(above=0).parse(share.strip())
+        return f"{name.strip()}:{share.strip()}"
+
+    def __str__(self) -> str:
+        return "a name and a number > 0, such as train_2019_cs:2.5"
+
+
 def _items(raw: Any) -> list:
     """The items of a list, a tuple, or of a text in () or [] such as "(256, 128)"; quotes of items are taken off."""
     if isinstance(raw, (list, tuple)):
@@ -283,11 +298,17 @@ RULES: dict[str, Any] = {
     "INPUT.PIXEL_MEAN": Row((("R", _SHARE), ("G", _SHARE), ("B", _SHARE))),
     "INPUT.PIXEL_STD": Row((("R", Float(above=0)), ("G", Float(above=0)), ("B", Float(above=0)))),
     "INPUT.PADDING": Int(0),
+    "INPUT.RANDOM_PATCH_PROB": _SHARE,
+    "INPUT.AUTOAUG_PROB": _SHARE,
+    "INPUT.AUGMIX_PROB": _SHARE,
+    "INPUT.GRAYSCALE_PATCH_PROB": _SHARE,
+    "INPUT.GRAYSCALE_PROB": _SHARE,
     "DATASETS.NAMES": Str(),
     "DATASETS.TEST_NAMES": Str(empty=True),
     "DATASETS.VALIDATION": Str(empty=True),
     "DATASETS.ROOT_DIR": Str(),
     "DATASETS.HARD_AUG": Bool(),
+    "DATASETS.CHANNEL_SHUFFLE": Bool(),
     "DATASETS.USE_UNLABEL": Bool(),
     "DATASETS.TRAIN_SETS": ListOf(Choice(("2019_cs", "2019_fs", "2020_cs", "2020_fs")), unique=True),
     "DATASETS.TEST_DIR": Str(),
@@ -297,6 +318,8 @@ RULES: dict[str, Any] = {
     "DATALOADER.SAMPLER": Choice(("softmax", "triplet", "softmax_triplet")),
     "DATALOADER.NUM_INSTANCE": Int(1),
     "DATALOADER.ON_BAD_IMAGE": Choice(("error", "skip")),
+    "DATALOADER.BALANCE_SETS": Bool(),
+    "DATALOADER.SET_SHARES": ListOf(NamedShare(), unique=True),
     "SOLVER.OPTIMIZER_NAME": Str(),
     "SOLVER.MAX_EPOCHS": Int(1),
     "SOLVER.BASE_LR": Float(above=0),
@@ -468,6 +491,16 @@ def _check_pk_batches(v: Values) -> Iterator[str]:
                f"use {lower} or {lower + instances}")
 
 
+def _check_balance(v: Values) -> Iterator[str]:
+    """Sets are balanced by their identities in P x K batches, and a set has one share."""
+    if v["DATALOADER.BALANCE_SETS"] and "triplet" not in v["DATALOADER.SAMPLER"]:
+        yield (f"DATALOADER.BALANCE_SETS=True chooses identities, but DATALOADER.SAMPLER={v['DATALOADER.SAMPLER']} "
+               "shuffles images; use softmax_triplet or triplet, or False")
+    names = [text.rsplit(":", 1)[0] for text in v["DATALOADER.SET_SHARES"]]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield f"DATALOADER.SET_SHARES: {name} has {names.count(name)} shares; use one"
+
+
 def _check_micro_batches(v: Values) -> Iterator[str]:
     """A batch is made of equal micro-batches, and each of those of whole groups of an identity, two at least."""
     batch, parts = v["SOLVER.IMS_PER_BATCH"], v["SOLVER.ACCUMULATION_STEPS"]
@@ -591,8 +624,9 @@ def _check_validation(v: Values) -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
-    _check_pk_batches, _check_micro_batches, _check_training, _check_center, _check_parts, _check_pooling,
-    _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding, _check_validation,
+    _check_pk_batches, _check_balance, _check_micro_batches, _check_training, _check_center, _check_parts,
+    _check_pooling, _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding,
+    _check_validation,
 )
 
 
@@ -635,4 +669,7 @@ def remarks(values: Values, given: Sequence[str]) -> list[str]:
     if values["TEST.EXPANSION_ALPHA"] and not (values["TEST.QUERY_EXPANSION"] or values["TEST.DATABASE_AUGMENTATION"]):
         found.append(f"TEST.EXPANSION_ALPHA={values['TEST.EXPANSION_ALPHA']} weighs nothing: TEST.QUERY_EXPANSION and "
                      "TEST.DATABASE_AUGMENTATION are 0")
+    if values["DATALOADER.SET_SHARES"] and not values["DATALOADER.BALANCE_SETS"]:
+        found.append(f"DATALOADER.SET_SHARES={values['DATALOADER.SET_SHARES']} is not read: "
+                     "DATALOADER.BALANCE_SETS is False")
     return found

@@ -24,6 +24,11 @@ class Sample(NamedTuple):
     pid: int
     camid: int
 
+    @property
+    def set_name(self) -> str:
+        """The set that a training image is of: the first folder of its key."""
+        return self.key.split("/", 1)[0]
+
 
 @dataclass(frozen=True)
 class QueryGallery:
@@ -111,11 +116,11 @@ def some(names: Iterable[str], shown: int = 3) -> str:
 def statistics(data: ReIDData) -> str:
     """A table of images, identities and cameras, for the log; '-' where the data set does not say.
 
-    Training sets are told apart by the first folder of their keys; an identity belongs to one set.
+    An identity belongs to one set.
     """
     by_set: dict[str, list[Sample]] = defaultdict(list)
     for sample in data.train:
-        by_set[sample.key.split("/", 1)[0]].append(sample)
+        by_set[sample.set_name].append(sample)
     rows = [(name, *_counts(samples)) for name, samples in by_set.items()]
     if len(by_set) > 1:
         rows.append(("train, all", *_counts(data.train)))

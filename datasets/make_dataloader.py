@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.bad_images import ReplacingLoader
 from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample
+from datasets.channels import with_shuffled_channels
 from datasets.images import ImageSource, decode
 from datasets.packed import open_packed
 from datasets.registry import Places, Reference, find_folders, load_sets, open_folders, parse_names
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, Item, ShuffledBatchSampler
-from datasets.transforms import Normalize, TrainAugment
+from datasets.transforms import Normalize, Recipe, TrainAugment
 from datasets.validation import leave_out, read_split
 
 logger = logging.getLogger(__name__)
@@ -161,9 +163,21 @@ def _train_loader(cfg, source: ImageSource, train: list[Sample], sampler: EpochB
 def _make_sampler(cfg, train: list[Sample], rank: int, world_size: int) -> EpochBatchSampler:
     batch, seed = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.SEED
     if "triplet" in cfg.DATALOADER.SAMPLER:
-        pids = np.array([sample.pid for sample in train])
-        return IdentityBatchSampler(pids, batch, cfg.DATALOADER.NUM_INSTANCE, seed, rank, world_size)
+        pids, sets, shares = np.array([sample.pid for sample in train]), None, None
+        if cfg.DATALOADER.BALANCE_SETS:
+            sets = [sample.set_name for sample in train]
+            pairs = [text.rsplit(":", 1) for text in cfg.DATALOADER.SET_SHARES]
+            shares = {name: Fraction(share) for name, share in pairs} or None
+        return IdentityBatchSampler(pids, batch, cfg.DATALOADER.NUM_INSTANCE, seed, rank, world_size, sets, shares)
     return ShuffledBatchSampler(len(train), batch, seed, rank, world_size)
+
+
+def _recipe(cfg) -> Recipe:
+    return Recipe(
+        flip=cfg.INPUT.PROB, padding=cfg.INPUT.PADDING, erase=cfg.INPUT.RE_PROB, hard=cfg.DATASETS.HARD_AUG,
+        patch=cfg.INPUT.RANDOM_PATCH_PROB, auto_augment=cfg.INPUT.AUTOAUG_PROB, augmix=cfg.INPUT.AUGMIX_PROB,
+        gray_patch=cfg.INPUT.GRAYSCALE_PATCH_PROB, gray=cfg.INPUT.GRAYSCALE_PROB,
+    )
 
 
 def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, world_size: int = 1) -> DataLoaders:
@@ -185,14 +199,15 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
     data, files, no_test_reason = load_set(cfg, train, test)
     source = _source(cfg, data, files)
     mean, std = list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)
+    channels = None
+    if train and cfg.DATASETS.CHANNEL_SHUFFLE:
+        data, channels = with_shuffled_channels(data, cfg.SOLVER.SEED)
     loaders = DataLoaders(data, normalize=Normalize(mean, std), no_test_reason=no_test_reason,
                           measured_on=_measured_on(cfg), on_validation=bool(cfg.DATASETS.VALIDATION))
     if train:
         loaders.sampler = _make_sampler(cfg, data.train, rank, world_size)
         loaders.train = _train_loader(cfg, source, data.train, loaders.sampler)
-        loaders.augment = TrainAugment(
-            mean, std, cfg.INPUT.PROB, cfg.INPUT.PADDING, cfg.INPUT.RE_PROB, cfg.DATASETS.HARD_AUG, cfg.SOLVER.SEED
-        )
+        loaders.augment = TrainAugment(mean, std, _recipe(cfg), cfg.SOLVER.SEED, channels)
     by_file_name = _file_names_tell_apart(data.eval_sets)
     for domain, pair in data.eval_sets.items():
         samples = [*pair.query, *pair.gallery]

@@ -6,7 +6,9 @@ what an image's random draws are made from.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -70,17 +72,25 @@ class IdentityBatchSampler(EpochBatchSampler):
     An epoch shows every identity at least once. An identity of n images gives ceil(n / K) groups of K; a group that is
     not full takes further images of its identity, a second time only where it has fewer than K. No identity stands
     twice in a batch, so an identity with more groups than the epoch has batches loses the surplus; the number of
-    batches is the largest for which all batches can be filled so, plus one (filled up with identities drawn anew)
-    where an identity would be left out otherwise.
+    batches is the largest for which all batches can be filled so, or more where an identity would be left out.
+
+    With `sets`, each batch's identities come from the sets in given shares (rounded up or down in a batch, exact over
+    the epoch). A set with more groups than its share shows some of them, one with fewer shows groups again.
     Source: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017.
     """
 
     def __init__(self, pids: np.ndarray, batch_size: int, num_instances: int, seed: int,
-                 rank: int = 0, world_size: int = 1):
-        """pids: [N] class index of each sample; batch_size = P * num_instances over all ranks.
-
+                 rank: int = 0, world_size: int = 1, sets: Sequence[str] | None = None,
+                 shares: Mapping[str, Fraction] | None = None):
+        """
+        Args:
+            pids: [N] class index of each sample.
+            batch_size: P * num_instances, over all ranks.
+            sets: [N] name of the set that each sample is of, the same for all of an identity; None: one set.
+            shares: a positive number for each set, in proportion to its part of a batch; None: the same for all.
         Raises:
-            ValueError: P is not a whole number for every rank, or there are fewer than P identities.
+            ValueError: P is not a whole number for every rank, there are fewer identities, in all or in a set, than
+                a batch takes, or shares do not name the sets.
         """
         super().__init__(batch_size, seed, rank, world_size)
         if batch_size % (num_instances * world_size):
@@ -100,19 +110,39 @@ class IdentityBatchSampler(EpochBatchSampler):
                 "batch or raise NUM_INSTANCE"
             )
         self._groups = -(-self._sizes // num_instances)
-        self._kept, self._num_batches = self._plan()
+        names = ["all"] * len(self._sizes) if sets is None else [sets[first] for first in self._by_pid[self._starts]]
+        self.set_names, self._set_of_pid = np.unique(names, return_inverse=True)
+        self._num_batches, self._slots = self._plan(self._shares(shares))
 
-    def _plan(self) -> tuple[np.ndarray, int]:
-        """How many groups each identity shows in an epoch, before topping up, and the number of batches."""
+    def _shares(self, given: Mapping[str, Fraction] | None) -> list[Fraction]:
+        """Each set's part of the whole."""
+        names = self.set_names.tolist()
+        if given is not None and set(given) != set(names):
+            raise ValueError(f"DATALOADER.SET_SHARES names {', '.join(sorted(given))}; the training data has the sets "
+                             f"{', '.join(names)}, and each of them needs a share")
+        shares = [Fraction(1 if given is None else given[name]) for name in names]
+        return [share / sum(shares) for share in shares]
+
+    def _plan(self, shares: list[Fraction]) -> tuple[int, list[int]]:
+        """The number of batches, and how many of their slots for an identity each set fills."""
         per_batch, groups = self.num_pids_per_batch, self._groups
+        identities = np.bincount(self._set_of_pid).tolist()
+        wanted = [share * per_batch for share in shares]  # identities a batch
+        for name, number, there in zip(self.set_names, wanted, identities, strict=True):
+            if math.ceil(number) > there:
+                raise ValueError(f"the share of {name} is {float(number):.3g} of {per_batch} identities a batch, but "
+                                 f"it has only {there}; change DATALOADER.SET_SHARES, lower SOLVER.IMS_PER_BATCH or "
+                                 "raise DATALOADER.NUM_INSTANCE")
         low, high = 1, int(groups.sum() // per_batch)  # the largest B with sum(min(groups, B)) >= P * B
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if np.minimum(groups, middle).sum() >= per_batch * middle else (low, middle - 1)
-        kept = np.minimum(groups, low)
-        surplus = int(kept.sum() - per_batch * low)
-        spare = int((kept - 1).sum())
-        return (kept, low) if surplus <= spare else (kept, low + 1)
+        batches = max(low, *(math.ceil(there / number) for there, number in zip(identities, wanted, strict=True)))
+        slots = [math.floor(number * batches) for number in wanted]
+        by_remainder = sorted(range(len(slots)), key=lambda i: slots[i] - wanted[i] * batches)
+        for number in by_remainder[:batches * per_batch - sum(slots)]:
+            slots[number] += 1
+        return batches, slots
 
     def __len__(self) -> int:
         return self._num_batches
@@ -125,20 +155,19 @@ class IdentityBatchSampler(EpochBatchSampler):
 
     def _assign(self, random: np.random.Generator) -> np.ndarray:
         """Which identity stands in each of the P slots of each batch, none twice in a batch."""
-        total = len(self) * self.num_pids_per_batch
-        counts = self._kept.copy()
-        if counts.sum() > total:  # take the surplus from identities that have more than one group
-            spare = np.repeat(np.arange(len(counts)), counts - 1)
-            np.subtract.at(counts, random.choice(spare, int(counts.sum() - total), replace=False), 1)
-        elif counts.sum() < total:  # fill the last batch with identities drawn anew
-            room = np.flatnonzero(counts < len(self))
-            counts[random.choice(room, int(total - counts.sum()), replace=False)] += 1
+        counts = np.minimum(self._groups, len(self))
+        for number, slots in enumerate(self._slots):
+            members = np.flatnonzero(self._set_of_pid == number)
+            counts[members] = _fitted(counts[members], slots, len(self), random)
         # An identity's groups lie next to each other in `slots`, and slot i goes to batch i mod B: with at most B
-        # groups an identity never meets itself.
+        # groups an identity never meets itself. So do a set's identities: its slots are spread evenly over the batches.
         order = random.permutation(len(counts))
+        order = order[np.argsort(self._set_of_pid[order], kind="stable")]
         slots = np.repeat(order, counts[order])
         table = slots.reshape(self.num_pids_per_batch, len(self)).T
-        return table[random.permutation(len(self))]
+        table = table[random.permutation(len(self))]
+        # Sets change places within a batch, for a rank takes its share from one end.
+        return random.permuted(table, axis=1) if len(self._slots) > 1 else table
 
     def _draw_groups(self, pid_of_group: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """[G, K] sample indices: each identity's groups walk through one shuffle of its images and start over."""
@@ -153,3 +182,25 @@ class IdentityBatchSampler(EpochBatchSampler):
         offsets = nth_group[:, None] * self.num_instances + np.arange(self.num_instances)
         sizes = self._sizes[pid_of_group][:, None]
         return shuffled[self._starts[pid_of_group][:, None] + offsets % sizes]
+
+
+def _fitted(counts: np.ndarray, total: int, most: int, random: np.random.Generator) -> np.ndarray:
+    """How often each identity appears, at random, so that the sum is `total` and each is in 1..most.
+
+    Args:
+        counts: [identities] as often as an identity has groups, 1..most.
+        total: in len(counts)..len(counts) * most.
+    """
+    def draw(tickets: np.ndarray, number: int) -> np.ndarray:
+        """`number` of all tickets, of which identity i has tickets[i]."""
+        owners = np.repeat(np.arange(len(tickets)), tickets)
+        return np.bincount(random.choice(owners, number, replace=False), minlength=len(tickets))
+
+    groups, surplus = counts, int(counts.sum()) - total
+    if surplus > 0:
+        return counts - draw(counts - 1, surplus)
+    while surplus < 0:  # show every group once more, or as many as there is room for
+        again = np.minimum(groups, most - counts)
+        counts = counts + (again if again.sum() <= -surplus else draw(again, -surplus))
+        surplus = int(counts.sum()) - total
+    return counts

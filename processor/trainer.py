@@ -244,5 +244,5 @@ def evaluate_epoch(run: Training, watch: Watch, epoch: int) -> bool:
 
 
 def _show_batch(run: Training, record: MetricsRecord, batch: Batch) -> None:
-    images = run.loaders.augment(batch.images.to(run.precision.device), 1, batch.positions)
+    images = run.loaders.augment(batch.images.to(run.precision.device), 1, batch.positions, batch.pids)
     record.show_batch(images, list(run.cfg.INPUT.PIXEL_MEAN), list(run.cfg.INPUT.PIXEL_STD))

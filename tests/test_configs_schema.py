@@ -94,6 +94,7 @@ def test_the_tree_has_sections_of_leaves_and_no_deeper_level():
     ("TEST.RE_RANKING_PARAMETER", "[30, 2, 0.8]", [30, 2, 0.8]), ("TEST.RE_RANKING_PARAMETER", [6, 3, 1], [6, 3, 1.0]),
     ("DATASETS.TRAIN_SETS", "['2019_cs', \"2020_fs\"]", ["2019_cs", "2020_fs"]),
     ("DATASETS.TRAIN_SETS", "(2019_cs)", ["2019_cs"]),
+    ("DATALOADER.SET_SHARES", "['train_2019_cs:1', market1501: 2.5]", ["train_2019_cs:1", "market1501:2.5"]),
 ])
 def test_a_value_becomes_the_keys_type(key, raw, expected):
     value = coerce(key, raw)
@@ -131,6 +132,9 @@ def test_a_value_becomes_the_keys_type(key, raw, expected):
     ("TEST.RE_RANKING_PARAMETER", [30.0, 2, 0.8], "k1"),
     ("DATASETS.TRAIN_SETS", "[2019_cs, 2019_cs]", "one is there twice"),
     ("DATASETS.TRAIN_SETS", ["2021_cs"], "2019_cs | 2019_fs | 2020_cs | 2020_fs"),
+    ("DATALOADER.SET_SHARES", ["market1501"], "a name and a number > 0, such as"),
+    ("DATALOADER.SET_SHARES", ["market1501:0"], "a name and a number > 0"),
+    ("DATALOADER.SET_SHARES", [":1"], "a name and a number > 0"),
 ])
 def test_a_wrong_value_is_refused_with_what_is_allowed(key, raw, allowed):
     with pytest.raises(ConfigError) as caught:
@@ -155,6 +159,8 @@ COSINE = ["SOLVER.LR_SCHEDULER", "cosine"]
     ([*PK, "SOLVER.IMS_PER_BATCH", "7"], "use 8 or more"),
     ([*PK, "DATALOADER.NUM_INSTANCE", "1"], "DATALOADER.NUM_INSTANCE=1 leaves no positive pairs"),
     (["DATALOADER.SAMPLER", "triplet", "DATALOADER.NUM_INSTANCE", "1"], "DATALOADER.NUM_INSTANCE=1"),
+    (["DATALOADER.BALANCE_SETS", "on"], "DATALOADER.SAMPLER=softmax shuffles images; use softmax_triplet"),
+    ([*PK, "DATALOADER.BALANCE_SETS", "on", "DATALOADER.SET_SHARES", "[a:1, b:1, a:2]"], "a has 2 shares; use one"),
     (["MODEL.IF_WITH_CENTER", "yes"], "MODEL.IF_WITH_CENTER=True contradicts MODEL.METRIC_LOSS_TYPE=triplet"),
     (["DATALOADER.SAMPLER", "triplet", "MODEL.METRIC_LOSS_TYPE", "center"], "a center loss alone"),
     ([*CENTER, "SOLVER.CENTER_LOSS_WEIGHT", "0"], "SOLVER.CENTER_LOSS_WEIGHT=0.0 switches off"),
@@ -199,6 +205,7 @@ def test_what_cannot_work_together_is_refused(opts, message):
     ["TEST.QUERY_EXPANSION", "5", "TEST.DATABASE_AUGMENTATION", "3", "TEST.EXPANSION_ALPHA", "3"],
     ["INPUT.PADDING", "0", "INPUT.SIZE_TRAIN", "[1, 1]"],
     ["MODEL.NECK", "no", "TEST.NECK_FEAT", "before"],
+    [*PK, "DATALOADER.BALANCE_SETS", "on", "DATALOADER.SET_SHARES", "[train_2019_cs:1, train_2020_fs:2]"],
 ])
 def test_what_can_work_together_loads(opts):
     load_cfg(None, opts)
@@ -209,6 +216,11 @@ def test_an_exponent_that_weighs_nothing_is_remarked(caplog):
     assert not caplog.records
     load_cfg(None, ["TEST.EXPANSION_ALPHA", "3"])
     assert "TEST.EXPANSION_ALPHA=3.0 weighs nothing" in caplog.records[0].getMessage()
+
+
+def test_shares_that_nothing_reads_are_remarked(caplog):
+    load_cfg(None, ["DATALOADER.SET_SHARES", "[a:1]"])
+    assert "DATALOADER.SET_SHARES=['a:1'] is not read" in caplog.records[0].getMessage()
 
 
 # ---------------------------------------------------------------- readers

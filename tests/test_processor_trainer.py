@@ -1,5 +1,6 @@
 """Training: what it leaves, and that a resumed run equals one that was never stopped."""
 import json
+import shutil
 
 import pytest
 import torch
@@ -44,6 +45,24 @@ def test_a_resumed_run_ends_in_the_same_weights_to_the_bit(tiny_opts, tmp_path, 
     assert_same_state(read_checkpoint(tmp_path / "parts" / name), read_checkpoint(whole_run / name))
     lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+
+
+def test_with_every_augmentation_a_resumed_run_ends_in_the_same_weights(tiny_data, tmp_path):
+    keys = ["INPUT.RANDOM_PATCH_PROB", 0.5, "INPUT.AUTOAUG_PROB", 0.5, "INPUT.AUGMIX_PROB", 0.5,
+            "INPUT.GRAYSCALE_PATCH_PROB", 0.5, "INPUT.GRAYSCALE_PROB", 0.2, "DATASETS.CHANNEL_SHUFFLE", "True",
+            "DATALOADER.BALANCE_SETS", "True", "SOLVER.STEPS", "[]", "SOLVER.CHECKPOINT_PERIOD", 1]
+
+    def run(name, workers, resume="none"):
+        return do_train(cfg_of(tiny_options(tiny_data, tmp_path / name), *keys, "SOLVER.MAX_EPOCHS", 2,
+                               "DATALOADER.NUM_WORKERS", workers), resume)
+
+    whole = run("whole", 0)
+    first = whole.with_name(whole.name.replace("_2.pth", "_1.pth"))
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(first, tmp_path / "resumed" / first.name)
+    assert_same_state(read_checkpoint(run("resumed", 2, "auto")), read_checkpoint(whole))
+    names = read_checkpoint(whole)["pid_names"]
+    assert len(names) == len(set(names)) == len(read_checkpoint(whole)["model"]["classifier.weight"])
 
 
 def test_training_leaves_what_the_lineage_leaves(whole_run):
