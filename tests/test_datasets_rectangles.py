@@ -51,6 +51,8 @@ def test_the_first_try_that_fits_counts():
     draws[0, 5:9] = 0.0, 0.5, 0.999, 0.0
     height, width = round((0.02 * 2048 * 1.8167) ** 0.5), round((0.02 * 2048 / 1.8167) ** 0.5)
     assert draw_erased(draws, 1.0, HEIGHT, WIDTH).tolist() == [[HEIGHT - height, 0, HEIGHT, width]]
+    draws[0, 1:5] = 0.13 / 0.38, 0.0, 0.3, 0.3  # 15 % at aspect 0.3: as wide as the image, which is no fit either
+    assert draw_erased(draws, 1.0, HEIGHT, WIDTH)[0, 3] == width
     draws[0, 1:] = np.tile(draws[0, 1:5], ERASE_DRAWS // 4)
     assert areas(draw_erased(draws, 1.0, HEIGHT, WIDTH)) == 0  # no try fits
 
