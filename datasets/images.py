@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -66,6 +67,30 @@ class FolderSource:
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self.root)!r})"
+
+
+class MountedSource:
+    """Several sources as one: the first folder of a key says which of them has it.
+
+    Args:
+        mounts: first folder of a key -> the source that takes the rest of the key.
+        base: takes the keys that begin otherwise, whole.
+    """
+
+    def __init__(self, mounts: Mapping[str, ImageSource], base: ImageSource | None = None) -> None:
+        self.mounts, self.base = dict(mounts), base
+
+    def read(self, key: str) -> bytes:
+        """See `ImageSource.read`."""
+        first, _, rest = key.partition("/")
+        if first in self.mounts:
+            return self.mounts[first].read(rest)
+        if self.base is None:
+            raise ValueError(f"image key {key!r} begins with none of {', '.join(self.mounts)}")
+        return self.base.read(key)
+
+    def __repr__(self) -> str:
+        return f"MountedSource({self.mounts!r}, {self.base!r})"
 
 
 def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:

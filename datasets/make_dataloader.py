@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.bases import ReIDData, Sample
-from datasets.images import FolderSource, ImageSource, decode
-from datasets.naic import data_root, load_naic
+from datasets.images import FolderSource, ImageSource, MountedSource, decode
+from datasets.naic import UNLABEL, data_root, load_naic, unlabel_folder
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, Item, ShuffledBatchSampler
 from datasets.transforms import Normalize, TrainAugment
+from datasets.unlabelled import Unlabelled
 
 
 class Batch(NamedTuple):
@@ -87,22 +88,36 @@ class DataLoaders:
     no_test_reason: str = ""
 
 
+def derived_dir(cfg) -> Path:
+    """The folder of derived lists; see DATASETS.DERIVED_DIR."""
+    return Path(cfg.DATASETS.DERIVED_DIR or Path(cfg.OUTPUT_DIR).parent / "derived")
+
+
 def _naic(cfg, parts: tuple[str, ...]) -> ReIDData:
-    derived = cfg.DATASETS.DERIVED_DIR or Path(cfg.OUTPUT_DIR).parent / "derived"
     return load_naic(
         cfg.DATASETS.ROOT_DIR, train_sets=tuple(cfg.DATASETS.TRAIN_SETS), use_unlabel=cfg.DATASETS.USE_UNLABEL,
-        test_dir=cfg.DATASETS.TEST_DIR, derived_dir=derived, parts=parts,
+        unlabel_dir=cfg.DATASETS.UNLABEL_DIR, test_dir=cfg.DATASETS.TEST_DIR, derived_dir=derived_dir(cfg),
+        parts=parts,
     )
 
 
+def _naic_source(cfg) -> ImageSource:
+    """MyDataSet/, and the pseudo-labelled set, which may lie elsewhere."""
+    own = FolderSource(data_root(cfg.DATASETS.ROOT_DIR))
+    unlabel = unlabel_folder(cfg.DATASETS.ROOT_DIR, cfg.DATASETS.UNLABEL_DIR, derived_dir(cfg))
+    if not cfg.DATASETS.USE_UNLABEL or not unlabel.is_dir():  # testing needs no training set
+        return own
+    return MountedSource({UNLABEL.folder: FolderSource(unlabel)}, own)
+
+
 class DatasetEntry(NamedTuple):
-    """load(cfg, parts) -> ReIDData; root(root_dir) -> the folder that keys are relative to."""
+    """load(cfg, parts) -> ReIDData; source(cfg) -> what reads its keys."""
 
     load: Callable
-    root: Callable
+    source: Callable
 
 
-DATASETS: dict[str, DatasetEntry] = {"naic": DatasetEntry(_naic, data_root)}
+DATASETS: dict[str, DatasetEntry] = {"naic": DatasetEntry(_naic, _naic_source)}
 
 
 def _worker_init(_: int) -> None:
@@ -140,7 +155,7 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         raise ValueError(f"DATASETS.NAMES={cfg.DATASETS.NAMES!r} is not one of {', '.join(sorted(DATASETS))}")
     entry = DATASETS[cfg.DATASETS.NAMES]
     data, reason = _load(entry, cfg, train, test)
-    source = FolderSource(entry.root(cfg.DATASETS.ROOT_DIR))
+    source = entry.source(cfg)
     mean, std = list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)
     loaders = DataLoaders(data, normalize=Normalize(mean, std), no_test_reason=reason)
     if train:
@@ -155,6 +170,14 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         loader = _loader(cfg, source, samples, cfg.INPUT.SIZE_TEST, batches)
         loaders.test[domain] = TestLoader(loader, samples, len(pair.query), pair.has_truth)
     return loaders
+
+
+def make_unlabelled_loader(cfg, unlabelled: Unlabelled) -> TestLoader:
+    """All unlabelled images in one walk, as a test loader gives them."""
+    samples = unlabelled.samples
+    batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH)
+    loader = _loader(cfg, unlabelled.source(), samples, cfg.INPUT.SIZE_TEST, batches)
+    return TestLoader(loader, samples, unlabelled.num_query, has_truth=False)
 
 
 def _load(entry: DatasetEntry, cfg, train: bool, test: bool) -> tuple[ReIDData, str]:

@@ -5,7 +5,7 @@
         train_2019_fs/  train/*.png       train_list.txt: `train/NAME.png PID`
         train_2020_cs/  images/*.png      train_list.txt: `NAME.png:PID`
         train_2020_fs/  images/*.png      train_list.txt: `NAME.png:PID`
-        unlabel/        images/*.png      label.txt:      `NAME.png:PID`     pseudo-labelled, optional
+        unlabel/        images/*.png      label.txt:      `NAME.png:PID`     pseudo-labelled, may lie elsewhere
         image_B_v1_1/   query/ gallery/   ground_truth.json, optional, may stand in MyDataSet/ instead
                         query_green.txt query_normal.txt gallery_green.txt gallery_normal.txt, or in the derived folder
 
@@ -83,7 +83,8 @@ _OUTSIDE = "a list may only name files inside its own folder"
 
 # ------------------------------------------------------------------------------------------------------- the whole
 def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_unlabel: bool = False,
-              test_dir: str = TEST_DIR, derived_dir: str | os.PathLike | None = None,
+              unlabel_dir: str | os.PathLike | None = None, test_dir: str = TEST_DIR,
+              derived_dir: str | os.PathLike | None = None,
               parts: Collection[str] = ("train", "test")) -> ReIDData:
     """Read the lists of NAIC and check them against the disk; no image is opened.
 
@@ -93,11 +94,14 @@ def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_un
         root: the folder that holds MyDataSet/, or MyDataSet itself.
         train_sets: names of TRAIN_SETS to train on, in any order; empty = all four.
         use_unlabel: True: train on the pseudo-labelled set, too.
+        unlabel_dir: where that set lies; None: see `unlabel_folder`.
         test_dir: the test folder's name inside MyDataSet/.
-        derived_dir: folder of derived lists (cleaned lists, domain lists), looked at after the data's own folders.
+        derived_dir: folder of derived lists (cleaned lists, domain lists) and of the pseudo-labelled set, looked at
+            after the data's own folders.
         parts: of "train" and "test".
     Returns:
-        Keys are relative to `data_root(root)`. Training samples are in the order of the sets in TRAIN_SETS, unlabel
+        Keys are relative to `data_root(root)`, those that begin with `unlabel/` to the folder that holds
+        `unlabel_folder`. Training samples are in the order of the sets in TRAIN_SETS, unlabel
         last, and of their lists. Evaluations: "green" and "normal"; a domain without queries or without gallery is
         left out, with a line in the log.
     Raises:
@@ -112,7 +116,8 @@ def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_un
     train: list[Sample] = []
     pid_names: list[str] = []
     if "train" in parts:
-        train, pid_names = _load_train(data, _choose_sets(train_sets, use_unlabel), derived)
+        unlabel = unlabel_folder(root, unlabel_dir, derived)
+        train, pid_names = _load_train(data, _choose_sets(train_sets, use_unlabel), derived, unlabel)
     evaluations = _load_test(data, test_dir, derived) if "test" in parts else {}
     return ReIDData(train, len(pid_names), pid_names, evaluations)
 
@@ -135,6 +140,16 @@ def data_root(root: str | os.PathLike) -> Path:
         "set DATASETS.ROOT_DIR to the folder that holds MyDataSet/")
 
 
+def unlabel_folder(root: str | os.PathLike, unlabel_dir: str | os.PathLike | None = None,
+                   derived_dir: str | os.PathLike | None = None) -> Path:
+    """Where the pseudo-labelled set lies: where it was said to, else in MyDataSet/, else in the derived folder."""
+    own = data_root(root) / UNLABEL.folder
+    if unlabel_dir:
+        return Path(unlabel_dir)
+    derived = Path(derived_dir) / UNLABEL.folder if derived_dir else own
+    return derived if derived.is_dir() and not own.is_dir() else own
+
+
 # -------------------------------------------------------------------------------------------------------- training
 def _choose_sets(names: Sequence[str], use_unlabel: bool) -> list[TrainSet]:
     """The sets asked for, in TRAIN_SETS' order."""
@@ -148,11 +163,12 @@ def _choose_sets(names: Sequence[str], use_unlabel: bool) -> list[TrainSet]:
     return chosen + [UNLABEL] * use_unlabel
 
 
-def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None) -> tuple[list[Sample], list[str]]:
+def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None,
+                unlabel: Path) -> tuple[list[Sample], list[str]]:
     """Training samples with class indices, and the identities' names by class index."""
-    lists = _find_lists(data, list(train_sets), derived)
+    lists = _find_lists(data, list(train_sets), derived, unlabel)
     problems = Problems()
-    images = [(train_set, *_read_set(data, train_set, path, problems)) for train_set, path in lists]
+    images = [(train_set, *_read_set(data, train_set, folder, path, problems)) for train_set, folder, path in lists]
     problems.raise_if_any("training lists", "Correct the lists, or complete the image folders.")
 
     kept: list[tuple[TrainSet, list[str], list[str]]] = []
@@ -168,7 +184,7 @@ def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None
         kept.append((train_set, [file for file, _ in pairs], [f"{train_set.identity}_{pid}" for _, pid in pairs]))
         names.update(kept[-1][2])
     if not names:
-        folders = ", ".join(train_set.folder for train_set, _ in lists)
+        folders = ", ".join(train_set.folder for train_set, _, _ in lists)
         raise ValueError(f"nothing to train on in {data}: no identity of {folders} has two images")
     pid_names = sorted(names)
     class_of = {name: index for index, name in enumerate(pid_names)}
@@ -177,15 +193,16 @@ def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None
     return train, pid_names
 
 
-def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) -> list[tuple[TrainSet, Path]]:
-    """The list of each set, the cleaned one where there is one.
+def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None,
+                unlabel: Path) -> list[tuple[TrainSet, Path, Path]]:
+    """The folder and the list of each set, the cleaned list where there is one.
 
     Raises:
         FileNotFoundError: sets, image folders or lists are missing; all of them are named.
     """
     found, missing = [], []
     for train_set in train_sets:
-        folder = data / train_set.folder
+        folder = unlabel if train_set is UNLABEL else data / train_set.folder
         own = folder / train_set.list_file
         cleaned = [place / train_set.cleaned for place in (folder, derived) if train_set.cleaned and place is not None]
         path = next((candidate for candidate in cleaned if candidate.is_file()), own)
@@ -196,7 +213,7 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
         elif not path.is_file():
             missing.append(f"no list {own}")
         else:
-            found.append((train_set, path))
+            found.append((train_set, folder, path))
         if path != own:
             logger.info("%s: the cleaned list %s is used, not %s", train_set.folder, path, own.name)
         if len(cleaned) == 2 and all(candidate.is_file() for candidate in cleaned):
@@ -205,18 +222,20 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
         there = [name for name, train_set in TRAIN_SETS.items() if (data / train_set.folder).is_dir()]
         raise FileNotFoundError("NAIC training data is missing: " + "; ".join(missing) + ". Put it there, or name the "
                                 f"sets you have in DATASETS.TRAIN_SETS (folders there: {there}; [] means all four) "
-                                "and set DATASETS.USE_UNLABEL to False where there is no unlabel/")
+                                "and set DATASETS.USE_UNLABEL to False where there is no unlabel/ "
+                                "(tools/pseudo_label.py makes it)")
     return found
 
 
-def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -> tuple[list[str], list[str]]:
-    """Read a set's list and look for its images.
+def _read_set(data: Path, train_set: TrainSet, folder: Path, path: Path,
+              problems: Problems) -> tuple[list[str], list[str]]:
+    """Read a set's list `path` and look for its images in `folder`.
 
     Returns:
         Files, relative to the set's image folder, and their pids, in the order of the list.
     """
     shown = path.relative_to(data).as_posix() if path.is_relative_to(data) else str(path)
-    folder = _ImageFolder(data / train_set.folder / train_set.images)
+    images = _ImageFolder(folder / train_set.images)
     files: list[str] = []
     pids: list[str] = []
     first_line: dict[str, int] = {}
@@ -224,16 +243,16 @@ def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -
     repeated = mislabelled = 0
     for number, line in read_lines(path, shown, problems):
         try:
-            file, pid = _parse_line(line, train_set.prefix)
+            file, pid = parse_line(line, train_set.prefix)
         except ValueError as error:
             problems.add(f"{shown}:{number}: {error}")
             continue
         if file in train_set.mislabelled:
             mislabelled += 1
         elif file not in pid_of:
-            problem = folder.problem(file)
+            problem = images.problem(file)
             if problem:
-                problems.add(f"{shown}:{number}: {problem}: {_quoted(file)} in {folder.path}")
+                problems.add(f"{shown}:{number}: {problem}: {_quoted(file)} in {images.path}")
             pid_of[file], first_line[file] = pid, number
             files.append(file)
             pids.append(pid)
@@ -249,7 +268,7 @@ def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -
     return files, pids
 
 
-def _parse_line(line: str, prefix: str) -> tuple[str, str]:
+def parse_line(line: str, prefix: str) -> tuple[str, str]:
     """A stripped list line -> (file below the image folder, pid without leading zeros).
 
     Raises:
