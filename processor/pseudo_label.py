@@ -117,8 +117,7 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
         raise ValueError("UDA.METHOD=nearest_query needs query and gallery images; use dbscan or agglomerative for "
                          "images without queries")
     check_place(place)
-    if not cfg.TEST.WEIGHT or not Path(cfg.TEST.WEIGHT).is_file():
-        raise FileNotFoundError(f"TEST.WEIGHT={cfg.TEST.WEIGHT!r} is no file: name the checkpoint that is to label")
+    check_weight(cfg)
     bank = _features(cfg, unlabelled, features)
     feats, normalize = _one_table(cfg, bank)
     compute = Compute.from_cfg(cfg, str(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)))
@@ -140,6 +139,13 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
         report = {"what": WHAT, **figures, "made_of": made_of(cfg, unlabelled)}
         write_json(folder / REPORT, report)
     return report
+
+
+def check_weight(cfg) -> None:
+    """Raise FileNotFoundError where TEST.WEIGHT names no file."""
+    if not cfg.TEST.WEIGHT or not Path(cfg.TEST.WEIGHT).is_file():
+        raise FileNotFoundError(f"TEST.WEIGHT={cfg.TEST.WEIGHT!r} is no file: name the checkpoint that is to label, "
+                                "such as TEST.WEIGHT output/NAME_60.pth")
 
 
 def check_place(place: Path) -> None:

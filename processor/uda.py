@@ -20,7 +20,7 @@ from configs.defaults import get_cfg_defaults
 from datasets.make_dataloader import derived_dir
 from datasets.naic import UNLABEL
 from model.make_model import make_model
-from processor.pseudo_label import made_of, pseudo_label, read_report, rules_of, unlabelled_images
+from processor.pseudo_label import check_weight, made_of, pseudo_label, read_report, rules_of, unlabelled_images
 from processor.trainer import do_train
 from utils.files import write_json
 
@@ -44,6 +44,7 @@ def do_uda(cfg, cfg_test, query: Sequence[str] = (), gallery: Sequence[str] = ()
         raise ValueError("tools/train_UDA.py is one process; with torchrun give the two commands: tools/pseudo_label.py"
                          ", then tools/train.py with DATASETS.USE_UNLABEL True")
     rules_of(cfg)
+    check_weight(cfg_test)
     unlabelled = unlabelled_images(cfg_test, query, gallery)
     out, record = Path(cfg.OUTPUT_DIR), []
     labeller = _labelling_by(cfg, cfg_test)
@@ -53,7 +54,7 @@ def do_uda(cfg, cfg_test, query: Sequence[str] = (), gallery: Sequence[str] = ()
         labeller = change_cfg(labeller, {"TEST.WEIGHT": str(weight)})
         recipe = round_cfg(cfg, folder, weight)
         if number == 1:
-            _check_start(recipe, weight)
+            _check_start(recipe)
         logger.info("round %d of %d: %s labels", number, cfg.UDA.ROUNDS, weight)
         report = _label(labeller, unlabelled, folder, out / f"round_{number - 1}" if number > 1 else None)
         logger.info("round %d of %d: training on the union", number, cfg.UDA.ROUNDS)
@@ -85,11 +86,8 @@ def _labelling_by(cfg, cfg_test):
     return change_cfg(cfg_test, rules)
 
 
-def _check_start(recipe, weight: Path) -> None:
+def _check_start(recipe) -> None:
     """Build the recipe's model once, so that weights that do not fit are refused before an hour of labelling."""
-    if not weight.is_file():
-        raise FileNotFoundError(f"TEST.WEIGHT={str(weight)!r} is no file: name the checkpoint that is to label, in the "
-                                "test config or as TEST.WEIGHT FILE.pth")
     try:
         make_model(recipe, num_class=1)
     except ValueError as error:

@@ -343,8 +343,34 @@ def test_the_pseudo_labelled_set_has_identities_of_its_own(root):
 
 
 def test_a_missing_pseudo_labelled_set_is_an_error(root):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*unlabel.*USE_UNLABEL"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*unlabel.*USE_UNLABEL.*tools/pseudo_label.py"):
         load_naic(root, use_unlabel=True, parts=("train",))
+
+
+def labelled_set(folder: Path, pid: int) -> Path:
+    (folder / "images").mkdir(parents=True)
+    for image in "ab":
+        (folder / "images" / f"{image}.png").touch()
+    (folder / "label.txt").write_text(f"a.png:{pid}\nb.png:{pid}\n")
+    return folder
+
+
+def test_the_pseudo_labelled_set_may_lie_in_the_derived_folder_or_where_it_is_said_to(root, tmp_path):
+    options = {"use_unlabel": True, "derived_dir": tmp_path / "derived", "parts": ("train",)}
+    labelled_set(tmp_path / "derived/unlabel", 1)
+    assert load_naic(root, **options).pid_names[-1] == "train_2020_fs_unlabel_1"
+    labelled_set(root / "MyDataSet/unlabel", 2)
+    assert load_naic(root, **options).pid_names[-1] == "train_2020_fs_unlabel_2"
+    labelled_set(tmp_path / "third", 3)
+    data = load_naic(root, unlabel_dir=tmp_path / "third", **options)
+    assert data.pid_names[-1] == "train_2020_fs_unlabel_3"
+    assert [sample.key for sample in data.train[-2:]] == ["unlabel/images/a.png", "unlabel/images/b.png"]
+
+
+def test_pseudo_identities_come_after_all_known_ones(root):
+    labelled_set(root / "MyDataSet/unlabel", 0)
+    known = load_naic(root, parts=("train",)).pid_names
+    assert load_naic(root, use_unlabel=True, parts=("train",)).pid_names == [*known, "train_2020_fs_unlabel_0"]
 
 
 # ----------------------------------------------------------------------------------------------------- which sets
