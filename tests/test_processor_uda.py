@@ -152,7 +152,7 @@ def test_the_test_config_labels_and_stays_out_of_the_training(cfg_of, tmp_path, 
     assert [(one.UDA.THRESHOLD, one.MODEL.THRESH) for one in labelled] == [(0.6, 0.2)] * 2
     assert [one.SOLVER.BASE_LR for one in trained] == [cfg.SOLVER.BASE_LR] * 2
     assert [one.MODEL.PRETRAIN_CHOICE for one in trained] == ["finetune"] * 2
-    assert cfg.OUTPUT_DIR == str(tmp_path / "out")
+    assert Path(cfg.OUTPUT_DIR) == tmp_path / "out"
     assert not cfg.DATASETS.USE_UNLABEL
 
 
