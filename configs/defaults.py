@@ -271,8 +271,8 @@ _C.UDA.DISTANCE = "angle"
 _C.UDA.THRESHOLD = 0.0
 # k1, k2 and lambda of UDA.DISTANCE re_ranked; the Jaccard distance of clustering reads k1 and k2.
 _C.UDA.RE_RANKING_PARAMETER = [14, 4, 0.4]
-# True: two queries nearer to each other than the threshold are one identity, and so are chains of them; False: each
-# query is an identity of its own (the lineage's).
+# True: queries nearer to each other than the threshold are one identity (groups of them by their mean distance);
+# False: each query is an identity of its own (the lineage's).
 _C.UDA.MERGE_QUERIES = True
 # dbscan: images, itself among them, within the radius of an image that makes a cluster grow.
 _C.UDA.MIN_SAMPLES = 4

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.images import FolderSource, decode, is_safe_path, list_images, resize
+from datasets.images import FolderSource, MountedSource, decode, is_safe_path, list_images, resize
 
 
 @pytest.fixture
@@ -237,3 +237,18 @@ def test_only_images_are_listed_and_sorted(tmp_path):
     (tmp_path / "z.png").symlink_to(tmp_path.parent / "outside.png")
     with pytest.raises(ValueError, match=r"z\.png: is a link that leads out"):
         list_images(tmp_path)
+
+
+def test_a_mounted_source_reads_each_key_where_its_first_folder_lies(tmp_path):
+    for name in ("own/a/1.png", "own/b/1.png", "elsewhere/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    mounts = {"b": FolderSource(tmp_path / "elsewhere")}
+    source = MountedSource(mounts, FolderSource(tmp_path / "own"))
+    assert source.read("a/1.png") == b"own/a/1.png"
+    assert source.read("b/1.png") == b"elsewhere/1.png"
+    for key in ("b/../own/a/1.png", "b//1.png"):
+        with pytest.raises(ValueError, match="leads out"):
+            source.read(key)
+    with pytest.raises(ValueError, match="begins with none of b"):
+        MountedSource(mounts).read("a/1.png")
