@@ -19,10 +19,12 @@ from configs import change_cfg, flatten_cfg
 from configs.defaults import get_cfg_defaults
 from datasets.make_dataloader import derived_dir
 from datasets.naic import UNLABEL
+from datasets.unlabelled import Unlabelled
 from model.make_model import make_model
 from processor.pseudo_label import check_weight, made_of, pseudo_label, read_report, rules_of, unlabelled_images
 from processor.trainer import do_train
 from utils.files import write_json
+from utils.process import RunLock
 
 logger = logging.getLogger(__name__)
 RECORD = "uda.json"
@@ -37,8 +39,8 @@ def do_uda(cfg, cfg_test, query: Sequence[str] = (), gallery: Sequence[str] = ()
             where the unlabelled images are, where no folder is named.
         query, gallery: folders of unlabelled images; none = the test folder of cfg_test.
     Raises:
-        ValueError, OSError: the labeller, the images or the recipe cannot be used, or OUTPUT_DIR holds rounds that
-            were made otherwise; said before anything slow.
+        ValueError, OSError: the labeller, the images or the recipe cannot be used, OUTPUT_DIR holds rounds that were
+            made otherwise, or another run is at work there; said before anything slow.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("tools/train_UDA.py is one process; with torchrun give the two commands: tools/pseudo_label.py"
@@ -46,19 +48,23 @@ def do_uda(cfg, cfg_test, query: Sequence[str] = (), gallery: Sequence[str] = ()
     rules_of(cfg)
     check_weight(cfg_test)
     unlabelled = unlabelled_images(cfg_test, query, gallery)
-    out, record = Path(cfg.OUTPUT_DIR), []
-    labeller = _labelling_by(cfg, cfg_test)
-    weight = Path(cfg_test.TEST.WEIGHT)
+    out, weight = Path(cfg.OUTPUT_DIR), Path(cfg_test.TEST.WEIGHT)
+    _check_start(round_cfg(cfg, out, weight))
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLock(out / ".lock"):
+        return _rounds(cfg, _labelling_by(cfg, cfg_test), unlabelled, out, weight)
+
+
+def _rounds(cfg, labeller, unlabelled: Unlabelled, out: Path, weight: Path) -> Path:
+    """Label and train, in turn; the last checkpoint."""
+    record = []
     for number in range(1, cfg.UDA.ROUNDS + 1):
         folder = out / f"round_{number}"
         labeller = change_cfg(labeller, {"TEST.WEIGHT": str(weight)})
-        recipe = round_cfg(cfg, folder, weight)
-        if number == 1:
-            _check_start(recipe)
         logger.info("round %d of %d: %s labels", number, cfg.UDA.ROUNDS, weight)
         report = _label(labeller, unlabelled, folder, out / f"round_{number - 1}" if number > 1 else None)
         logger.info("round %d of %d: training on the union", number, cfg.UDA.ROUNDS)
-        labelled_by, weight = weight, do_train(recipe, resume="auto")
+        labelled_by, weight = weight, do_train(round_cfg(cfg, folder, weight), resume="auto")
         figures = {key: value for key, value in report.items() if key not in ("what", "made_of")}
         record.append({"labelled_by": str(labelled_by), "trained": str(weight), **figures})
         write_json(out / RECORD, record)
@@ -96,7 +102,7 @@ def _check_start(recipe) -> None:
         raise ValueError(f"{error}\nTo train another model than the one that labels, set UDA.START recipe") from error
 
 
-def _label(cfg, unlabelled, folder: Path, last: Path | None) -> dict:
+def _label(cfg, unlabelled: Unlabelled, folder: Path, last: Path | None) -> dict:
     """The report of a round's labelled set, which is made where it is not there.
 
     Raises:

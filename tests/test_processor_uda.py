@@ -13,6 +13,7 @@ from processor.trainer import do_train
 from processor.uda import do_uda
 from utils.checkpoint import read_checkpoint
 from utils.files import read_json
+from utils.process import RunLock
 
 NAME = "resnet18_ibn_b_w32"
 RULES = ("SOLVER.MAX_EPOCHS", 1, "SOLVER.STEPS", "[]", "UDA.METHOD", "agglomerative", "UDA.THRESHOLD", 0.7,
@@ -177,6 +178,12 @@ def test_mistakes_are_said_first(cfg_of, tmp_path, changes, message):
     with pytest.raises((ValueError, OSError), match=message):
         do_uda(cfg, cfg)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(cfg_of, tmp_path):
+    cfg = cfg_of("OUTPUT_DIR", tmp_path)
+    with RunLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another run is at work"):
+        do_uda(cfg, cfg)
 
 
 def test_several_processes_are_refused(cfg_of, monkeypatch):
