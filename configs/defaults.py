@@ -13,7 +13,8 @@ _C = CfgNode()
 _C.MODEL = CfgNode()
 # Where to compute: auto (CUDA where there is one, else the CPU) | cuda | cpu. The lineage's default was 'cuda'.
 _C.MODEL.DEVICE = "auto"
-# CUDA device numbers, comma separated; the first is used. Ignored on the CPU.
+# CUDA device numbers, comma separated; several train with nn.DataParallel, a test takes the first. Ignored on the CPU,
+# and under torchrun, where each process takes the device of its own number.
 _C.MODEL.DEVICE_ID = "0"
 # Backbone, a name of model.backbones.BACKBONES.
 _C.MODEL.NAME = "resnet50"
@@ -43,6 +44,10 @@ _C.MODEL.IF_LABELSMOOTH = True
 _C.MODEL.COS_LAYER = False
 # Freeze the stem and the first n stages (weights and batch-norm statistics): 0 = the stem alone, -1 = nothing.
 _C.MODEL.FROZEN = -1
+# Epochs, counted from the first, in which the backbone does not learn (weights and statistics), the heads alone do.
+_C.MODEL.FREEZE_EPOCHS = 0
+# True: batch norms take their statistics over all processes of torchrun (CUDA only); False: over their own images.
+_C.MODEL.SYNC_BN = False
 # Shell patterns of the parameters that learn, such as ['pcb.rpp.*']: all others and their batch-norm statistics stay
 # as they are. [] = all learn.
 _C.MODEL.TRAIN_ONLY = []
@@ -102,23 +107,34 @@ _C.INPUT.PADDING = 10
 
 # ---------------------------------------------------------------- DATASETS
 _C.DATASETS = CfgNode()
-# Data set, a name of datasets.make_dataloader.DATASETS. The lineage's default is kept, and is not one of them yet.
+# Data sets to train on, names of datasets.registry.DATASETS joined with +: naic | market1501 | dukemtmc | msmt17 |
+# cuhk03 | cuhk03_labeled | veri | tree:FOLDER (a folder for each identity) | csv:FILE (path,pid,camid,split).
 _C.DATASETS.NAMES = "market1501"
-# Folder that holds the data set's own folder (NAIC: the one with MyDataSet/ in it, or MyDataSet itself).
+# Data sets to test on, likewise; "" = those of NAMES that have a test part.
+_C.DATASETS.TEST_NAMES = ""
+# A validation split (tools/split_validation.py): its identities are left out of training, and evaluation, during
+# training and in tools/test.py, measures on them instead of on a test set. "" = none.
+_C.DATASETS.VALIDATION = ""
+# Folder that holds the data sets' own folders (NAIC: the one with MyDataSet/ in it), or a single set's own folder.
 _C.DATASETS.ROOT_DIR = "../data"
 # True: colour jitter (.5, .5, .5, .2) and scale .9-1.1 as well.
 _C.DATASETS.HARD_AUG = False
-# True: train on the pseudo-labelled set unlabel/ (images/ and label.txt), too.
+# True: train on the pseudo-labelled set unlabel/ (images/ and label.txt; see tools/pseudo_label.py), too.
 _C.DATASETS.USE_UNLABEL = False
-# Folder of the pseudo-labelled set. "" = unlabel/ in MyDataSet/, or where that is not there, in the derived folder.
+# Folder of the pseudo-labelled set. "" = unlabel/ in MyDataSet/ (without NAIC: in ROOT_DIR), or where that is not
+# there, in DERIVED_DIR.
 _C.DATASETS.UNLABEL_DIR = ""
-# Which training sets of NAIC to use: of 2019_cs, 2019_fs, 2020_cs, 2020_fs. [] = all four, and all must be there.
+# NAIC: which training sets to use: of 2019_cs, 2019_fs, 2020_cs, 2020_fs. [] = all four, and all must be there.
 _C.DATASETS.TRAIN_SETS = []
-# The test folder's name inside MyDataSet/: query/, gallery/ and, where it is known, ground_truth.json.
+# NAIC: the test folder's name inside MyDataSet/: query/, gallery/ and, where it is known, ground_truth.json.
 _C.DATASETS.TEST_DIR = "image_B_v1_1"
-# Folder of derived lists (domain lists query_green.txt ..., cleaned training lists, the pseudo-labelled set unlabel/),
-# looked at after the data's own folders. "" = the folder `derived` beside OUTPUT_DIR, where run.sh puts them.
+# Folder of what is derived from the data: NAIC's domain lists query_green.txt ... and cleaned training lists, and the
+# pseudo-labelled set unlabel/; looked at after the data's own folders. "" = the folder `derived` beside OUTPUT_DIR,
+# where run.sh puts them.
 _C.DATASETS.DERIVED_DIR = ""
+# Folder made by tools/pack.py from these images, as files or decoded at the sizes of INPUT: images are read from there.
+# "" = from the files. The batches are the same.
+_C.DATASETS.PACKED = ""
 
 # ---------------------------------------------------------------- DATALOADER
 _C.DATALOADER = CfgNode()
@@ -128,6 +144,9 @@ _C.DATALOADER.NUM_WORKERS = 8
 _C.DATALOADER.SAMPLER = "softmax"
 # K, images of one identity in a P x K batch, >= 2 there.
 _C.DATALOADER.NUM_INSTANCE = 16
+# A training image that cannot be read or decoded: error: stop | skip: name and count it in the log, and take another
+# image of its identity, a function of SEED, epoch and position. A test always stops.
+_C.DATALOADER.ON_BAD_IMAGE = "error"
 
 # ---------------------------------------------------------------- SOLVER
 _C.SOLVER = CfgNode()
@@ -195,16 +214,38 @@ _C.SOLVER.PAIR_MARGIN = 0.35
 _C.SOLVER.PAIR_SCALE = 64.0
 # Write a checkpoint NAME_EPOCH.pth every n epochs (and after the last).
 _C.SOLVER.CHECKPOINT_PERIOD = 10
+# Of these, keep the newest n; 0 = all. best.pth and latest.pth stay anyway.
+_C.SOLVER.CHECKPOINT_KEEP = 0
+# Write latest.pth every n seconds, in the middle of an epoch, too; 0 = never there, but before an evaluation.
+_C.SOLVER.CHECKPOINT_SECONDS = 600.0
+# Metric of the evaluation during training that decides which epoch is best.pth: mAP | rank1 | mINP | naic_score.
+_C.SOLVER.BEST_METRIC = "mAP"
 # Write a log line every n iterations.
 _C.SOLVER.LOG_PERIOD = 100
-# Evaluate on the test folder every n epochs, where it has ground truth; 0 = never.
+# Evaluate every n epochs, on DATASETS.VALIDATION or else on the test set, where it has ground truth; 0 = never.
 _C.SOLVER.EVAL_PERIOD = 10
-# True: mixed precision (torch.amp, float16 with loss scaling) on a device that has it; the CPU trains in float32.
+# True: mixed precision, of the type AMP_DTYPE; False: float32.
 _C.SOLVER.FP16 = True
-# Images in a training batch, over all devices.
+# Who does it: auto and torch are torch.amp | apex is NVIDIA Apex's amp O1, where it is still installed.
+_C.SOLVER.AMP_BACKEND = "auto"
+# Type of the forward pass: auto (float16 with loss scaling on CUDA; training on a CPU that has bfloat16: bfloat16; else
+# float32) | float16 | bfloat16.
+_C.SOLVER.AMP_DTYPE = "auto"
+# Images in a training batch, over all devices and all micro-batches.
 _C.SOLVER.IMS_PER_BATCH = 64
+# A batch is computed in n micro-batches, one after the other, and makes one step: less memory. Metric losses see the
+# pairs of a micro-batch only.
+_C.SOLVER.ACCUMULATION_STEPS = 1
+# Largest norm of the model's gradient, all parameters together; a longer one is scaled down to it. 0 = no limit.
+_C.SOLVER.CLIP_GRAD_NORM = 0.0
+# Decay of the exponential moving average of the weights, such as 0.999, which is then what is tested; 0 = none.
+_C.SOLVER.EMA_DECAY = 0.0
+# Steps without a finite loss or gradient are skipped; so many in a row (or a whole epoch of them) end the training.
+_C.SOLVER.MAX_SKIPPED_STEPS = 10
 # Seed of every random draw.
 _C.SOLVER.SEED = 1234
+# True: the same bits at every run on CUDA, too (slower); the CPU's are the same anyway.
+_C.SOLVER.DETERMINISTIC = False
 
 # ---------------------------------------------------------------- TEST
 _C.TEST = CfgNode()
@@ -241,9 +282,9 @@ _C.TEST.SEARCH_PRECISION = "auto"
 _C.TEST.MEMORY_BUDGET = 0
 # Length of a query's list in the submission, and the k of mAP@k.
 _C.TEST.TOP_K = 200
-# True: gallery images of the query's own pid and camera are left out of the metrics (Market-1501's protocol);
-# False: they count (NAIC's). Read only where there is ground truth.
-_C.TEST.DROP_SAME_CAMERA = False
+# auto: each test set's own protocol | True: gallery images of the query's own pid and camera are left out of the
+# metrics (that of Market-1501 and its like) | False: they count (NAIC's). Read only where there is ground truth.
+_C.TEST.DROP_SAME_CAMERA = "auto"
 # True: a model with part heads is tested with them, too: their distance is added to the global one.
 _C.TEST.USE_LOCAL = True
 # Weight of the part heads' distance (the mean over its branches), where the global distance has 1.

@@ -156,6 +156,20 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class OrAuto:
+    """What another rule takes, or the text auto."""
+
+    rule: Any
+
+    def parse(self, raw: Any) -> Any:
+        text = _unbracketed(raw)
+        return text if isinstance(text, str) and text == "auto" else self.rule.parse(raw)
+
+    def __str__(self) -> str:
+        return f"auto, or {self.rule}"
+
+
+@dataclass(frozen=True)
 class DeviceIds:
     """CUDA device numbers as one text: '0', '0,1'."""
 
@@ -241,6 +255,8 @@ RULES: dict[str, Any] = {
     "MODEL.IF_LABELSMOOTH": Bool(),
     "MODEL.COS_LAYER": Bool(),
     "MODEL.FROZEN": Int(-1, 4),
+    "MODEL.FREEZE_EPOCHS": Int(0),
+    "MODEL.SYNC_BN": Bool(),
     "MODEL.TRAIN_ONLY": ListOf(Str(), unique=True),
     "MODEL.CHANNELS_LAST": Bool(),
     "MODEL.COMPILE": Bool(),
@@ -268,6 +284,8 @@ RULES: dict[str, Any] = {
     "INPUT.PIXEL_STD": Row((("R", Float(above=0)), ("G", Float(above=0)), ("B", Float(above=0)))),
     "INPUT.PADDING": Int(0),
     "DATASETS.NAMES": Str(),
+    "DATASETS.TEST_NAMES": Str(empty=True),
+    "DATASETS.VALIDATION": Str(empty=True),
     "DATASETS.ROOT_DIR": Str(),
     "DATASETS.HARD_AUG": Bool(),
     "DATASETS.USE_UNLABEL": Bool(),
@@ -275,9 +293,11 @@ RULES: dict[str, Any] = {
     "DATASETS.TRAIN_SETS": ListOf(Choice(("2019_cs", "2019_fs", "2020_cs", "2020_fs")), unique=True),
     "DATASETS.TEST_DIR": Str(),
     "DATASETS.DERIVED_DIR": Str(empty=True),
+    "DATASETS.PACKED": Str(empty=True),
     "DATALOADER.NUM_WORKERS": Int(0),
     "DATALOADER.SAMPLER": Choice(("softmax", "triplet", "softmax_triplet")),
     "DATALOADER.NUM_INSTANCE": Int(1),
+    "DATALOADER.ON_BAD_IMAGE": Choice(("error", "skip")),
     "SOLVER.OPTIMIZER_NAME": Str(),
     "SOLVER.MAX_EPOCHS": Int(1),
     "SOLVER.BASE_LR": Float(above=0),
@@ -310,11 +330,21 @@ RULES: dict[str, Any] = {
     "SOLVER.PAIR_MARGIN": Float(0),
     "SOLVER.PAIR_SCALE": Float(above=0),
     "SOLVER.CHECKPOINT_PERIOD": Int(1),
+    "SOLVER.CHECKPOINT_KEEP": Int(0),
+    "SOLVER.CHECKPOINT_SECONDS": Float(0),
+    "SOLVER.BEST_METRIC": Choice(("mAP", "rank1", "mINP", "naic_score")),
     "SOLVER.LOG_PERIOD": Int(1),
     "SOLVER.EVAL_PERIOD": Int(0),
     "SOLVER.FP16": Bool(),
+    "SOLVER.AMP_BACKEND": Choice(("auto", "torch", "apex")),
+    "SOLVER.AMP_DTYPE": Choice(("auto", "float16", "bfloat16")),
     "SOLVER.IMS_PER_BATCH": Int(1),
+    "SOLVER.ACCUMULATION_STEPS": Int(1),
+    "SOLVER.CLIP_GRAD_NORM": Float(0),
+    "SOLVER.EMA_DECAY": _SHARE,
+    "SOLVER.MAX_SKIPPED_STEPS": Int(1),
     "SOLVER.SEED": Int(0, 2**32 - 1),
+    "SOLVER.DETERMINISTIC": Bool(),
     "TEST.IMS_PER_BATCH": Int(1),
     "TEST.RE_RANKING": Bool(),
     "TEST.WEIGHT": Str(empty=True),
@@ -331,7 +361,7 @@ RULES: dict[str, Any] = {
     "TEST.SEARCH_PRECISION": Choice(("auto", "float32", "tf32", "bf16")),
     "TEST.MEMORY_BUDGET": Int(0),
     "TEST.TOP_K": Int(1),
-    "TEST.DROP_SAME_CAMERA": Bool(),
+    "TEST.DROP_SAME_CAMERA": OrAuto(Bool()),
     "TEST.USE_LOCAL": Bool(),
     "TEST.LOCAL_WEIGHT": Float(0),
     "TEST.PCB_GLOBAL_FEAT_ENSEMBLE": Bool(),
@@ -446,6 +476,37 @@ def _check_pk_batches(v: Values) -> Iterator[str]:
                f"use {lower} or {lower + instances}")
 
 
+def _check_micro_batches(v: Values) -> Iterator[str]:
+    """A batch is made of equal micro-batches, and each of those of whole groups of an identity, two at least."""
+    batch, parts = v["SOLVER.IMS_PER_BATCH"], v["SOLVER.ACCUMULATION_STEPS"]
+    grouped = "triplet" in v["DATALOADER.SAMPLER"]
+    unit = parts * (v["DATALOADER.NUM_INSTANCE"] if grouped else 1)
+    of = f" of whole groups of DATALOADER.NUM_INSTANCE={v['DATALOADER.NUM_INSTANCE']}" if grouped else ""
+    least = 2 * unit
+    if parts == 1:
+        return
+    if batch < least:
+        yield (f"SOLVER.ACCUMULATION_STEPS={parts} leaves fewer than 2 {'identities' if grouped else 'images'} of "
+               f"SOLVER.IMS_PER_BATCH={batch} for a micro-batch; use a batch of {least} or more")
+    elif batch % unit:
+        lower = batch // unit * unit
+        yield (f"SOLVER.IMS_PER_BATCH={batch} is not divisible into SOLVER.ACCUMULATION_STEPS={parts} "
+               f"micro-batches{of}; use {lower} or {lower + unit}")
+
+
+def _check_training(v: Values) -> Iterator[str]:
+    """Keys of the engine that cannot go together."""
+    if v["SOLVER.AMP_BACKEND"] == "apex" and v["SOLVER.AMP_DTYPE"] == "bfloat16":
+        yield "SOLVER.AMP_DTYPE=bfloat16: SOLVER.AMP_BACKEND=apex computes in float16 only; use torch"
+    if v["MODEL.SYNC_BN"] and v["MODEL.DEVICE"] == "cpu":
+        yield "MODEL.SYNC_BN=True: torch's synchronised batch norm runs on CUDA devices only, not with MODEL.DEVICE=cpu"
+    if v["MODEL.FREEZE_EPOCHS"] >= v["SOLVER.MAX_EPOCHS"]:
+        yield (f"MODEL.FREEZE_EPOCHS={v['MODEL.FREEZE_EPOCHS']} leaves no epoch of SOLVER.MAX_EPOCHS="
+               f"{v['SOLVER.MAX_EPOCHS']} for the backbone; use fewer, or MODEL.FROZEN to freeze it for good")
+    if v["SOLVER.EMA_DECAY"] == 1:
+        yield "SOLVER.EMA_DECAY=1.0 never takes in a weight; use less, such as 0.999, or 0 for no average"
+
+
 def _check_center(v: Values) -> Iterator[str]:
     """The two switches of the center loss agree, and its weight is not zero where it is used."""
     has_center = "center" in v["MODEL.METRIC_LOSS_TYPE"]
@@ -550,9 +611,17 @@ def _check_pseudo_labels(v: Values) -> Iterator[str]:
                "use a smaller k2")
 
 
+def _check_validation(v: Values) -> Iterator[str]:
+    """An evaluation measures on one thing."""
+    if v["DATASETS.VALIDATION"] and v["DATASETS.TEST_NAMES"]:
+        yield (f"DATASETS.TEST_NAMES={v['DATASETS.TEST_NAMES']} is not measured on while DATASETS.VALIDATION="
+               f"{v['DATASETS.VALIDATION']} is set; set one of them to ''")
+
+
 CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
-    _check_pk_batches, _check_center, _check_parts, _check_pooling, _check_cosine_schedule, _check_optimizer,
-    _check_re_ranking, _check_expansion, _check_padding, _check_pseudo_labels,
+    _check_pk_batches, _check_micro_batches, _check_training, _check_center, _check_parts, _check_pooling,
+    _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding, _check_validation,
+    _check_pseudo_labels,
 )
 
 
@@ -584,6 +653,10 @@ def remarks(values: Values, given: Sequence[str]) -> list[str]:
     obsolete = [f"{key} ({reason})" for key, reason in OBSOLETE.items() if key in given]
     if obsolete:
         found.append("obsolete keys, without effect: " + "; ".join(obsolete))
+    names = values["DATASETS.NAMES"]
+    if values["DATASETS.TRAIN_SETS"] and "naic" not in names.replace(" ", "").split("+"):
+        found.append(f"DATASETS.TRAIN_SETS={values['DATASETS.TRAIN_SETS']} is about naic, which is not among "
+                     f"DATASETS.NAMES={names}")
     epochs = values["SOLVER.MAX_EPOCHS"]
     late = [step for step in values["SOLVER.STEPS"] if step >= epochs]
     if late and values["SOLVER.LR_SCHEDULER"] == "multistep":

@@ -14,7 +14,8 @@ class Sample(NamedTuple):
     """One image. A tuple, not a dataclass: there are close to a million of them.
 
     Attributes:
-        key: what `ImageSource.read` takes: the path below the data root, with forward slashes.
+        key: what `ImageSource.read` takes: a path with forward slashes, below the data root (NAIC), or below the set's
+            folder with the set's name before it.
         pid: training: class index, 0 … num_classes - 1; test: identity number, UNKNOWN_PID without ground truth.
         camid: camera, UNKNOWN_CAMID where the data set does not say.
     """
@@ -34,12 +35,15 @@ class QueryGallery:
         has_truth: True: every pid and camid is known; False: every pid is UNKNOWN_PID.
         pid_names: test identity number -> name, empty without ground truth. The evaluation sets of one data set
             share it, so that pids can be compared between them; they have nothing to do with class indices.
+        drop_same_camera: its protocol: True: the query's identity from the query's camera is left out of the gallery
+            (Market-1501 and its like); False: it counts (NAIC). TEST.DROP_SAME_CAMERA may say otherwise.
     """
 
     query: list[Sample]
     gallery: list[Sample]
     has_truth: bool
     pid_names: list[str] = field(default_factory=list)
+    drop_same_camera: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class ReIDData:
 
     def __post_init__(self) -> None:
         assert self.num_classes == len(self.pid_names), (self.num_classes, len(self.pid_names))
+
+    def keys(self) -> list[str]:
+        """The key of every image, training first, in order; an image that stands in two parts comes twice."""
+        parts = [self.train, *(part for pair in self.eval_sets.values() for part in (pair.query, pair.gallery))]
+        return [sample.key for part in parts for sample in part]
 
 
 class Problems:

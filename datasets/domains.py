@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +24,7 @@ from utils.progress import progress as show_progress
 PARTS = ("query", "gallery")
 DOMAINS = ("green", "normal")
 GREEN_MEAN = 65  # all three channel means must exceed this
+Item = TypeVar("Item")
 _PROCESS_WORTH = 500  # images; decoding fewer takes less time than starting a process
 
 
@@ -58,9 +61,7 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
         OSError: a folder is missing.
         ValueError: a folder holds no image, or images cannot be read (named, and no list is written).
     """
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1)
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}: it takes at least one process")
     images: list[tuple[str, Path, str]] = []  # part, folder, name
     for part, folder in (("query", Path(query_dir)), ("gallery", Path(gallery_dir))):
@@ -72,7 +73,7 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
         images += [(part, folder, name) for name in names]
     problems = Problems()
     lists: dict[str, list[str]] = {list_name(part, domain): [] for part in PARTS for domain in DOMAINS}
-    results = _classify([folder / name for _, folder, name in images], workers, progress)
+    results = classify([folder / name for _, folder, name in images], Path.read_bytes, workers, progress)
     for (part, folder, name), (domain, problem) in zip(images, results, strict=True):
         problem = problem or _unlistable(name)
         if problem:
@@ -85,24 +86,39 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
     return {file.removesuffix(".txt"): len(names) for file, names in lists.items()}
 
 
-def _classify(paths: list[Path], workers: int, progress: bool) -> Iterator[tuple[str, str]]:
-    """(domain, "") or ("", problem) of each image, in order."""
-    def bar(results: Iterable) -> Iterable:
-        return show_progress(results, "splitting", "image", total=len(paths)) if progress else results
+def classify(images: list[Item], read: Callable[[Item], bytes], workers: int | None = None,
+             progress: bool = True) -> Iterator[tuple[str, str]]:
+    """The domain of each image, in order; closing the iterator ends the work.
 
-    workers = min(workers, len(paths) // _PROCESS_WORTH)
+    Args:
+        images: what `read` takes.
+        read: the bytes of an image's file; picklable.
+        workers, progress: as `split_domains` has them.
+    Yields:
+        (domain, "") or, of an image that cannot be read, ("", problem).
+    """
+    def bar(results: Iterable) -> Iterable:
+        return show_progress(results, "splitting", "image", total=len(images)) if progress else results
+
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1)
+    workers = min(workers, len(images) // _PROCESS_WORTH)
+    classify_one = partial(_classify_one, read)
     if workers < 2:
-        yield from bar(map(_classify_one, paths))
+        yield from bar(map(classify_one, images))
         return
     # Spawned, not forked: the caller may hold threads (OpenCV's, torch's), and a fork of those can hang.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (0,)) as pool:
-        yield from bar(pool.map(_classify_one, paths, chunksize=32))
+        try:
+            yield from bar(pool.map(classify_one, images, chunksize=32))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _classify_one(path: Path) -> tuple[str, str]:
+def _classify_one(read: Callable[[Item], bytes], image: Item) -> tuple[str, str]:
     """A worker's unit of work; a fault is returned, not raised, so that all of them can be named."""
     try:
-        return domain_of(decode(path.read_bytes(), name="")), ""
+        return domain_of(decode(read(image), name="")), ""
     except ValueError as error:
         return "", str(error).removeprefix(": ")
     except OSError as error:

@@ -5,7 +5,7 @@
         train_2019_fs/  train/*.png       train_list.txt: `train/NAME.png PID`
         train_2020_cs/  images/*.png      train_list.txt: `NAME.png:PID`
         train_2020_fs/  images/*.png      train_list.txt: `NAME.png:PID`
-        unlabel/        images/*.png      label.txt:      `NAME.png:PID`     pseudo-labelled, may lie elsewhere
+        unlabel/        images/*.png      label.txt:      `NAME.png:PID`     pseudo-labelled; may lie elsewhere
         image_B_v1_1/   query/ gallery/   ground_truth.json, optional, may stand in MyDataSet/ instead
                         query_green.txt query_normal.txt gallery_green.txt gallery_normal.txt, or in the derived folder
 
@@ -28,13 +28,14 @@ import os
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.bases import UNKNOWN_CAMID, UNKNOWN_PID, Problems, QueryGallery, ReIDData, Sample, some
 from datasets.domains import DOMAINS, PARTS, list_name
-from datasets.images import is_inside, is_safe_path, list_images
+from datasets.images import is_safe_path, list_images
+from datasets.lists import OUTSIDE, ImageFolder, quoted, read_lines
 from utils.files import read_json
 
 FOLDER = "MyDataSet"
@@ -78,14 +79,11 @@ UNLABEL = TrainSet("unlabel", "images", "", "label.txt", "", "train_2020_fs_unla
 
 # NAME, one separator with any blanks around it, PID: the greedy name makes it the last separator of the line.
 _LINE = re.compile(r"(.*[^\s:])\s*[:\s]\s*(\S+)", re.DOTALL)
-_OUTSIDE = "a list may only name files inside its own folder"
 
 
 # ------------------------------------------------------------------------------------------------------- the whole
-def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_unlabel: bool = False,
-              unlabel_dir: str | os.PathLike | None = None, test_dir: str = TEST_DIR,
-              derived_dir: str | os.PathLike | None = None,
-              parts: Collection[str] = ("train", "test")) -> ReIDData:
+def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), test_dir: str = TEST_DIR,
+              derived_dir: str | os.PathLike | None = None, parts: Collection[str] = ("train", "test")) -> ReIDData:
     """Read the lists of NAIC and check them against the disk; no image is opened.
 
     Only what `parts` asks for is looked at: training needs no test folder, testing no training set.
@@ -93,17 +91,13 @@ def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_un
     Args:
         root: the folder that holds MyDataSet/, or MyDataSet itself.
         train_sets: names of TRAIN_SETS to train on, in any order; empty = all four.
-        use_unlabel: True: train on the pseudo-labelled set, too.
-        unlabel_dir: where that set lies; None: see `unlabel_folder`.
         test_dir: the test folder's name inside MyDataSet/.
-        derived_dir: folder of derived lists (cleaned lists, domain lists) and of the pseudo-labelled set, looked at
-            after the data's own folders.
+        derived_dir: folder of derived lists (cleaned lists, domain lists), looked at after the data's own folders.
         parts: of "train" and "test".
     Returns:
-        Keys are relative to `data_root(root)`, those that begin with `unlabel/` to the folder that holds
-        `unlabel_folder`. Training samples are in the order of the sets in TRAIN_SETS, unlabel
-        last, and of their lists. Evaluations: "green" and "normal"; a domain without queries or without gallery is
-        left out, with a line in the log.
+        Keys are relative to `data_root(root)`. Training samples are in the order of the sets in TRAIN_SETS and of their
+        lists. Evaluations: "green" and "normal"; a domain without queries or without gallery is left out, with a line
+        in the log.
     Raises:
         ValueError: a list, a name in it, the ground truth or an argument is wrong (all faults, as FILE:LINE).
         OSError: a set, list or test folder is missing (what, where and what to do).
@@ -116,10 +110,28 @@ def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_un
     train: list[Sample] = []
     pid_names: list[str] = []
     if "train" in parts:
-        unlabel = unlabel_folder(root, unlabel_dir, derived)
-        train, pid_names = _load_train(data, _choose_sets(train_sets, use_unlabel), derived, unlabel)
+        train, pid_names = _load_train(_find_lists(data, _choose_sets(train_sets), derived), data)
     evaluations = _load_test(data, test_dir, derived) if "test" in parts else {}
     return ReIDData(train, len(pid_names), pid_names, evaluations)
+
+
+def load_unlabel(folder: str | os.PathLike) -> ReIDData:
+    """Read a pseudo-labelled set, images/ and label.txt, as `load_naic` reads a training set.
+
+    Returns:
+        Keys are `unlabel/images/NAME`, whatever the folder is called. Identities are named so that those of NAIC's own
+        sets come before them.
+    Raises:
+        ValueError, OSError: as `load_naic`.
+    """
+    folder = Path(folder)
+    path = folder / UNLABEL.list_file
+    if not path.is_file() or not (folder / UNLABEL.images).is_dir():
+        raise FileNotFoundError(f"no pseudo-labelled set in {folder}: it needs {UNLABEL.images}/ and {path.name}; "
+                                "tools/pseudo_label.py makes one. Name its folder in DATASETS.UNLABEL_DIR, or set "
+                                "DATASETS.USE_UNLABEL to False")
+    train, pid_names = _load_train([(UNLABEL, folder, path)], folder.parent)
+    return ReIDData(train, len(pid_names), pid_names, {})
 
 
 def data_root(root: str | os.PathLike) -> Path:
@@ -140,18 +152,8 @@ def data_root(root: str | os.PathLike) -> Path:
         "set DATASETS.ROOT_DIR to the folder that holds MyDataSet/")
 
 
-def unlabel_folder(root: str | os.PathLike, unlabel_dir: str | os.PathLike | None = None,
-                   derived_dir: str | os.PathLike | None = None) -> Path:
-    """Where the pseudo-labelled set lies: where it was said to, else in MyDataSet/, else in the derived folder."""
-    own = data_root(root) / UNLABEL.folder
-    if unlabel_dir:
-        return Path(unlabel_dir)
-    derived = Path(derived_dir) / UNLABEL.folder if derived_dir else own
-    return derived if derived.is_dir() and not own.is_dir() else own
-
-
 # -------------------------------------------------------------------------------------------------------- training
-def _choose_sets(names: Sequence[str], use_unlabel: bool) -> list[TrainSet]:
+def _choose_sets(names: Sequence[str]) -> list[TrainSet]:
     """The sets asked for, in TRAIN_SETS' order."""
     if isinstance(names, str):
         names = [names]
@@ -159,16 +161,18 @@ def _choose_sets(names: Sequence[str], use_unlabel: bool) -> list[TrainSet]:
     if unknown:
         raise ValueError(f"DATASETS.TRAIN_SETS: unknown set {', '.join(map(repr, unknown))}; "
                          f"choose from {', '.join(TRAIN_SETS)}, or [] for all of them")
-    chosen = [train_set for name, train_set in TRAIN_SETS.items() if not names or name in names]
-    return chosen + [UNLABEL] * use_unlabel
+    return [train_set for name, train_set in TRAIN_SETS.items() if not names or name in names]
 
 
-def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None,
-                unlabel: Path) -> tuple[list[Sample], list[str]]:
-    """Training samples with class indices, and the identities' names by class index."""
-    lists = _find_lists(data, list(train_sets), derived, unlabel)
+def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path) -> tuple[list[Sample], list[str]]:
+    """Training samples with class indices, and the identities' names by class index.
+
+    Args:
+        lists: each set with its folder and its list.
+        data: the folder that files are named from in messages.
+    """
     problems = Problems()
-    images = [(train_set, *_read_set(data, train_set, folder, path, problems)) for train_set, folder, path in lists]
+    images = [(train_set, *_read_set(train_set, folder, path, data, problems)) for train_set, folder, path in lists]
     problems.raise_if_any("training lists", "Correct the lists, or complete the image folders.")
 
     kept: list[tuple[TrainSet, list[str], list[str]]] = []
@@ -193,8 +197,7 @@ def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None
     return train, pid_names
 
 
-def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None,
-                unlabel: Path) -> list[tuple[TrainSet, Path, Path]]:
+def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) -> list[tuple[TrainSet, Path, Path]]:
     """The folder and the list of each set, the cleaned list where there is one.
 
     Raises:
@@ -202,7 +205,7 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None,
     """
     found, missing = [], []
     for train_set in train_sets:
-        folder = unlabel if train_set is UNLABEL else data / train_set.folder
+        folder = data / train_set.folder
         own = folder / train_set.list_file
         cleaned = [place / train_set.cleaned for place in (folder, derived) if train_set.cleaned and place is not None]
         path = next((candidate for candidate in cleaned if candidate.is_file()), own)
@@ -221,21 +224,19 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None,
     if missing:
         there = [name for name, train_set in TRAIN_SETS.items() if (data / train_set.folder).is_dir()]
         raise FileNotFoundError("NAIC training data is missing: " + "; ".join(missing) + ". Put it there, or name the "
-                                f"sets you have in DATASETS.TRAIN_SETS (folders there: {there}; [] means all four) "
-                                "and set DATASETS.USE_UNLABEL to False where there is no unlabel/ "
-                                "(tools/pseudo_label.py makes it)")
+                                f"sets you have in DATASETS.TRAIN_SETS (folders there: {there}; [] means all four)")
     return found
 
 
-def _read_set(data: Path, train_set: TrainSet, folder: Path, path: Path,
+def _read_set(train_set: TrainSet, set_folder: Path, path: Path, data: Path,
               problems: Problems) -> tuple[list[str], list[str]]:
-    """Read a set's list `path` and look for its images in `folder`.
+    """Read a set's list `path` and look for its images in its folder.
 
     Returns:
         Files, relative to the set's image folder, and their pids, in the order of the list.
     """
     shown = path.relative_to(data).as_posix() if path.is_relative_to(data) else str(path)
-    images = _ImageFolder(folder / train_set.images)
+    folder = ImageFolder(set_folder / train_set.images)
     files: list[str] = []
     pids: list[str] = []
     first_line: dict[str, int] = {}
@@ -250,16 +251,16 @@ def _read_set(data: Path, train_set: TrainSet, folder: Path, path: Path,
         if file in train_set.mislabelled:
             mislabelled += 1
         elif file not in pid_of:
-            problem = images.problem(file)
+            problem = folder.problem(file)
             if problem:
-                problems.add(f"{shown}:{number}: {problem}: {_quoted(file)} in {images.path}")
+                problems.add(f"{shown}:{number}: {problem}: {quoted(file)} in {folder.path}")
             pid_of[file], first_line[file] = pid, number
             files.append(file)
             pids.append(pid)
         elif pid_of[file] == pid:
             repeated += 1
         else:
-            problems.add(f"{shown}:{number}: {_quoted(file)} is identity {pid} here and identity {pid_of[file]} "
+            problems.add(f"{shown}:{number}: {quoted(file)} is identity {pid} here and identity {pid_of[file]} "
                          f"in line {first_line[file]}")
     if repeated:
         logger.info("%s: dropped %d lines that repeat another", shown, repeated)
@@ -276,82 +277,15 @@ def parse_line(line: str, prefix: str) -> tuple[str, str]:
     """
     match = _LINE.fullmatch(line)
     if match is None:
-        raise ValueError(f"expected 'name:pid' or 'name pid', got {_quoted(line)}")
+        raise ValueError(f"expected 'name:pid' or 'name pid', got {quoted(line)}")
     name, pid = match.groups()
     if not (pid.isascii() and pid.isdigit()):
-        raise ValueError(f"expected 'name:pid' or 'name pid' with a pid of digits, got {_quoted(line)}")
+        raise ValueError(f"expected 'name:pid' or 'name pid' with a pid of digits, got {quoted(line)}")
     if not is_safe_path(name):
-        raise ValueError(f"{_OUTSIDE}, got {_quoted(name)}")
+        raise ValueError(f"{OUTSIDE}, got {quoted(name)}")
     if not name.startswith(prefix):
-        raise ValueError(f"expected a name that begins with {prefix!r}, got {_quoted(name)}")
+        raise ValueError(f"expected a name that begins with {prefix!r}, got {quoted(name)}")
     return name[len(prefix):], pid.lstrip("0") or "0"
-
-
-def _quoted(text: str) -> str:
-    """A piece of a list, for a message: what is no list may hold very long lines."""
-    return repr(text if len(text) <= 200 else text[:200] + "…")
-
-
-def read_lines(path: Path, shown: str, problems: Problems) -> list[tuple[int, str]]:
-    """Numbered, stripped, non-blank lines of a UTF-8 text; a byte-order mark and CRLF do not matter.
-
-    Args:
-        path: the file.
-        shown: its name in problems.
-        problems: told of a line that is not UTF-8; no line is returned then.
-    """
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The byte-order mark is not in error.object, but holds no line break.
-        number = error.object.count(b"\n", 0, error.start) + 1
-        problems.add(f"{shown}:{number}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); save it as UTF-8")
-        return []
-    # Not splitlines(): it would break lines at characters that a file name may hold, too.
-    stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    return [(number, line) for number, line in stripped if line]
-
-
-class _ImageFolder:
-    """What lies in an image folder; it and each sub-folder are listed once, instead of asking for every image."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._listed: dict[str, tuple[set[str], set[str], str]] = {}
-
-    def problem(self, file: str) -> str:
-        """Why `file`, a safe relative path, is no file inside this folder, or ""."""
-        folder, _, name = file.rpartition("/")
-        if folder not in self._listed:
-            self._listed[folder] = self._list(folder)
-        files, links, reason = self._listed[folder]
-        if name in files:
-            return ""
-        if name in links:
-            target = self.path / file
-            if not is_inside(target, self.path):
-                return f"{_OUTSIDE}, and this is a link that leads out of it"
-            return "" if target.is_file() else "a link to no file"
-        return reason or "no such image"
-
-    def _list(self, folder: str) -> tuple[set[str], set[str], str]:
-        """Names of the files and of the links in a sub-folder, and why there are none."""
-        path = self.path / folder if folder else self.path
-        files: set[str] = set()
-        links: set[str] = set()
-        if folder and not is_inside(path, self.path):
-            return files, links, f"{_OUTSIDE}, and a link leads out of it"
-        try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    if entry.is_symlink():
-                        links.add(entry.name)
-                    elif entry.is_file():
-                        files.add(entry.name)
-        except OSError as error:
-            return files, links, f"no such image ({error.strerror or error})"
-        return files, links, ""
 
 
 # ------------------------------------------------------------------------------------------------------------ test

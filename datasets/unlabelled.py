@@ -13,8 +13,10 @@ from pathlib import Path
 
 from datasets.bases import UNKNOWN_CAMID, UNKNOWN_PID, Problems, Sample
 from datasets.domains import PARTS
-from datasets.images import FolderSource, MountedSource, list_images
-from datasets.naic import TRUTH, parse_line, read_lines, read_truth
+from datasets.images import FolderSource, list_images
+from datasets.lists import read_lines
+from datasets.mounted_source import MountedSource
+from datasets.naic import TRUTH, parse_line, read_truth
 
 TRAIN_LIST = "train_list.txt"
 

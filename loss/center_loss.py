@@ -4,6 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from utils.precision import in_float32
+
 
 class CenterLoss(nn.Module):
     """Mean over the batch of the squared distance to the own class's centre; no factor 1/2, as in the lineage.
@@ -19,7 +21,7 @@ class CenterLoss(nn.Module):
 
     def forward(self, feat: Tensor, pids: Tensor) -> Tensor:
         """[B, D], [B] int64 -> float32 scalar."""
-        with torch.autocast(feat.device.type, enabled=False):
+        with in_float32(feat.device):
             # The clamp is the lineage's: it bounds one image's part.
             squared = (feat.float() - self.centers[pids]).pow(2).sum(1)
             return squared.clamp(1e-12, 1e12).mean()

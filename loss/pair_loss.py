@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.precision import in_float32
+
 NO_PAIR = -1e9  # exp of it is 0, and unlike -inf it leaves an empty row's gradient 0 instead of NaN
 
 
@@ -30,7 +32,7 @@ class PairLoss(nn.Module):
 
     def forward(self, feat: Tensor, pids: Tensor) -> Tensor:
         """[B, D], [B] -> the mean over all B anchors, a float32 scalar."""
-        with torch.autocast(feat.device.type, enabled=False):
+        with in_float32(feat.device):
             feat = F.normalize(feat.float())
             same = pids[:, None] == pids[None, :]
             own = torch.eye(len(feat), dtype=torch.bool, device=feat.device)

@@ -1,9 +1,10 @@
 """The ID loss: cross entropy over the identities."""
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from utils.precision import in_float32
 
 
 class IDLoss(nn.Module):
@@ -20,5 +21,5 @@ class IDLoss(nn.Module):
 
     def forward(self, logits: Tensor, pids: Tensor) -> Tensor:
         """[B, K], [B] int64 -> scalar."""
-        with torch.autocast(logits.device.type, enabled=False):
+        with in_float32(logits.device):
             return F.cross_entropy(logits.float(), pids, label_smoothing=self.epsilon)

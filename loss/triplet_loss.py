@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.precision import in_float32
+
 
 def euclidean_dist(x: Tensor, y: Tensor) -> Tensor:
     """Euclidean distances, float32: [N, D], [M, D] -> [N, M]; at least 1e-6."""
@@ -73,7 +75,7 @@ class TripletLoss(nn.Module):
 
     def forward(self, feat: Tensor, pids: Tensor) -> Tensor:
         """[B, D], [B] -> the mean over all B anchors, a float32 scalar."""
-        with torch.autocast(feat.device.type, enabled=False):
+        with in_float32(feat.device):
             feat = feat.float()
             if self.normalize_feature:
                 feat = F.normalize(feat)

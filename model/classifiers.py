@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.precision import in_float32
+
 
 class Linear(nn.Module):
     """A linear layer: the softmax loss.
@@ -31,7 +33,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_class)) if bias else None
 
     def forward(self, feat: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(feat.device.type, enabled=False):
+        with in_float32(feat.device):
             bias = None if self.bias is None else self.bias.float()
             logits = F.linear(feat.float(), self.weight.float(), bias)
         return logits, logits.detach()
@@ -59,7 +61,7 @@ class CosineClassifier(nn.Module):
 
     def forward(self, feat: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:
         """[B, D], [B] -> logits [B, K] with the margin, and plain ones, s * cos, detached."""
-        with torch.autocast(feat.device.type, enabled=False):
+        with in_float32(feat.device):
             cosine = F.linear(F.normalize(feat.float()), F.normalize(self.weight.float()))
             return self.scale * self.with_margin(cosine, pids), self.scale * cosine.detach()
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from model.classifiers import Linear
 from model.pooling import GeM
+from utils.precision import in_float32
 
 
 class HeadOutput(NamedTuple):
@@ -82,6 +83,13 @@ class PCB(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
+    @property
+    def test_dims(self) -> dict[str, int]:
+        """Width D of each branch at inference."""
+        if self.test == "parts":
+            return {f"part{i}": PART_DIM for i in range(PARTS)}
+        return {"merged": PARTS * PART_DIM} if self.test == "merged" else {"local": PART_DIM}
+
     def forward(self, x: Tensor, pids: Tensor | None = None) -> dict[str, HeadOutput] | dict[str, Tensor]:
         """[B, C, h, w] and, in training, [B] -> {branch: HeadOutput} of all branches, or {branch: [B, D]}."""
         if pids is None and self.test == "local":
@@ -144,7 +152,7 @@ def pool_by(x: Tensor, weights: Tensor) -> Tensor:
     A product of matrices, for the gradient of adaptive pooling is not deterministic on CUDA. The mean (not the sum)
     keeps a refined part on the scale of a stripe, so that what the stripes' embedding learned stays valid.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with in_float32(x.device):
         weights = weights.float().expand(len(x), -1, -1, x.shape[3]).flatten(2)
         weights = weights / weights.sum(2, keepdim=True)
         return x.float().flatten(2) @ weights.transpose(1, 2)

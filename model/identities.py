@@ -20,7 +20,8 @@ def transfer_identities(
 
     Args:
         modules: {key in the checkpoint: module}: "model" for the classifiers, "criterion" for the class centres.
-        checkpoint: as the trainer wrote it; `pid_names` are its identities in class order.
+        checkpoint: as the trainer wrote it; `pid_names` are its identities in class order. Averaged weights ("ema")
+            come before those of the last step, as everywhere.
         pid_names: the identities of this training, in class order.
         path: where the checkpoint came from, for messages.
     Returns:
@@ -34,7 +35,8 @@ def transfer_identities(
     new, old = (torch.tensor(rows, dtype=torch.long) for rows in (zip(*pairs, strict=True) if pairs else ((), ())))
     tables = []
     for part, module in modules.items():
-        source = {key.removeprefix("module."): value for key, value in checkpoint.get(part, {}).items()}
+        saved = {**checkpoint.get(part, {}), **(checkpoint.get("ema", {}) if part == "model" else {})}
+        source = {key.removeprefix("module."): value for key, value in saved.items()}
         for key, target in module.state_dict().items():
             named_so = "classifier" in key or key.endswith("centers")
             if named_so and _fits(target, source.get(key), len(pid_names), len(then)):

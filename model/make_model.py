@@ -39,6 +39,12 @@ class ReIDModel(nn.Module):
         self.base, self.gap, self.bottleneck, self.classifier, self.pcb = base, gap, bottleneck, classifier, pcb
         self.neck_feat, self.test_parts = neck_feat, test_parts
         self.frozen_in_part = False
+        self._held: list[nn.Parameter] | None = None  # those of the backbone that learn when it is not held
+
+    @property
+    def embedding_dims(self) -> dict[str, int]:
+        """Width D of each branch of an embedding."""
+        return {GLOBAL: self.base.feat_dim, **(self.pcb.test_dims if self.pcb is not None and self.test_parts else {})}
 
     @property
     def feat_dims(self) -> dict[str, int]:
@@ -82,9 +88,23 @@ class ReIDModel(nn.Module):
         self.frozen_in_part = True
         self.train(self.training)
 
+    def hold_backbone(self, hold: bool) -> bool:
+        """Keep the backbone as it is, weights and statistics, or let it learn again; whether that is a change."""
+        if hold == (self._held is not None):
+            return False
+        learns = self._held or [parameter for parameter in self.base.parameters() if parameter.requires_grad]
+        for parameter in learns:
+            parameter.requires_grad_(not hold)
+            parameter.grad = None
+        self._held = learns if hold else None
+        self.train(self.training)
+        return True
+
     def train(self, mode: bool = True) -> ReIDModel:
-        """As nn.Module.train; what `train_only` froze stays in eval mode."""
+        """As nn.Module.train; what `train_only` froze, and a backbone that is held, stays in eval mode."""
         super().train(mode)
+        if self._held is not None:
+            self.base.eval()
         for module in self.modules() if self.frozen_in_part else ():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):

@@ -4,6 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from utils.precision import in_float32
+
 
 class AvgPool(nn.Module):
     """The mean of each channel."""
@@ -33,7 +35,7 @@ class GeM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # float32: eps^3 is below what float16 can hold, and so is the cube of a small activation.
-        with torch.autocast(x.device.type, enabled=False):
+        with in_float32(x.device):
             x = x.float().clamp(min=self.eps).pow(self.p)
             return x.flatten(2).mean(2).pow(1.0 / self.p)
 

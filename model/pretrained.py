@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 # anywhere in a key: the gates of SE blocks are named so.
 BACKBONE_HEADS = ("fc.", "_fc.", "classifier.")
 MODEL_HEADS = ("classifier.", "pcb.classifiers.", "base.fc.", "base._fc.")
-_WRAPPERS = ("state_dict", "model", "params", "model_state_dict")
+# The averaged weights (SOLVER.EMA_DECAY) before those of the last step: they are what is tested.
+_WRAPPERS = ("ema", "state_dict", "model", "params", "model_state_dict")
 _SHOWN = 10
 # Names in whole models of the lineage, and ours. It had a batch norm, pcb.bn, that it never used.
 _LINEAGE_NAMES = (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.dist import ALONE, Workers
 from utils.files import read_json, write_json
 
 FORMAT = 1
@@ -51,7 +52,10 @@ class Ranking:
 
 @dataclass
 class FeatureBank:
-    """One domain: feats {branch: [N, D] float32}, pids [N], camids [N], names [N]; the first num_query are queries."""
+    """One domain: feats {branch: [N, D] float32}, pids [N], camids [N], names [N]; the first num_query are queries.
+
+    drop_same_camera: how it is measured: the query's identity from the query's camera does not count.
+    """
 
     feats: dict[str, np.ndarray]
     pids: np.ndarray
@@ -59,6 +63,7 @@ class FeatureBank:
     names: np.ndarray
     num_query: int
     has_truth: bool
+    drop_same_camera: bool = False
 
     @property
     def query_names(self) -> np.ndarray:
@@ -74,40 +79,54 @@ class FeatureBank:
 
 
 class BankWriter:
-    """Collects a bank in a temporary folder; `finish` puts it in place, so that a reader sees a whole one or none."""
+    """Collects a bank in a temporary folder; `finish` puts it in place, so that a reader sees a whole one or none.
 
-    def __init__(self, folder: Path):
-        self.folder, self._partial = folder, folder.with_name(folder.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+    Of several processes, which all see the folder, the first makes the files and all fill the arrays; each of them
+    calls every method.
+    """
+
+    def __init__(self, folder: Path, workers: Workers = ALONE):
+        self.folder, self._partial, self._workers = folder, folder.with_name(folder.name + ".partial"), workers
+        if workers.is_main:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir(parents=True)
         self._domains: dict[str, dict] = {}
 
     def array(self, domain: str, branch: str, shape: tuple[int, int]) -> np.ndarray:
         """A memory-mapped [N, D] float32 array to fill."""
         path = self._partial / f"{domain}.{branch}.npy"
-        return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        if self._workers.is_main:
+            made = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        self._workers.wait()
+        return made if self._workers.is_main else np.lib.format.open_memmap(path, "r+")
 
     def add(self, domain: str, bank: FeatureBank) -> None:
-        """Record a domain whose feature arrays came from `array`."""
+        """Record a domain whose feature arrays came from `array` and are filled."""
+        for feats in bank.feats.values():
+            feats.flush()
+        self._workers.wait()
+        if not self._workers.is_main:
+            return
         for leaf in ("pids", "camids", "names"):
             np.save(self._partial / f"{domain}.{leaf}.npy", getattr(bank, leaf), allow_pickle=False)
         digest = hashlib.sha256(repr(bank.names.tolist()).encode())
         for array in (bank.pids, bank.camids, *bank.feats.values()):
             digest.update(np.ascontiguousarray(array))
-        for feats in bank.feats.values():
-            feats.flush()
         self._domains[domain] = {
             "branches": {name: int(feats.shape[1]) for name, feats in bank.feats.items()},
             "num_query": bank.num_query, "num_gallery": len(bank.names) - bank.num_query, "has_truth": bank.has_truth,
+            "drop_same_camera": bank.drop_same_camera,
             "sha256": digest.hexdigest(),  # so that the index changes whenever anything of the bank does
         }
 
     def finish(self, ranking: Ranking, **about: object) -> None:
         """Write the index and move the bank to its place."""
-        index = {"format": FORMAT, "domains": self._domains, "ranking": asdict(ranking), **about}
-        write_json(self._partial / "index.json", index)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._partial.rename(self.folder)
+        if self._workers.is_main:
+            index = {"format": FORMAT, "domains": self._domains, "ranking": asdict(ranking), **about}
+            write_json(self._partial / "index.json", index)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._partial.rename(self.folder)
+        self._workers.wait()
 
 
 def read_bank(folder: Path) -> tuple[dict[str, FeatureBank], dict]:
@@ -121,7 +140,9 @@ def read_bank(folder: Path) -> tuple[dict[str, FeatureBank], dict]:
     index = read_json(folder / "index.json")
     if index.get("format") != FORMAT:
         raise ValueError(f"{folder / 'index.json'}: format {index.get('format')}, this version reads {FORMAT}")
-    return {domain: _read_domain(folder, domain, entry) for domain, entry in index["domains"].items()}, index
+    # Older banks have one protocol for all domains.
+    common = {"drop_same_camera": index.get("evaluation", {}).get("drop_same_camera", False)}
+    return {domain: _read_domain(folder, domain, common | entry) for domain, entry in index["domains"].items()}, index
 
 
 def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
@@ -136,7 +157,8 @@ def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
             raise ValueError(f"{path}: {feats[branch].dtype} {feats[branch].shape}, expected float32 {(count, dim)}")
     if any(len(array) != count for array in arrays.values()):
         raise ValueError(f"{folder}: the lists of domain {domain} do not have {count} entries as index.json says")
-    return FeatureBank(feats, num_query=entry["num_query"], has_truth=entry["has_truth"], **arrays)
+    return FeatureBank(feats, num_query=entry["num_query"], has_truth=entry["has_truth"],
+                       drop_same_camera=entry["drop_same_camera"], **arrays)
 
 
 def read_ranking(index: dict) -> Ranking:

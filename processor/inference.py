@@ -19,7 +19,7 @@ from processor.ranking import Compute, Evaluation, bank_source, rank_domains, wr
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
 from utils.files import sha256_of
-from utils.precision import Precision, select_device
+from utils.precision import Precision, make_precision, select_device
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -28,26 +28,25 @@ _SHAPES_FEATURES = ("MODEL.LAST_STRIDE", "MODEL.POOLING_METHOD", "MODEL.GEM_P", 
 MakeArray = Callable[[str, tuple[int, int]], np.ndarray]
 
 
-def in_memory(_: str, shape: tuple[int, int]) -> np.ndarray:
-    """An array to fill that is not on disk."""
-    return np.empty(shape, np.float32)
-
-
 @torch.inference_mode()
 def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, flip: bool, precision: Precision,
-                     make_array: MakeArray = in_memory, title: str = "") -> FeatureBank:
-    """Embed every image of a domain.
+                     make_array: MakeArray | None = None, title: str = "", workers: Workers = ALONE) -> FeatureBank:
+    """Embed every image of an evaluation.
 
     Args:
         model: on the device, in any mode; it is left in eval mode.
+        test: the domain; of several processes each walks its share.
         flip: average the features of the image and its mirror image, in float32, before any normalisation.
-        make_array: (branch, (N, D)) -> the float32 array to fill, memory-mapped or not.
+        make_array: (branch, (N, D)) -> the float32 array to fill, a memory map of a file that all processes see; None =
+            in memory.
+        workers: the processes among which `test` is shared; all have all features in the end.
     Returns:
         A FeatureBank in the loader's order, queries first.
     """
     model.eval()
-    feats: dict[str, np.ndarray] = {}
-    done = 0
+    make = make_array or (lambda _, shape: np.empty(shape, np.float32))
+    feats = {branch: make(branch, (len(test.samples), dim)) for branch, dim in model.embedding_dims.items()}
+    done = test.batches.rows(workers.rank).start
     for batch in progress(test.loader, title, "batch"):
         images = normalize(batch.images.to(precision.device, non_blocking=True))
         views = [images, images.flip(3)] if flip else [images]
@@ -55,33 +54,36 @@ def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, f
             outputs = [model(view) for view in views]
         rows = slice(done, done + len(batch.pids))
         for branch in outputs[0]:
-            mean = torch.stack([output[branch].float() for output in outputs]).mean(0)
-            if branch not in feats:
-                feats[branch] = make_array(branch, (len(test.samples), mean.shape[1]))
-            feats[branch][rows] = mean.cpu().numpy()
+            feats[branch][rows] = torch.stack([output[branch].float() for output in outputs]).mean(0).cpu().numpy()
         done = rows.stop
+    if make_array is None:
+        for rank in range(workers.size):
+            for feat in feats.values():
+                workers.broadcast(torch.from_numpy(feat[test.batches.rows(rank)]), rank)
     return FeatureBank(
         feats,
         pids=np.array([sample.pid for sample in test.samples]),
         camids=np.array([sample.camid for sample in test.samples]),
-        names=np.array([Path(sample.key).name for sample in test.samples]),
-        num_query=test.num_query, has_truth=test.has_truth,
+        names=np.array(test.names), num_query=test.num_query, has_truth=test.has_truth,
+        drop_same_camera=test.drop_same_camera,
     )
 
 
-def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision) -> dict:
-    """Metrics of a model on the test folder without re-ranking or expansion: the check during training.
+def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision, workers: Workers = ALONE) -> dict:
+    """Metrics of a model on `loaders.measured_on` without re-ranking or expansion: the check during training.
 
+    The workers share the images and the ranking.
     Returns {domain or 'all': {'plain': figures}}, {} where no domain has ground truth.
     """
     ranking = replace(Ranking.from_cfg(cfg), re_ranking=None, query_expansion=0, database_augmentation=0)
-    compute = Compute.from_cfg(cfg, str(precision.device))
+    compute = Compute.from_cfg(cfg, str(precision.device), workers)
     domains = {}
     for domain, test in loaders.test.items():
         if test.has_truth:
-            bank = extract_features(model, test, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain)
+            bank = extract_features(model, test, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
+                                    workers=workers)
             domains[domain] = [bank_source("model", bank, ranking, compute)]
-    return rank_domains(domains, [1.0], Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)).metrics()
+    return rank_domains(domains, [1.0], Evaluation(cfg.TEST.TOP_K), workers=workers).metrics()
 
 
 def load_trained(cfg, weight: Path) -> ReIDModel:
@@ -107,28 +109,26 @@ def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> d
     Args:
         cfg: the config tree; TEST.WEIGHT names the checkpoint.
         save_distmat: write the original's distmat_{1,2}.npy and lists, too.
-        workers: processes that share the ranking; the first extracts the features.
+        workers: processes that share the images and the ranking; OUTPUT_DIR is a folder that all of them see.
     Returns:
         The metrics, {} where the truth is unknown.
     Raises:
         ValueError, FileNotFoundError: the checkpoint or the test data cannot be used; said before anything slow.
     """
     out = Path(cfg.OUTPUT_DIR)
-    device = select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
-    if workers.is_main:
-        leave_bank(cfg, device, out / "features")
-    workers.wait()
+    device = torch.device(workers.device(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)))
+    leave_bank(cfg, device, out / "features", workers)
     banks, index = read_bank(out / "features")
-    compute = Compute.from_cfg(cfg, workers.device(device), workers)
+    compute = Compute.from_cfg(cfg, str(device), workers)
     domains = {domain: [bank_source(cfg.MODEL.NAME, bank, Ranking.from_cfg(cfg), compute)]
                for domain, bank in banks.items()}
-    evaluation = Evaluation(**index["evaluation"])
+    evaluation = Evaluation(index["evaluation"]["top_k"])
     ranked = rank_domains(domains, [1.0], evaluation, out if save_distmat else None, workers)
     return write_results(out / "submission.json", ranked, workers, weight=index["weight"])
 
 
-def leave_bank(cfg, device: torch.device, folder: Path) -> None:
-    """Extract the features of every domain with the checkpoint TEST.WEIGHT into a feature bank.
+def leave_bank(cfg, device: torch.device, folder: Path, workers: Workers = ALONE) -> None:
+    """Extract the features of every domain with the checkpoint TEST.WEIGHT into a feature bank, in shared work.
 
     Raises:
         ValueError, FileNotFoundError: as for `do_inference`.
@@ -136,18 +136,19 @@ def leave_bank(cfg, device: torch.device, folder: Path) -> None:
     weight = Path(cfg.TEST.WEIGHT)
     if not cfg.TEST.WEIGHT:
         raise ValueError("TEST.WEIGHT is empty: name the checkpoint to test, e.g. TEST.WEIGHT output/NAME_60.pth")
-    precision = Precision(device, cfg.SOLVER.FP16)
+    precision = make_precision(device, cfg.SOLVER.FP16, dtype=cfg.SOLVER.AMP_DTYPE)
     model = place_model(cfg, load_trained(cfg, weight), device)
-    loaders = make_dataloader(cfg, train=False)
+    loaders = make_dataloader(cfg, train=False, rank=workers.rank, world_size=workers.size)
     if not loaders.test:
-        raise ValueError(f"no domain of {cfg.DATASETS.TEST_DIR} has both queries and gallery images: nothing to rank")
-    writer = BankWriter(folder)
+        raise ValueError(f"{loaders.measured_on} has no query and gallery images: nothing to rank")
+    logger.info("measuring on %s", loaders.measured_on)
+    writer = BankWriter(folder, workers)
     for domain, part in loaders.test.items():
         logger.info("%s: %d queries, %d gallery images", domain, part.num_query, len(part.samples) - part.num_query)
         writer.add(domain, extract_features(
             model, part, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
-            make_array=lambda branch, shape, domain=domain: writer.array(domain, branch, shape),
+            make_array=lambda branch, shape, domain=domain: writer.array(domain, branch, shape), workers=workers,
         ))
-    evaluation = Evaluation(cfg.TEST.TOP_K, cfg.TEST.DROP_SAME_CAMERA)
+    evaluation = Evaluation(cfg.TEST.TOP_K)
     writer.finish(Ranking.from_cfg(cfg), evaluation=vars(evaluation), weight=weight.name,
                   weight_sha256=sha256_of(weight), model=cfg.MODEL.NAME, size=list(cfg.INPUT.SIZE_TEST))

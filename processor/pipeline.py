@@ -22,6 +22,7 @@ from configs import load_cfg
 from datasets.naic import data_root
 from utils.files import epoch_checkpoints, read_json, sha256_of, write_json
 from utils.process import RunLock, run_logged
+from utils.stopping import EXIT_STOPPED
 
 logger = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -242,6 +243,8 @@ def _run_stage(stage: Stage, title: str, out: Path) -> float:
     logger.info("%s: python %s", title, shlex.join(command))
     started = time.monotonic()
     code = run_logged([sys.executable, *command], log, cwd=REPOSITORY)
+    if code == EXIT_STOPPED:
+        raise StageFailed(f"stage {stage.name} was stopped; its checkpoint is written, the same command goes on there")
     if code != 0:
         raise StageFailed(f"stage {stage.name} failed with exit code {code}; its log is {log}")
     missing = [str(path) for path in stage.outputs if not path.is_file()]

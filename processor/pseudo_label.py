@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from configs import flatten_cfg
 from datasets.bases import Sample
@@ -25,12 +26,13 @@ from datasets.unlabelled import Unlabelled, find_unlabelled
 from model.make_model import place_model
 from processor.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
 from processor.inference import extract_features, load_trained
-from processor.pseudo_clusters import NOBODY, Rules, keep_numbers, label
+from processor.pseudo_clusters import NOBODY, Labels, Rules, keep_numbers, label
 from processor.pseudo_report import describe_labels, said, write_sheet
 from processor.ranking import Compute
 from processor.retrieval.ensemble import concat_features
+from utils.dist import ALONE, Workers
 from utils.files import new_folder, read_json, sha256_of, write_json, write_text
-from utils.precision import Precision, select_device
+from utils.precision import make_precision, select_device
 
 REPORT, LIST = "report.json", UNLABEL.list_file
 WHAT = "pseudo-labelled set"
@@ -39,7 +41,7 @@ WHAT = "pseudo-labelled set"
 _OF_FEATURES = ("MODEL.NAME", "MODEL.LAST_STRIDE", "MODEL.NECK", "MODEL.POOLING_METHOD", "MODEL.GEM_P",
                 "MODEL.IF_USE_PCB", "MODEL.MERGE_PCB_FEAT", "MODEL.PCB_GATE", "MODEL.PCB_RPP", "INPUT.SIZE_TEST",
                 "INPUT.PIXEL_", "TEST.NECK_FEAT", "TEST.FLIP_FEATS", "TEST.USE_LOCAL", "TEST.PCB_", "TEST.USE_PCB_",
-                "SOLVER.FP16")
+                "SOLVER.FP16", "SOLVER.AMP_DTYPE")
 _OF_LABELS = ("MODEL.THRESH", "TEST.FEAT_NORM", "TEST.LOCAL_WEIGHT", "UDA.METHOD", "UDA.DISTANCE", "UDA.THRESHOLD",
               "UDA.RE_RANKING_PARAMETER", "UDA.MERGE_QUERIES", "UDA.MIN_SAMPLES")
 
@@ -96,7 +98,7 @@ def _values(cfg, begins: tuple[str, ...]) -> dict:
 
 # ------------------------------------------------------------------ from images to a labelled set
 def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy: bool = False,
-                 before: Path | None = None) -> dict:
+                 before: Path | None = None, workers: Workers = ALONE) -> dict:
     """Label images with the model TEST.WEIGHT by the UDA section, and leave a training set.
 
     Args:
@@ -107,6 +109,7 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
         copy: copy the images; else they are linked where the file system can (hard links: no room, no way out of the
             folder).
         before: an earlier labelled set of the same images; identities that stay keep their numbers.
+        workers: processes that share the extraction of features; the first labels.
     Returns:
         The report.
     Raises:
@@ -118,10 +121,19 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
                          "images without queries")
     check_place(place)
     check_weight(cfg)
-    bank = _features(cfg, unlabelled, features)
-    feats, normalize = _one_table(cfg, bank)
-    compute = Compute.from_cfg(cfg, str(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)))
-    labels = label(feats, unlabelled.num_query, rules, normalize, compute)
+    device = workers.device(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID))
+    bank = _features(cfg, unlabelled, features, device, workers)
+    report = None
+    if workers.is_main:
+        feats, normalize = _one_table(cfg, bank)
+        labels = label(feats, unlabelled.num_query, rules, normalize, Compute.from_cfg(cfg, device))
+        report = _write(cfg, unlabelled, labels, rules, place, copy, before)
+    return workers.gather_objects(report)[0]
+
+
+def _write(cfg, unlabelled: Unlabelled, labels: Labels, rules: Rules, place: Path, copy: bool,
+           before: Path | None) -> dict:
+    """Leave the labelled set; its report."""
     truth = np.array([sample.pid for sample in unlabelled.samples])
     figures = describe_labels(labels, unlabelled.num_query, rules, truth)
     logger.info("%s: %s", place, said(figures))
@@ -164,26 +176,30 @@ def read_report(place: Path) -> dict | None:
     return report if isinstance(report, dict) and report.get("what") == WHAT else None
 
 
-def _features(cfg, unlabelled: Unlabelled, folder: Path) -> FeatureBank:
+def _features(cfg, unlabelled: Unlabelled, folder: Path, device: str, workers: Workers) -> FeatureBank:
     """The feature bank of all images, extracted where the one there is not of this model and these images."""
     wanted = _features_of(cfg, unlabelled)
-    try:
-        banks, index = read_bank(folder)
-        if index.get("features_of") == wanted:
-            logger.info("%s: the features are there already", folder)
-            return banks["all"]
-    except (ValueError, OSError):
-        pass  # none, or half of one
-    device = select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
+    if all(workers.gather_objects(_is_bank_of(folder, wanted))):
+        logger.info("%s: the features are there already", folder)
+        return read_bank(folder)[0]["all"]
+    device = torch.device(device)
     model = place_model(cfg, load_trained(cfg, Path(cfg.TEST.WEIGHT)), device)
     normalize = Normalize(list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD))
-    writer = BankWriter(folder)
+    precision = make_precision(device, cfg.SOLVER.FP16, dtype=cfg.SOLVER.AMP_DTYPE)
+    loader = make_unlabelled_loader(cfg, unlabelled, workers.rank, workers.size)
+    writer = BankWriter(folder, workers)
     writer.add("all", extract_features(
-        model, make_unlabelled_loader(cfg, unlabelled), normalize, cfg.TEST.FLIP_FEATS,
-        Precision(device, cfg.SOLVER.FP16), title="unlabelled",
+        model, loader, normalize, cfg.TEST.FLIP_FEATS, precision, title="unlabelled", workers=workers,
         make_array=lambda branch, shape: writer.array("all", branch, shape)))
     writer.finish(Ranking.from_cfg(cfg), features_of=wanted)
     return read_bank(folder)[0]["all"]
+
+
+def _is_bank_of(folder: Path, wanted: dict) -> bool:
+    try:
+        return read_bank(folder)[1].get("features_of") == wanted
+    except (ValueError, OSError):  # none, or half of one
+        return False
 
 
 def _one_table(cfg, bank: FeatureBank) -> tuple[np.ndarray, bool]:

@@ -23,17 +23,23 @@ from utils.files import write_json
 logger = logging.getLogger(__name__)
 
 Blocks = Iterator[tuple[slice, np.ndarray]]
-DOMAIN_NUMBER = {"green": 1, "normal": 2}  # in the names of the original's distmat files
+DOMAIN_LABELS = {"green": "1", "normal": "2"}  # in the names of the original's distmat files; others have their own
 
 
 @dataclass
 class Truth:
-    """pids and camids [Q] or [G] of one domain."""
+    """pids and camids [Q] or [G] of one domain, and whether the query's own camera counts."""
 
     q_pids: np.ndarray
     g_pids: np.ndarray
     q_camids: np.ndarray
     g_camids: np.ndarray
+    drop_same_camera: bool
+
+    @classmethod
+    def of(cls, bank: FeatureBank) -> Truth:
+        q = bank.num_query
+        return cls(bank.pids[:q], bank.pids[q:], bank.camids[:q], bank.camids[q:], bank.drop_same_camera)
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,9 @@ class DomainSource:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """top_k: length of a list, and the k of mAP@k; drop_same_camera: see TEST.DROP_SAME_CAMERA."""
+    """top_k: length of a list, and the k of mAP@k."""
 
     top_k: int
-    drop_same_camera: bool
 
 
 @dataclass
@@ -130,8 +135,7 @@ def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute
 
             def nearest(k: int) -> np.ndarray:
                 return re_ranked_top_k(*features(only), *ranking.re_ranking, k=k, **search)[0]
-    q = bank.num_query
-    truth = Truth(bank.pids[:q], bank.pids[q:], bank.camids[:q], bank.camids[q:]) if bank.has_truth else None
+    truth = Truth.of(bank) if bank.has_truth else None
     return DomainSource(name, bank.query_names, bank.gallery_names, streams, truth, nearest)
 
 
@@ -152,8 +156,8 @@ def _expanded_once(bank: FeatureBank, ranking: Ranking) -> Callable[[str], tuple
     return features
 
 
-def distmat_source(folder: Path, number: int, workers: Workers = ALONE) -> DomainSource:
-    """The stream of a saved distmat_{number}.npy with its query_path_ and gallery_path_ lists.
+def distmat_source(folder: Path, label: str, workers: Workers = ALONE) -> DomainSource:
+    """The stream of a saved distmat_{label}.npy with its query_path_ and gallery_path_ lists.
 
     Its blocks are those of a feature bank, so that the two can be summed.
 
@@ -162,7 +166,7 @@ def distmat_source(folder: Path, number: int, workers: Workers = ALONE) -> Domai
     """
     arrays = {}
     for leaf in ("distmat", "query_path", "gallery_path"):
-        path = folder / f"{leaf}_{number}.npy"
+        path = folder / f"{leaf}_{label}.npy"
         try:
             arrays[leaf] = np.load(path, mmap_mode="r" if leaf == "distmat" else None, allow_pickle=False)
         except ValueError as error:
@@ -170,7 +174,7 @@ def distmat_source(folder: Path, number: int, workers: Workers = ALONE) -> Domai
     distmat = arrays["distmat"]
     names = [np.array([Path(str(name)).name for name in arrays[leaf]]) for leaf in ("query_path", "gallery_path")]
     if distmat.shape != (len(names[0]), len(names[1])):
-        raise ValueError(f"{folder / f'distmat_{number}.npy'}: {distmat.shape}, but its lists name {len(names[0])} "
+        raise ValueError(f"{folder / f'distmat_{label}.npy'}: {distmat.shape}, but its lists name {len(names[0])} "
                          f"queries and {len(names[1])} gallery images")
 
     def blocks() -> Blocks:
@@ -199,10 +203,11 @@ def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], e
         check_same_order({source.name: source.gallery_names for source in sources})
         first = sources[0]
         truth = next((source.truth for source in sources if source.truth), None)
+        _check_same_protocol(domain, sources)
         if truth is None and save_distmat is None and len(sources) == 1 and first.nearest:
             indices = first.nearest(evaluation.top_k)
         else:
-            saving = (save_distmat, DOMAIN_NUMBER[domain]) if save_distmat else None
+            saving = (save_distmat, DOMAIN_LABELS.get(domain, domain)) if save_distmat else None
             indices, results = _rank_full_rows(sources, weights, evaluation, truth, saving, workers)
             if truth:
                 ranked.results[domain] = results
@@ -216,7 +221,7 @@ def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], e
 
 def _rank_full_rows(
     sources: list[DomainSource], weights: list[float], evaluation: Evaluation, truth: Truth | None,
-    saving: tuple[Path, int] | None, workers: Workers,
+    saving: tuple[Path, str] | None, workers: Workers,
 ) -> tuple[np.ndarray, dict[str, RankResult]]:
     """One domain: the top-k of the sum, and the metrics of each kind of distance."""
     indices, results = np.empty(0), {}
@@ -225,8 +230,7 @@ def _rank_full_rows(
         blocks = sum_blocks([source.streams[one]() for source, one in zip(sources, chosen, strict=True)], weights)
         accumulator = None
         if truth:
-            accumulator = RankAccumulator(**vars(truth), k=evaluation.top_k,
-                                          drop_same_camera=evaluation.drop_same_camera)
+            accumulator = RankAccumulator(**vars(truth), k=evaluation.top_k)
             blocks = _watched(blocks, accumulator)
         if chosen is final:
             if saving:
@@ -238,6 +242,13 @@ def _rank_full_rows(
         if accumulator:
             results[kind] = _joined(accumulator, workers).result()
     return indices, results
+
+
+def _check_same_protocol(domain: str, sources: list[DomainSource]) -> None:
+    drops = {source.name: source.truth.drop_same_camera for source in sources if source.truth}
+    if len(set(drops.values())) > 1:
+        raise ValueError("the inputs were tested with different settings of TEST.DROP_SAME_CAMERA in "
+                         f"{domain}: {drops}")
 
 
 def _final_streams(sources: list[DomainSource]) -> list[str]:
@@ -266,10 +277,10 @@ def _watched(blocks: Blocks, accumulator: RankAccumulator) -> Blocks:
         yield rows, distances
 
 
-def _saved(blocks: Blocks, folder: Path, number: int, source: DomainSource, workers: Workers) -> Blocks:
+def _saved(blocks: Blocks, folder: Path, label: str, source: DomainSource, workers: Workers) -> Blocks:
     """Pass the blocks on and keep them as the original's files; the lists are written last."""
     shape = (len(source.query_names), len(source.gallery_names))
-    path = folder / f"distmat_{number}.npy"
+    path = folder / f"distmat_{label}.npy"
     partial = path.with_suffix(".partial")
     if workers.is_main:
         np.lib.format.open_memmap(partial, "w+", np.float32, shape)
@@ -282,8 +293,8 @@ def _saved(blocks: Blocks, folder: Path, number: int, source: DomainSource, work
     workers.wait()
     if workers.is_main:
         partial.replace(path)
-        np.save(folder / f"query_path_{number}.npy", source.query_names, allow_pickle=False)
-        np.save(folder / f"gallery_path_{number}.npy", source.gallery_names, allow_pickle=False)
+        np.save(folder / f"query_path_{label}.npy", source.query_names, allow_pickle=False)
+        np.save(folder / f"gallery_path_{label}.npy", source.gallery_names, allow_pickle=False)
 
 
 def write_results(submission: Path, ranked: Ranked, workers: Workers = ALONE, **about: object) -> dict:
@@ -360,19 +371,19 @@ def _bank_domains(folder: Path, compute: Compute) -> tuple[dict[str, DomainSourc
 
 
 def _distmat_domains(folder: Path, workers: Workers) -> dict[str, DomainSource]:
-    found = {domain: distmat_source(folder, number, workers) for domain, number in DOMAIN_NUMBER.items()
-             if (folder / f"distmat_{number}.npy").is_file()}
-    if not found:
+    domain_of = {label: domain for domain, label in DOMAIN_LABELS.items()}
+    labels = sorted(path.stem.removeprefix("distmat_") for path in folder.glob("distmat_*.npy"))
+    if not labels:
         raise ValueError(f"{folder} holds neither a feature bank nor distmat_1.npy or distmat_2.npy; run tools/test.py")
-    return found
+    return {domain_of.get(label, label): distmat_source(folder, label, workers) for label in labels}
 
 
 def _common_evaluation(inputs: list[Path], indices: list[dict], top: int | None) -> Evaluation:
-    settings = [index["evaluation"] for index in indices]
-    if any(setting != settings[0] for setting in settings):
-        raise ValueError(f"the inputs were tested with different settings: {dict(zip(inputs, settings, strict=False))}")
-    known = settings[0] if settings else {"top_k": 200, "drop_same_camera": False}
-    return Evaluation(top or known["top_k"], known["drop_same_camera"])
+    lengths = [index["evaluation"]["top_k"] for index in indices]
+    if len(set(lengths)) > 1:
+        raise ValueError("the inputs were tested with different settings of TEST.TOP_K: "
+                         f"{dict(zip(inputs, lengths, strict=False))}")
+    return Evaluation(top or (lengths[0] if lengths else 200))
 
 
 def _concatenated(inputs: list[Path], domain: str, weights: list[float], compute: Compute) -> DomainSource:
@@ -388,5 +399,6 @@ def _concatenated(inputs: list[Path], domain: str, weights: list[float], compute
              for branch, share in ranking.branch_weights(bank.feats).items()]
     feats = np.asarray(concat_features([part for part, _ in parts], [weight for _, weight in parts]))
     first = banks[0]
-    joined = FeatureBank({"concat": feats}, first.pids, first.camids, first.names, first.num_query, first.has_truth)
+    joined = FeatureBank({"concat": feats}, first.pids, first.camids, first.names, first.num_query, first.has_truth,
+                         first.drop_same_camera)
     return bank_source("concat", joined, ranking, compute)

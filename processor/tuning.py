@@ -1,6 +1,6 @@
 """Which k1, k2, lambda and weights rank a validation set best.
 
-`ValidationSet` measures many of them in one pass, from one candidate search a model; `Results` remembers what was
+`TuningSet` measures many of them in one pass, from one candidate search a model; `Results` remembers what was
 measured; `best_weights` and `tune` decide what to try next.
 """
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from processor.ranking import Compute
 from processor.retrieval.reranking import check_parameters
 from processor.retrieval.significance import intervals
-from processor.validation_set import HERE, Setting, ValidationSet, Weights, grouped, said, shown, weights_of
+from processor.tuning_set import HERE, Setting, TuningSet, Weights, grouped, said, shown, weights_of
 from utils.files import read_json, write_json, write_text
 from utils.progress import progress
 
@@ -81,7 +81,7 @@ class Results:
         ValueError: tuning.json is of other inputs, or damaged.
     """
 
-    def __init__(self, folder: Path, validation: ValidationSet, metric: str):
+    def __init__(self, folder: Path, validation: TuningSet, metric: str):
         self.path, self.validation, self.metric = folder / "tuning.json", validation, metric
         self.asked: dict[Setting, None] = {}  # in this run
         self.rows: dict[Setting, Row] = {}
@@ -215,11 +215,11 @@ def tune(inputs: Sequence[Path], output: Path, grid: Grid = Grid(), metric: str 
         domain: "all": the figures are those of all domains together, each weighed by its valid queries.
         compute: how; its workers share the queries.
     Raises:
-        ValueError: as `Grid.pairs`, `ValidationSet` and `Results`, and for weights that do not fit the inputs.
+        ValueError: as `Grid.pairs`, `TuningSet` and `Results`, and for weights that do not fit the inputs.
     """
     weights = _given_weights(grid, len(inputs))
     pairs = grid.pairs()
-    validation = ValidationSet(inputs, max(k1 for k1, _ in pairs), domain, compute)
+    validation = TuningSet(inputs, max(k1 for k1, _ in pairs), domain, compute)
     results = Results(output, validation, metric)
     plain, tested = Setting((None,) * len(inputs), weights), Setting(validation.tested, weights)
     results.measure([plain])

@@ -1,7 +1,7 @@
 """Optimisers and schedules from the config: which parameter learns how fast."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -10,11 +10,37 @@ from torch.optim import Optimizer
 from solver.lr_scheduler import WarmupCosineLR, WarmupLR, WarmupMultiStepLR
 from solver.ranger import Ranger
 
+
+def fused(kind: Callable[..., Optimizer], groups: Iterable, **options) -> Optimizer:
+    """The optimiser that steps all parameters of a group at once where this torch has one for their device.
+
+    It also reads on the device whether a step is to be skipped (utils.precision).
+    """
+    groups = list(groups)
+    try:
+        return kind(groups, fused=True, **options)
+    except (TypeError, RuntimeError):  # an older torch: no such argument, or not for this device
+        return kind(groups, **options)
+
+
+def _sgd(groups: Iterable, solver) -> Optimizer:
+    """SGD whose momentum begins at zero instead of at the first gradient: the same steps.
+
+    torch's fused SGD cannot step parameters with and without a momentum together, as when a backbone that was held
+    begins to learn.
+    """
+    optimizer = fused(torch.optim.SGD, groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if solver.MOMENTUM:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
 # OPTIMIZER_NAME -> builder(groups, cfg.SOLVER).
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "SGD": lambda groups, solver: torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV),
-    "Adam": lambda groups, solver: torch.optim.Adam(groups),
-    "AdamW": lambda groups, solver: torch.optim.AdamW(groups),
+    "SGD": _sgd,
+    "Adam": lambda groups, solver: fused(torch.optim.Adam, groups),
+    "AdamW": lambda groups, solver: fused(torch.optim.AdamW, groups),
     "Ranger": lambda groups, solver: Ranger(groups, centralize=solver.GRADIENT_CENTRALIZATION),
 }
 # A learned GeM exponent is one number among millions: it gets a larger lr, and no decay towards 0.
@@ -32,7 +58,7 @@ def make_optimizer(cfg, model: nn.Module, criterion: nn.Module) -> tuple[Optimiz
     gap.p              times 10                        0
 
     Args:
-        model: a ReIDModel, also inside DataParallel or DistributedDataParallel.
+        model: a ReIDModel on its device, also inside DataParallel or DistributedDataParallel.
         criterion: what make_loss returned.
     Raises:
         ValueError: the optimiser's name is unknown, or nothing is left to train.
@@ -50,7 +76,7 @@ def make_optimizer(cfg, model: nn.Module, criterion: nn.Module) -> tuple[Optimiz
         [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()], cfg.SOLVER
     )
     centers = list(criterion.parameters())
-    return optimizer, torch.optim.SGD(centers, lr=cfg.SOLVER.CENTER_LR) if centers else None
+    return optimizer, fused(torch.optim.SGD, centers, lr=cfg.SOLVER.CENTER_LR) if centers else None
 
 
 def _rates(solver, key: str) -> tuple[float, float]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from utils.foreach import copy_all
+
 
 class Ranger(torch.optim.RAdam):
     """RAdam whose weights are pulled back to slow ones every k steps; decay is decoupled from the gradient.
@@ -56,14 +58,14 @@ class Ranger(torch.optim.RAdam):
                 loss = closure()
         initial = {}  # slow weights of parameters that move for the first time
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
+            moving = [p for p in group["params"] if p.grad is not None]
+            for p in moving:
                 if "slow" not in self.state[p]:
                     initial[p] = p.clone()
                 if group["centralize"] and p.dim() > 1:
                     p.grad.sub_(p.grad.mean(dim=tuple(range(1, p.dim())), keepdim=True))
-                p.mul_(1.0 - group["lr"] * group["weight_decay"])
+            if moving and group["weight_decay"]:
+                torch._foreach_mul_(moving, 1.0 - group["lr"] * group["weight_decay"])
         self._step_without_decay()
         for p, slow in initial.items():
             self.state[p]["slow"] = slow
@@ -84,9 +86,9 @@ class Ranger(torch.optim.RAdam):
     def _look_ahead(self) -> None:
         """After each k-th step of a parameter: slow += alpha * (fast - slow), fast = slow."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None or int(self.state[p]["step"]) % group["k"] != 0:
-                    continue
-                slow: Tensor = self.state[p]["slow"]
-                slow.add_(p - slow, alpha=group["alpha"])
-                p.copy_(slow)
+            due = [p for p in group["params"]
+                   if p.grad is not None and int(self.state[p]["step"]) % group["k"] == 0]  # a counter on the CPU
+            if due:
+                slow: list[Tensor] = [self.state[p]["slow"] for p in due]
+                torch._foreach_add_(slow, torch._foreach_sub(due, slow), alpha=group["alpha"])
+                copy_all(due, slow)

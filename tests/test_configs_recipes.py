@@ -9,6 +9,7 @@ import yaml
 
 from configs import flatten_cfg, load_cfg
 from configs.defaults import get_cfg_defaults
+from datasets.registry import parse_names
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -157,6 +158,40 @@ def test_the_other_naic_recipes_are_the_lineages(tmp_path, name):
     found = {key: value for key, value in ours.items()
              if value != lineage[key] and key not in NOT_COMPARED and key not in unread}
     assert found == differs
+
+
+# reid-strong-baseline's softmax_triplet.yml; softmax_triplet_with_center.yml has its center loss, too.
+STRONG_BASELINE = {
+    "MODEL.LAST_STRIDE": 1, "MODEL.NECK": "bnneck", "MODEL.ID_LOSS_TYPE": "softmax", "MODEL.IF_LABELSMOOTH": True,
+    "MODEL.WEIGHTED_TRIPLET": False, "MODEL.NO_MARGIN": False, "MODEL.POOLING_METHOD": "avg", "INPUT.PROB": 0.5,
+    "INPUT.RE_PROB": 0.5, "INPUT.PADDING": 10, "DATASETS.HARD_AUG": False, "DATALOADER.SAMPLER": "softmax_triplet",
+    "DATALOADER.NUM_INSTANCE": 4, "SOLVER.OPTIMIZER_NAME": "Adam", "SOLVER.MAX_EPOCHS": 120, "SOLVER.BASE_LR": 3.5e-4,
+    "SOLVER.IMS_PER_BATCH": 64, "SOLVER.LR_SCHEDULER": "multistep", "SOLVER.STEPS": [40, 70], "SOLVER.GAMMA": 0.1,
+    "SOLVER.WARMUP_FACTOR": 0.01, "SOLVER.WARMUP_EPOCHS": 10, "SOLVER.WARMUP_METHOD": "linear", "SOLVER.MARGIN": 0.3,
+    "SOLVER.BIAS_LR_FACTOR": 1.0, "SOLVER.WEIGHT_DECAY": 5e-4, "SOLVER.WEIGHT_DECAY_BIAS": 5e-4,
+    "SOLVER.CENTER_LR": 0.5, "SOLVER.CENTER_LOSS_WEIGHT": 5e-4, "SOLVER.EVAL_PERIOD": 40, "TEST.NECK_FEAT": "after",
+    "TEST.FEAT_NORM": True, "TEST.FLIP_FEATS": False, "TEST.RE_RANKING": False, "TEST.DROP_SAME_CAMERA": "auto",
+}
+
+
+@pytest.mark.parametrize(("name", "net", "center", "size"), [
+    ("market1501/r50", "resnet50", True, [256, 128]), ("dukemtmc/r50", "resnet50", True, [256, 128]),
+    ("msmt17/r50_ibn_a", "resnet50_ibn_a", False, [256, 128]),
+    ("cuhk03/r50_ibn_a", "resnet50_ibn_a", False, [256, 128]),
+    ("veri/r50_ibn_a", "resnet50_ibn_a", False, [256, 256]),
+])
+def test_the_recipes_of_the_public_sets_are_the_strong_baselines(name, net, center, size):
+    cfg = flatten_cfg(load_cfg(ROOT / f"configs/{name}.yml"))
+    assert {key: cfg[key] for key in STRONG_BASELINE} == STRONG_BASELINE
+    assert (cfg["MODEL.NAME"], cfg["DATASETS.NAMES"]) == (net, name.split("/")[0])
+    assert cfg["MODEL.METRIC_LOSS_TYPE"] == ("triplet_center" if center else "triplet")
+    assert cfg["INPUT.SIZE_TRAIN"] == cfg["INPUT.SIZE_TEST"] == size
+
+
+@pytest.mark.parametrize("name", [None, *OURS])
+def test_every_recipe_and_the_default_name_sets_that_can_be_read(name):
+    cfg = load_cfg(name and ROOT / name)
+    assert parse_names(cfg.DATASETS.NAMES)
 
 
 def test_every_lineage_recipe_has_one_of_ours():

@@ -84,6 +84,8 @@ def test_the_tree_has_sections_of_leaves_and_no_deeper_level():
     ("MODEL.NAME", "yes", "yes"), ("MODEL.NAME", '("resnet50")', "resnet50"),
     ("DATASETS.NAMES", "('naic')", "naic"), ("DATASETS.NAMES", "naic", "naic"),
     ("DATASETS.ROOT_DIR", "('../data')", "../data"), ("OUTPUT_DIR", Path("a/b"), "a/b"), ("OUTPUT_DIR", "", ""),
+    ("TEST.DROP_SAME_CAMERA", "('auto')", "auto"), ("TEST.DROP_SAME_CAMERA", "yes", True),
+    ("TEST.DROP_SAME_CAMERA", False, False),
     ("MODEL.DEVICE_ID", "('0,1')", "0,1"), ("MODEL.DEVICE_ID", "0, 1", "0,1"), ("MODEL.DEVICE_ID", 0, "0"),
     # lists
     ("INPUT.SIZE_TRAIN", "(256, 128)", [256, 128]), ("INPUT.SIZE_TRAIN", "[256,128]", [256, 128]),
@@ -111,6 +113,7 @@ def test_a_value_becomes_the_keys_type(key, raw, expected):
     ("SOLVER.BASE_LR", "nan", "a finite number > 0"), ("SOLVER.BASE_LR", "1e999", "a finite number > 0"),
     ("SOLVER.BASE_LR", 10**400, "a finite number > 0"), ("SOLVER.BASE_LR", "0", "a finite number > 0"),
     ("SOLVER.BASE_LR", True, "a finite number > 0"), ("SOLVER.BASE_LR", "off", "a finite number > 0"),
+    ("TEST.DROP_SAME_CAMERA", "Auto", "auto, or true or false"), ("TEST.DROP_SAME_CAMERA", 1, "auto, or true or false"),
     ("INPUT.PROB", "1.1", "a finite number in 0..1"), ("MODEL.GEM_P", "-3", "a finite number > 0"),
     ("MODEL.NECK", True, "bnneck | no"), ("MODEL.NECK", "off", "bnneck | no"),
     ("MODEL.POOLING_METHOD", "gem", r"avg | GeM, got gem (did you mean GeM?)"),

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.images import FolderSource, MountedSource, decode, is_safe_path, list_images, resize
+from datasets import images
+from datasets.images import FolderSource, decode, is_safe_path, list_images, resize
 
 
 @pytest.fixture
@@ -42,6 +43,18 @@ def test_channels_come_in_rgb_order(rgb, suffix):
     assert decoded.dtype == np.uint8
     assert decoded.flags.c_contiguous
     np.testing.assert_array_equal(decoded, rgb)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
+def test_channels_exchanged_by_the_decoder_are_those_exchanged_after(rgb, suffix, monkeypatch):
+    """Older versions of OpenCV decode to BGR alone."""
+    for image in (rgb, rgb[..., 0], rgb.astype(np.uint16) * 200):
+        if image.dtype == np.uint8 or suffix == ".png":
+            data = encode(image, suffix)
+            monkeypatch.setattr(images, "_WHOLE", cv2.IMREAD_COLOR)
+            after = decode(data, (20, 30))
+            monkeypatch.undo()
+            np.testing.assert_array_equal(decode(data, (20, 30)), after)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
@@ -130,6 +143,52 @@ def test_a_flipped_byte_in_a_png_is_noticed(rgb):
 def test_bytes_behind_the_end_do_not_matter(rgb):
     for suffix in (".png", ".jpg"):
         assert decode(encode(rgb, suffix) + b"\0\0junk").shape == rgb.shape
+
+
+# ----------------------------------------------------------------------------------------- JPEGs decoded at less size
+REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
+           8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    """Soft shapes with edges and grain, as pictures have."""
+    random = np.random.default_rng(0)
+    image = cv2.resize(random.integers(0, 256, (9, 5, 3), dtype=np.uint8), (width, height))
+    image[height // 3 : height // 2, width // 4 :] //= 2
+    return np.clip(image + random.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("shape", "size", "factor"), [
+    ((256, 128), (256, 128), 1), ((511, 256), (256, 128), 2), ((510, 256), (256, 128), 1), ((256, 127), (128, 64), 2),
+    ((1024, 512), (256, 128), 4), ((1024, 256), (256, 128), 2), ((800, 400), (256, 128), 2), ((800, 400), (64, 32), 8),
+    ((900, 100), (64, 64), 1),
+])
+def test_a_large_jpeg_is_decoded_at_the_least_size_that_has_the_wanted_one(shape, size, factor):
+    data = encode(photo(*shape), ".jpg")
+    small = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED[factor])
+    assert small.shape[:2] == tuple(-(-side // factor) for side in shape)
+    np.testing.assert_array_equal(decode(data, size), resize(small, size)[..., ::-1])
+
+
+@pytest.mark.parametrize("kind", ["plain", "progressive", "grey", "with a thumbnail"])
+def test_a_jpeg_decoded_small_looks_as_one_decoded_whole(kind):
+    image = photo(512, 256)
+    flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1] if kind == "progressive" else []
+    data = cv2.imencode(".jpg", image[..., 0] if kind == "grey" else image[..., ::-1], flags)[1].tobytes()
+    if kind == "with a thumbnail":
+        segment = b"Exif\0\0" + encode(image[:16, :16], ".jpg")
+        data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+    whole = decode(data)
+    for size in ((256, 128), (128, 64), (64, 32), (100, 50)):
+        found = decode(data, size).astype(int)
+        assert not np.array_equal(found, resize(whole, size))  # it was decoded small
+        assert np.abs(found - resize(whole, size)).mean() < 2.5
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp"])
+def test_other_kinds_are_decoded_whole(suffix):
+    data = encode(photo(512, 256), suffix)
+    np.testing.assert_array_equal(decode(data, (64, 32)), resize(decode(data), (64, 32)))
 
 
 # ------------------------------------------------------------------------------------------------------- resizing
@@ -237,18 +296,3 @@ def test_only_images_are_listed_and_sorted(tmp_path):
     (tmp_path / "z.png").symlink_to(tmp_path.parent / "outside.png")
     with pytest.raises(ValueError, match=r"z\.png: is a link that leads out"):
         list_images(tmp_path)
-
-
-def test_a_mounted_source_reads_each_key_where_its_first_folder_lies(tmp_path):
-    for name in ("own/a/1.png", "own/b/1.png", "elsewhere/1.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(name.encode())
-    mounts = {"b": FolderSource(tmp_path / "elsewhere")}
-    source = MountedSource(mounts, FolderSource(tmp_path / "own"))
-    assert source.read("a/1.png") == b"own/a/1.png"
-    assert source.read("b/1.png") == b"elsewhere/1.png"
-    for key in ("b/../own/a/1.png", "b//1.png"):
-        with pytest.raises(ValueError, match="leads out"):
-            source.read(key)
-    with pytest.raises(ValueError, match="begins with none of b"):
-        MountedSource(mounts).read("a/1.png")

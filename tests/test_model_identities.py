@@ -48,6 +48,15 @@ def test_rows_follow_the_name_and_unknown_identities_start_anew(new, caplog):
     assert f"{known} of {len(new)} identities are known by name, {len(new) - known} start anew" in caplog.text
 
 
+def test_averaged_rows_come_before_those_of_the_last_step():
+    old = checkpoint(OLD)
+    old["ema"] = {key: value + 1 for key, value in old["model"].items()}
+    modules = build(OLD[::-1], 1)
+    transfer_identities(modules, old, OLD[::-1], "old.pth")
+    assert torch.equal(modules["model"].classifier.weight, old["ema"]["classifier.weight"].flip(0))
+    assert torch.equal(tables(modules)["centers.global.centers"], old["criterion"]["centers.global.centers"].flip(0))
+
+
 def test_nothing_but_the_tables_of_identities_moves():
     names = [f"id{i}" for i in range(256)]  # as many as the backbone has channels
     old = checkpoint(names)

@@ -15,6 +15,7 @@ from datasets.make_dataloader import make_dataloader
 from datasets.naic import load_naic
 from model.make_model import make_model
 from processor import pseudo_label as module
+from processor.packing import pack_set
 from processor.pseudo_label import file_names, pseudo_label, rules_of, unlabelled_images
 from utils.checkpoint import save_checkpoint
 from utils.files import read_json
@@ -91,6 +92,20 @@ def test_the_default_place_is_found_without_being_named(cfg_of, tmp_path):
     pseudo_label(cfg, unlabelled_images(cfg), place, tmp_path / "features")
     cfg = cfg_of("DATASETS.USE_UNLABEL", True, "DATASETS.DERIVED_DIR", tmp_path / "derived")
     assert any(sample.key.startswith("unlabel/") for sample in make_dataloader(cfg, test=False).data.train)
+
+
+def test_beside_a_packed_set_the_labelled_images_stay_files(cfg_of, tmp_path, tiny_data):
+    place, _ = labelled(cfg_of(*NEAREST), tmp_path)
+    union = ("DATASETS.USE_UNLABEL", True, "DATASETS.UNLABEL_DIR", place)
+    packed = pack_set(cfg_of(*union), tmp_path / "pack", decoded=False)
+    assert not any(key.startswith("unlabel/") for key in packed.all_keys())
+    from_files, from_pack = (make_dataloader(cfg_of(*union, *more), test=False).train
+                             for more in ((), ("DATASETS.PACKED", tmp_path / "pack")))
+    pairs = list(zip(from_files, from_pack, strict=True))
+    assert all(torch.equal(one.images, other.images) and one.keys == other.keys for one, other in pairs)
+    assert any(key.startswith("unlabel/") for one, _ in pairs for key in one.keys)
+    make_dataloader(cfg_of("DATASETS.USE_UNLABEL", True, "DATASETS.UNLABEL_DIR", "nowhere", "DATASETS.PACKED",
+                           tmp_path / "pack"), train=False)  # testing needs no training set
 
 
 @pytest.mark.parametrize("copy", [False, True])

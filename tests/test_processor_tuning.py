@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor import tuning, validation_set
+from processor import tuning, tuning_set
 from processor.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
 from processor.ranking import Compute, ensemble
 from processor.retrieval import reranking
@@ -45,8 +45,9 @@ def write_bank(folder: Path, noise: float, seed: int, ranking=RANKING, branches=
         for array in feats.values():
             array[:] = centres[pids] + noise * own.normal(size=(size, 16))
         names = np.array([f"{domain}{i:04}.png" for i in range(size)])
-        writer.add(domain, FeatureBank(feats, pids if truth else np.full(size, -1), camids, names, num_query, truth))
-    writer.finish(ranking, evaluation={"top_k": top_k, "drop_same_camera": True})
+        writer.add(domain, FeatureBank(feats, pids if truth else np.full(size, -1), camids, names, num_query, truth,
+                                       drop_same_camera=True))
+    writer.finish(ranking, evaluation={"top_k": top_k})
     return folder
 
 
@@ -204,8 +205,8 @@ def test_memory_and_precision_change_nothing(banks, tmp_path, compute):
 def test_counters_that_do_not_fit_the_memory_take_more_passes(banks, tmp_path, monkeypatch):
     folders = [banks / "a", banks / "b"]
     one = tune(folders, tmp_path / "1", GRID)
-    monkeypatch.setattr(validation_set, "free_bytes", lambda device: 2 * 4 * (2**16 + 500))
-    validation = tuning.ValidationSet(folders, 5)
+    monkeypatch.setattr(tuning_set, "free_bytes", lambda device: 2 * 4 * (2**16 + 500))
+    validation = tuning.TuningSet(folders, 5)
     assert validation._at_once() == 2
     assert tune(folders, tmp_path / "2", GRID).rows == one.rows
 

@@ -1,10 +1,13 @@
 """Rounds of labelling and training: what they leave, and that an interrupted run goes on."""
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_options
+from processes import torchrun_command
 
 from configs import load_cfg
 from datasets.naic import load_naic
@@ -15,6 +18,7 @@ from utils.checkpoint import read_checkpoint
 from utils.files import read_json
 from utils.process import RunLock
 
+ROOT = Path(__file__).resolve().parent.parent
 NAME = "resnet18_ibn_b_w32"
 RULES = ("SOLVER.MAX_EPOCHS", 1, "SOLVER.STEPS", "[]", "UDA.METHOD", "agglomerative", "UDA.THRESHOLD", 0.7,
          "UDA.RE_RANKING_PARAMETER", "[6, 2, 0]", "UDA.ROUNDS", 2)
@@ -120,7 +124,7 @@ def test_a_finished_run_labels_and_trains_nothing_and_takes_further_rounds(cfg_o
     out = tmp_path / "again"
     shutil.copytree(whole, out)
     # Paths are part of the config that a training goes on with.
-    monkeypatch.setattr(uda, "do_train", lambda recipe, resume: Path(recipe.OUTPUT_DIR) / f"{NAME}_1.pth")
+    monkeypatch.setattr(uda, "do_train", lambda recipe, resume, workers: Path(recipe.OUTPUT_DIR) / f"{NAME}_1.pth")
     labelled = []
     original = uda.pseudo_label
     monkeypatch.setattr(uda, "pseudo_label", lambda *args, **options: labelled.append(args[2]) or original(
@@ -143,7 +147,7 @@ def test_rounds_made_by_other_rules_are_not_mixed(cfg_of, tmp_path, whole):
 def test_the_test_config_labels_and_stays_out_of_the_training(cfg_of, tmp_path, monkeypatch):
     """In the lineage the two were one object, and the test file's settings leaked into the training."""
     trained, labelled = [], []
-    monkeypatch.setattr(uda, "do_train", lambda recipe, resume: trained.append(recipe) or tmp_path / "x.pth")
+    monkeypatch.setattr(uda, "do_train", lambda recipe, resume, workers: trained.append(recipe) or tmp_path / "x.pth")
     monkeypatch.setattr(uda, "pseudo_label", lambda cfg, *_, **__: labelled.append(cfg) or {"labelled": 1})
     cfg = cfg_of("OUTPUT_DIR", tmp_path / "out", "UDA.THRESHOLD", 0.6, "MODEL.THRESH", 0.2)
     cfg_test = cfg_of("TEST.FLIP_FEATS", "off", "SOLVER.BASE_LR", 1, "UDA.THRESHOLD", 0.1, "MODEL.THRESH", 0.1)
@@ -160,7 +164,7 @@ def test_the_test_config_labels_and_stays_out_of_the_training(cfg_of, tmp_path, 
 def test_another_model_than_the_labeller_starts_as_its_recipe_says_or_is_refused_first(cfg_of, tmp_path, monkeypatch):
     monkeypatch.setattr(uda, "pseudo_label", lambda *_, **__: {"labelled": 1})
     trained = []
-    monkeypatch.setattr(uda, "do_train", lambda recipe, resume: trained.append(recipe) or tmp_path / "x.pth")
+    monkeypatch.setattr(uda, "do_train", lambda recipe, resume, workers: trained.append(recipe) or tmp_path / "x.pth")
     other = ("MODEL.NAME", "resnet18", "UDA.ROUNDS", 1, "OUTPUT_DIR", tmp_path)
     with pytest.raises(ValueError, match=r"set UDA\.START recipe"):
         do_uda(cfg_of(*other), cfg_of())
@@ -180,13 +184,18 @@ def test_mistakes_are_said_first(cfg_of, tmp_path, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_two_processes_label_as_one_does_and_train_together(tiny_opts, tiny_data, weight, whole, tmp_path):
+    words = [*tiny_opts, "DATASETS.TRAIN_SETS", "[2019_cs, 2020_cs]", *map(str, RULES), "TEST.WEIGHT", str(weight),
+             "UDA.ROUNDS", "1", "OUTPUT_DIR", str(tmp_path / "two")]
+    done = subprocess.run([*torchrun_command(2), str(ROOT / "tools/train_UDA.py"), *words], capture_output=True,
+                          text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"wrote {tmp_path / 'two/round_1' / f'{NAME}_1.pth'}"
+    label = "round_1/unlabel/label.txt"
+    assert (tmp_path / "two" / label).read_bytes() == (whole / label).read_bytes()
+
+
 def test_two_runs_in_one_folder_are_refused(cfg_of, tmp_path):
     cfg = cfg_of("OUTPUT_DIR", tmp_path)
     with RunLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another run is at work"):
         do_uda(cfg, cfg)
-
-
-def test_several_processes_are_refused(cfg_of, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="one process"):
-        do_uda(cfg_of(), cfg_of())

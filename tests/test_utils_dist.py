@@ -1,15 +1,12 @@
 """Processes that share the work: the same bits as alone, and no silence when one is lost."""
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import processes_by_hand, processes_under_torchrun
 from retrieval_oracle import people
 
 from processor.retrieval import budget, encoding
@@ -24,6 +21,7 @@ START = f"""
 import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import numpy as np, torch
+from processes import processes_by_hand, processes_under_torchrun
 from retrieval_oracle import people
 from processor.retrieval import budget, encoding, reranking, search
 from processor.retrieval.distance import distance_blocks
@@ -39,38 +37,12 @@ duplicated[10:60] = duplicated[9]
 """
 
 
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
-
-
 def torchrun(folder, processes, body):
-    """Run START and `body` in so many processes."""
-    (folder / "script.py").write_text(START + body)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-               "--master_port", str(free_port()), str(folder / "script.py"), str(folder)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    return processes_under_torchrun(folder, processes, START + body)
 
 
 def by_hand(folder, processes, body):
-    """The same without torchrun, which ends all processes when one dies: exit codes, what they wrote, and seconds."""
-    (folder / "script.py").write_text(START + body)
-    port, begun = str(free_port()), time.monotonic()
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(folder / "script.py"), str(folder)], stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank),
-                 "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port})
-        for rank in range(processes)]
-    try:
-        errors = [process.communicate(timeout=90)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [process.returncode for process in running], errors, time.monotonic() - begun
+    return processes_by_hand(folder, processes, START + body)
 
 
 def answers(workers):

@@ -1,23 +1,31 @@
-"""Measure speed and memory: python tools/benchmark.py retrieval [--large] [--json FILE]
+"""Measure speed and memory: python tools/benchmark.py retrieval | data [--json FILE]
 
-Prints a table as GitHub markdown: re-ranking of this repository beside a dense baseline, each run in a fresh process.
-docs/benchmarks.md explains the columns.
+Prints a table as GitHub markdown, each run in a fresh process. docs/benchmarks.md explains the columns.
 """
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.files import write_json
 from utils.logger import run_tool, setup_logger
 
+Report = tuple[dict[str, Any], str]  # for JSON, with "rows" that have a "note"; as markdown
 
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("retrieval",))
+
+class Benchmark(NamedTuple):
+    """What stands behind one word of the command line."""
+
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[..., Report]  # with the arguments by name
+
+
+def add_retrieval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", type=int, metavar="N",
                         help="images of query and gallery together (default: 5000 10000 20000 50000)")
     parser.add_argument("--large", action="store_true", help="also 100000, on CUDA 1000000 too")
@@ -32,23 +40,63 @@ def parse_args() -> argparse.Namespace:
                         help="only these of: top200_float32 top200_auto full_rows dense none tiles")
     parser.add_argument("--square", type=int, default=4096, metavar="N",
                         help="edge of the large product whose rate is measured (default 4096)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the raw figures, of every run")
+
+
+def run_retrieval(**args: Any) -> Report:
+    from processor.benchmarks.report import to_markdown  # torch takes seconds to import
+    from processor.benchmarks.retrieval import benchmark_retrieval, make_plan
+
+    report = benchmark_retrieval(make_plan(**args))
+    return report, to_markdown(report)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sizes", nargs="+", metavar="HxW", help="of the images (default: 256x128 384x192)")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="use pictures found here (default: rendered ones)")
+    parser.add_argument("--images", type=int, default=1024, help="pictures in use (default 1024)")
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch (default 64)")
+    parser.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="where our batches are augmented; auto: cuda where there is")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a run (default 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the median counts (default 3)")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; a wrong name lists all")
+
+
+def run_data(**args: Any) -> Report:
+    from processor.benchmarks.data import benchmark_data, make_plan, to_markdown  # torch takes seconds to import
+
+    report = benchmark_data(make_plan(**args))
+    return report, to_markdown(report)
+
+
+BENCHMARKS = {
+    "retrieval": Benchmark("re-ranking, beside a dense baseline", add_retrieval_arguments, run_retrieval),
+    "data": Benchmark("decoding, augmentation and the whole loader, beside PIL and torchvision", add_data_arguments,
+                      run_data),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = parser.add_subparsers(dest="what", required=True, metavar="|".join(BENCHMARKS))
+    for name, benchmark in BENCHMARKS.items():
+        word = words.add_parser(name, help=benchmark.summary, description=benchmark.summary.capitalize() + ".")
+        benchmark.add_arguments(word)
+        word.add_argument("--json", type=Path, metavar="FILE", help="also write the raw figures, of every run")
     return parser.parse_args()
 
 
 def main() -> None:
     args = vars(parse_args())
-    from processor.benchmarks.report import to_markdown  # torch takes seconds to import
-    from processor.benchmarks.retrieval import benchmark_retrieval, make_plan
-
     setup_logger()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a batch system: clean up as at Ctrl-C
-    del args["what"]
-    json_file = args.pop("json")
-    report = benchmark_retrieval(make_plan(**args))
+    benchmark, json_file = BENCHMARKS[args.pop("what")], args.pop("json")
+    report, table = benchmark.run(**args)
     if json_file:
         write_json(json_file, report)
-    print(to_markdown(report))
+    print(table)
     sys.exit(any(row["note"].startswith("failed") for row in report["rows"]))
 
 

@@ -2,6 +2,7 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def main() -> None:
             print(f"{stage.name}:\n    python {shlex.join(stage.command)}")
         return
     setup_logger()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the stage at work is told, as at Ctrl-C
     try:
         summary = run(settings)
     except StageFailed as error:

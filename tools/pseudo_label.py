@@ -4,6 +4,7 @@
         --data_dir_query DIR --data_dir_gallery DIR --output output/derived/unlabel
 
 The rules are the keys of the section UDA: by the nearest query, or by clustering (--data_dir_gallery alone will do).
+Under torchrun the processes share the extraction of features.
 """
 import argparse
 import sys
@@ -29,13 +30,17 @@ def main() -> None:
     cfg = load_cfg(args.config_file, args.opts)
     from processor.pseudo_label import default_place, pseudo_label, unlabelled_images  # torch takes seconds to import
     from processor.pseudo_report import said
+    from utils.dist import worker_group
 
     setup_logger(cfg.OUTPUT_DIR, "pseudo_label_log.txt").debug("config:\n%s", cfg)
     place = args.output or default_place(cfg)
     unlabelled = unlabelled_images(cfg, args.data_dir_query, args.data_dir_gallery)
-    report = pseudo_label(cfg, unlabelled, place, Path(cfg.OUTPUT_DIR) / "unlabelled_features", args.copy)
-    print(f"wrote {place}: {said(report)}")
-    print(f"train on it with DATASETS.USE_UNLABEL True DATASETS.UNLABEL_DIR {place}")
+    with worker_group() as workers:
+        report = pseudo_label(cfg, unlabelled, place, Path(cfg.OUTPUT_DIR) / "unlabelled_features", args.copy,
+                              workers=workers)
+        if workers.is_main:
+            print(f"wrote {place}: {said(report)}")
+            print(f"train on it with DATASETS.USE_UNLABEL True DATASETS.UNLABEL_DIR {place}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
         --data_dir_query DIR --data_dir_gallery DIR [KEY VALUE ...]
 
 TEST.yml is the model that labels (TEST.WEIGHT), TRAIN.yml the recipe that is trained, with the rules in its section
-UDA. Given again after it was interrupted, the command goes on where it stopped.
+UDA. Given again after it was interrupted, the command goes on where it stopped. Under torchrun the processes extract
+and train together.
 """
 import argparse
 import sys
@@ -28,9 +29,13 @@ def main() -> None:
     cfg = load_cfg(args.config_file, args.opts)
     cfg_test = load_cfg(args.config_file_test or args.config_file, args.opts)
     from processor.uda import do_uda  # torch takes seconds to import: not before the configs are right
+    from utils.dist import worker_group
 
     setup_logger(cfg.OUTPUT_DIR, "train_UDA_log.txt").debug("config:\n%s\nof the labeller:\n%s", cfg, cfg_test)
-    print(f"wrote {do_uda(cfg, cfg_test, args.data_dir_query, args.data_dir_gallery)}")
+    with worker_group() as workers:
+        last = do_uda(cfg, cfg_test, args.data_dir_query, args.data_dir_gallery, workers)
+        if workers.is_main:
+            print(f"wrote {last}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""Checkpoint files: written whole or not at all, read as data and never as code."""
+"""Checkpoint files: written whole or not at all, checked when read, read as data and never as code."""
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
+import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +14,58 @@ import torch
 
 from utils.files import atomic_path
 
+CHECKSUM = "checksum"
+
 
 def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings, lists and dicts atomically."""
+    """Write tensors, numbers, strings, lists and dicts atomically, with a checksum over all of them."""
+    data = _on_cpu(data)
     with atomic_path(path) as temporary:
-        torch.save(data, temporary)
+        torch.save({**data, CHECKSUM: digest(data)}, temporary)
+
+
+def link_checkpoint(path: Path, other: Path) -> None:
+    """Let `other` be the same file, in place of what it was; a copy where the file system has no hard links."""
+    with atomic_path(other) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+def digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 over all that a checkpoint holds: names, types, shapes, bits, and plain values as Python writes them."""
+    found = hashlib.sha256()
+    _add(found, {key: value for key, value in data.items() if key != CHECKSUM})
+    return found.hexdigest()
+
+
+def _add(found: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().contiguous()
+        found.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        found.update(b"{")
+        for key, inner in value.items():
+            found.update(repr(key).encode())
+            _add(found, inner)
+    elif isinstance(value, (list, tuple)):
+        found.update(b"[")
+        for inner in value:
+            _add(found, inner)
+    else:
+        found.update(repr(value).encode())
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_cpu(inner) for inner in value)
+    return value
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -22,26 +74,38 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     A `.safetensors` file gives its flat dict of tensors.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, no checkpoint, or a pickle that wants to run code; the message says which.
+        ValueError: it is truncated, damaged, no checkpoint, or a pickle that wants to run code; the message says which.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, expected a checkpoint file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{path}: not read, because it is damaged or holds more than tensors and plain values (files are read "
-            f"as data, never as code): {reason}"
-        ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: truncated or not a checkpoint: {str(error).splitlines()[:1]}") from error
+    except Exception as error:  # what a damaged file makes torch raise may be of any type
+        raise ValueError(f"{path}: {_fault(path, error)}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, expected a dict of tensors")
+    if CHECKSUM in data and data[CHECKSUM] != digest(data):
+        raise ValueError(f"{path}: damaged: its content does not have the checksum it was written with")
     return data
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """What is wrong with a file that torch does not read, in a sentence; torch's own advice is dangerous."""
+    with open(path, "rb") as source:
+        start = source.read(2)
+    if start and start != b"PK" and start[:1] != b"\x80":
+        return "not a checkpoint: neither a zip archive nor a pickle, as torch writes them"
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"\b(?:[Uu]nsupported|not allowed)\b[^\n]*", text)
+        return ("not read, because it is damaged or holds more than tensors and plain values (files are read as data, "
+                f"never as code): {found[0] if found else text.splitlines()[0]}")
+    return f"truncated or damaged: {text.split('. ')[0] or type(error).__name__}"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -81,6 +81,31 @@ class Workers:
             dist.all_gather_object(found, item)
         return found
 
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether it is set in any process. CPU tensors travel: no CUDA device is waited for."""
+        if self.size == 1:
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.uint8)
+        with self._together():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in found]
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over the processes, in place, on whatever device."""
+        if self.size > 1:
+            with self._together():
+                dist.all_reduce(tensor)
+            tensor /= self.size
+        return tensor
+
+    def gather_rows(self, tensor: Tensor) -> Tensor:
+        """[B, ...] of each process, one below the other in the order of ranks: [size * B, ...], with gradients.
+
+        Every process must compute the same from the result. The gradient is made for a mean over the processes, as
+        DistributedDataParallel takes it: each process' own rows of it, times the number of processes.
+        """
+        return tensor if self.size == 1 else _GatherRows.apply(tensor, self)
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.gather_objects(None)
@@ -95,6 +120,21 @@ class Workers:
             raise LostWorker(
                 f"process {self.rank} of {self.size}: another process is gone, so this one stops, too; nothing was "
                 f"written. Look for the first error above, then start again ({str(error).splitlines()[0]})") from error
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: Tensor, workers: Workers) -> Tensor:
+        ctx.workers = workers
+        own = tensor.contiguous()
+        found = [torch.empty_like(own) for _ in range(workers.size)]
+        with workers._together():
+            dist.all_gather(found, own)
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.chunk(ctx.workers.size)[ctx.workers.rank] * ctx.workers.size, None
 
 
 ALONE = Workers()

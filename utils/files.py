@@ -56,6 +56,27 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what killed processes left of files that they were writing (`atomic_path`); a living one's stay."""
+    for path in Path(folder).glob(".*.tmp"):
+        match = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp", path.name)
+        if match and not _is_another(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_another(process: int) -> bool:
+    """Whether there is such a process beside this one, which in a container has the number of the one before."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut, where the system can."""
     with contextlib.suppress(OSError):

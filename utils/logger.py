@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.stopping import EXIT_STOPPED, Stopped
+
 _FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 
 
@@ -50,6 +52,8 @@ def user_message(error: BaseException) -> str:
 def run_tool(main: Callable[[], None]) -> None:
     """Call a tool's main; a user's mistake becomes one line and exit code 2, its traceback goes to the log file.
 
+    A run that was stopped by a signal and can go on ends with EXIT_STOPPED.
+
     ValueError and OSError are how our rooms report mistakes in configs, lists, images and files, FloatingPointError
     is a loss that is no longer finite.
     """
@@ -59,6 +63,9 @@ def run_tool(main: Callable[[], None]) -> None:
         logging.getLogger("traceback").debug("%s", traceback.format_exc())
         sys.stderr.write(f"error: {user_message(error)}\n")
         sys.exit(2)
+    except Stopped as stopped:
+        sys.stderr.write(f"stopped ({stopped}); the checkpoint is written, --resume goes on from it\n")
+        sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

@@ -41,7 +41,8 @@ def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = Tr
     """Run a command, showing its output as it comes and keeping it in `log`; return its exit code.
 
     tuned_malloc: let it keep freed memory for its next allocations, which is faster and holds more.
-    The command dies with this process, even at a kill -9 (Linux), so that it cannot go on writing beside the next run.
+    Interrupted, it ends the command by SIGTERM and waits for it. The command dies with this process, even at a kill -9
+    (Linux), so that it cannot go on writing beside the next run.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     parent = os.getpid()
@@ -57,12 +58,16 @@ def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = Tr
         command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=die_with_parent, env={**(_MALLOC if tuned_malloc else {}), **os.environ},
     ) as process:
-        try:
+        def pass_on() -> None:
             while piece := os.read(process.stdout.fileno(), 1 << 16):
                 kept.write(piece)
                 sys.stderr.buffer.write(piece)
                 sys.stderr.buffer.flush()
+
+        try:
+            pass_on()
         except BaseException:
             process.terminate()
+            pass_on()  # what it still says, and until it has ended: a training writes a checkpoint first
             raise
     return process.returncode

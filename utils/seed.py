@@ -5,6 +5,7 @@ given another number of workers draws the same numbers.
 """
 from __future__ import annotations
 
+import os
 import random
 import zlib
 
@@ -54,3 +55,19 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for third-party code that draws from the global state
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, epoch: int, *position: int) -> None:
+    """Seed torch's own generators (dropout) for one piece of a step, as a function of its place in the run."""
+    # 63 bits: torch on some devices takes no more.
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, *position]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def choose_algorithms(deterministic: bool) -> None:
+    """The same bits at every run on a CUDA device, or the fastest convolutions; the CPU's are the same anyway."""
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's BLAS is first used
+    # An operation without a deterministic form warns instead of ending a run of days.
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)

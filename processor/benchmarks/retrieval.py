@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import logging
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,16 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from processor.benchmarks.child import run_child
 from processor.benchmarks.dense_reranking import PRODUCTS
 from processor.benchmarks.machine import describe
 from processor.benchmarks.measure import IMPLEMENTATIONS, RATES, Job, Setting
 from processor.retrieval.budget import free_bytes
-from utils.files import read_json
-from utils.process import run_logged
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = (5_000, 10_000, 20_000, 50_000)
 LARGE = {"cpu": (100_000,), "cuda": (100_000, 1_000_000)}
 SINGLE_FROM = 50_000            # this large, one run must do
@@ -129,18 +126,8 @@ def _why_not(name: str, setting: Setting) -> str:
 
 
 def _child(job: Job) -> dict[str, float]:
-    """Run one job in a fresh process, which ends with this one.
-
-    Raises:
-        RuntimeError: it failed (its own words are on the terminal).
-    """
-    result = Path(job.result)
-    result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "processor.benchmarks.measure", job.to_json()]
-    code = run_logged(command, result.with_suffix(".log"), ROOT, tuned_malloc=False)
-    if code or not result.is_file():
-        raise RuntimeError(f"failed with code {code}")
-    return read_json(result)
+    """One job's figures; see `run_child`."""
+    return run_child("processor.benchmarks.measure", job.to_json(), Path(job.result))
 
 
 def _row(name: str, size: int, note: str, runs: list[dict[str, float]], floor: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -115,7 +115,7 @@ class Model:
             yield rows, torch.from_numpy(block).to(device or "cpu")
 
 
-class ValidationSet:
+class TuningSet:
     """Tested models on the same queries and gallery, whose truth is known.
 
     Args:
@@ -145,7 +145,7 @@ class ValidationSet:
             self.models[one] = [Model(f"{name}, {one}", bank, ranking, compute)
                                 for (name, bank), ranking in zip(banks.items(), rankings, strict=True)]
         self.fingerprint = {
-            "evaluation": asdict(self.evaluation),
+            "evaluation": next(iter(opened.values()))[1]["evaluation"],
             "inputs": [{"ranking": index["ranking"], "domains": {one: index["domains"][one] for one in domains}}
                        for _, index in opened.values()]}
 
@@ -169,8 +169,7 @@ class ValidationSet:
 
     def _measure(self, domain: str, settings: Sequence[Setting]) -> list[RankResult]:
         truth, encoding = self.truths[domain], settings[0].encoding
-        counters = {setting: RankAccumulator(**vars(truth), k=self.evaluation.top_k,
-                                             drop_same_camera=self.evaluation.drop_same_camera)
+        counters = {setting: RankAccumulator(**vars(truth), k=self.evaluation.top_k)
                     for setting in settings}
         mixed = Mixer(settings, len(truth.g_pids), self.compute.device or "cpu")
         blocks = zip(*(model.parts(one) for model, one in zip(self.models[domain], encoding, strict=True)), strict=True)
@@ -241,11 +240,10 @@ def _sum(distances: Sequence[Tensor], weights: Sequence[float], out: Tensor, spa
 
 
 def _common_evaluation(indices: dict[str, dict]) -> Evaluation:
-    settings = {name: index["evaluation"] for name, index in indices.items()}
-    first = next(iter(settings.values()))
-    if any(one != first for one in settings.values()):
-        raise ValueError(f"the inputs were tested with different settings: {settings}")
-    return Evaluation(**first)
+    lengths = {name: index["evaluation"]["top_k"] for name, index in indices.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the inputs were tested with different settings of TEST.TOP_K: {lengths}")
+    return Evaluation(next(iter(lengths.values())))
 
 
 def _common_domains(domains: dict[str, list[str]], wanted: str) -> list[str]:
@@ -273,5 +271,7 @@ def _common_truth(banks: dict[str, FeatureBank], domain: str) -> Truth:
         if not (np.array_equal(bank.pids, other.pids) and np.array_equal(bank.camids, other.camids)):
             raise ValueError(f"{first} and {name} know different pids or camids for the {domain} images; run "
                              f"tools/test.py again for both")
-    q = bank.num_query
-    return Truth(bank.pids[:q], bank.pids[q:], bank.camids[:q], bank.camids[q:])
+        if bank.drop_same_camera != other.drop_same_camera:
+            raise ValueError(f"{first} and {name} were tested with different settings of TEST.DROP_SAME_CAMERA in "
+                             f"{domain}; run tools/test.py again for both")
+    return Truth.of(bank)

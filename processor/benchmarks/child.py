@@ -1,0 +1,29 @@
+"""A measurement in a process of its own."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from utils.files import read_json
+from utils.process import run_logged
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def run_child(module: str, job: str, result: Path) -> dict[str, Any]:
+    """Run `python -m module job` in a fresh process, which ends with this one.
+
+    Args:
+        job: one argument, from which the child knows what to do and to write its figures to `result`.
+    Returns:
+        What it wrote there.
+    Raises:
+        RuntimeError: it failed (its own words are on the terminal).
+    """
+    result.unlink(missing_ok=True)
+    command = [sys.executable, "-m", module, job]
+    code = run_logged(command, result.with_suffix(".log"), ROOT, tuned_malloc=False)
+    if code or not result.is_file():
+        raise RuntimeError(f"failed with code {code}")
+    return read_json(result)

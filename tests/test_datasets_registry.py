@@ -1,0 +1,200 @@
+"""Names of data sets, several sets together, and where their images come from."""
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from set_files import write_image, write_set
+
+from datasets.images import FolderSource
+from datasets.mounted_source import MountedSource
+from datasets.naic import load_naic
+from datasets.registry import (
+    DATASETS,
+    PSEUDO,
+    Places,
+    Reference,
+    combine,
+    load_sets,
+    open_folders,
+    parse_names,
+    unlabel_folder,
+)
+
+
+def load(names, root, parts=("train", "test"), **places):
+    return load_sets(parse_names(names), Places(root, **places), parts)
+
+
+@pytest.fixture
+def root(tiny_data, tmp_path):
+    """NAIC (the tiny demo set), Market-1501, DukeMTMC-reID, a tree and a CSV under one root."""
+    (tmp_path / "MyDataSet").symlink_to(tiny_data / "MyDataSet")
+    write_set(tmp_path, "market1501")
+    write_set(tmp_path, "dukemtmc")
+    for pid in (1, 2):
+        for number in (1, 2):
+            write_image(tmp_path / "people" / str(pid) / f"{number}.jpg", pid, number)
+    lines = ["path,pid,camid,split", *(f"people/{pid}/{number}.jpg,{pid},{3 * pid},train" for pid in (1, 2)
+                                       for number in (1, 2))]
+    (tmp_path / "people.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+# ------------------------------------------------------------------ names
+def test_names_are_joined_with_plus():
+    assert parse_names("naic + market1501+tree:shots/2020+csv:lists/mine.csv+tree") == [
+        Reference("naic", "naic"), Reference("market1501", "market1501"), Reference("tree", "2020", "shots/2020"),
+        Reference("csv", "mine", "lists/mine.csv"), Reference("tree", "tree", "tree")]
+    assert parse_names("csv") == [Reference("csv", "csv", "data.csv")]
+
+
+@pytest.mark.parametrize(("text", "fault"), [
+    ("market", "'market' is not one of csv, cuhk03, "), ("naic+", "'' is not one of"),
+    ("naic:x", "'naic:x' is not one of"), ("market1501+market1501", "two sets are called 'market1501'"),
+    ("tree:a/x+csv:b/x.csv", "two sets are called 'x'"), ("tree:../x", "must be a path below"),
+    ("csv:/x.csv", "must be a path below"), ("tree:", "must be a path below"),
+    ("tree:market1501", "cannot be called 'market1501'"), ("tree:train_2019_cs", "cannot be called 'train_2019_cs'"),
+    ("tree:green", "cannot be called 'green'"), ("csv:all.csv", "cannot be called 'all'"),
+    ("unlabel", "'unlabel' is not one of csv,"), ("tree:unlabel", "cannot be called 'unlabel'"),
+    ("tree:my photos", "cannot be called 'my photos'"),
+])
+def test_a_bad_name_is_refused_with_the_key_that_holds_it(text, fault):
+    with pytest.raises(ValueError, match=f"DATASETS.TEST_NAMES=.*{fault}"):
+        parse_names(text, "DATASETS.TEST_NAMES")
+
+
+# ------------------------------------------------------------------ together
+def test_naic_alone_is_what_it_was(tiny_data):
+    data, folders = load("naic", tiny_data, derived_dir=tiny_data / "derived")
+    assert data == load_naic(tiny_data, derived_dir=tiny_data / "derived")
+    assert folders == {"": tiny_data / "MyDataSet"}
+    assert isinstance(open_folders(folders), FolderSource)
+
+
+def test_combined_sets_share_no_identity_and_no_camera(root):
+    names = ("naic", "market1501", "dukemtmc", "tree:people")
+    data, _ = load("+".join(names), root, ("train",))
+    alone = [load(name, root, ("train",))[0] for name in names]
+    assert data.num_classes == sum(one.num_classes for one in alone)
+    assert data.pid_names == sorted(name for one in alone for name in one.pid_names)
+    assert [(sample.key, data.pid_names[sample.pid]) for sample in data.train] == [
+        (sample.key, one.pid_names[sample.pid]) for one in alone for sample in one.train]
+    cameras = [{sample.camid for sample in data.train if sample.key.startswith(f"{name}/")} for name in names[1:3]]
+    assert cameras == [{1, 2, 3, 6}, {6 + 2, 6 + 5, 6 + 8}]
+    assert {sample.camid for sample in data.train if not sample.key.startswith(names[1:3])} == {0}
+
+
+def test_what_a_set_is_combined_with_changes_neither_its_keys_nor_its_names(root):
+    one, two = (load(names, root, ("train",))[0] for names in ("market1501", "dukemtmc+naic+market1501"))
+    named = [{sample.key: data.pid_names[sample.pid] for sample in data.train if sample.key.startswith("market1501/")}
+             for data in (one, two)]
+    assert named[0] == named[1]
+    assert len(named[0]) == 4
+
+
+def test_a_source_of_several_sets_reads_the_images_of_each(root):
+    data, folders = load("naic+market1501+tree:people", root, ("train",))
+    source = pickle.loads(pickle.dumps(open_folders(folders)))  # loader workers get a copy
+    assert isinstance(source, MountedSource)
+    places = {"market1501": root / "Market-1501-v15.09.15", "people": root / "people"}
+    for sample in data.train:
+        first, _, rest = sample.key.partition("/")
+        path = places[first] / rest if first in places else root / "MyDataSet" / sample.key
+        assert source.read(sample.key) == path.read_bytes()
+
+
+@pytest.mark.parametrize("key", ["market1501/../people/1/1.jpg", "market1501//etc/passwd", "people/../x"])
+def test_a_key_cannot_leave_its_sets_folder(key, root):
+    source = open_folders(load("market1501+tree:people", root, ("train",))[1])
+    with pytest.raises(ValueError, match="leads out"):
+        source.read(key)
+
+
+def test_a_key_of_no_set_is_refused(root):
+    source = open_folders(load("market1501+tree:people", root, ("train",))[1])
+    with pytest.raises(ValueError, match="'dukemtmc/x' begins with none of the sets market1501, people"):
+        source.read("dukemtmc/x")
+
+
+def test_a_folder_of_naics_with_another_sets_name_is_refused(root):
+    (root / "image_B_v1_1").mkdir()
+    for number in (1, 2):
+        write_image(root / "image_B_v1_1/a" / f"{number}.jpg", 1, number)
+    folders = load("naic+tree:image_B_v1_1", root, ("train",))[1]
+    with pytest.raises(ValueError, match="are both called image_B_v1_1; rename one"):
+        open_folders(folders)
+
+
+def test_every_set_keeps_its_own_evaluation_and_protocol(root, tiny_data):
+    data, _ = load("naic+market1501+dukemtmc", root, ("test",), derived_dir=tiny_data / "derived")
+    assert {name: pair.drop_same_camera for name, pair in data.eval_sets.items()} == {
+        "green": False, "normal": False, "market1501": True, "dukemtmc": True}
+    alone = load("dukemtmc", root, ("test",))[0].eval_sets
+    assert data.eval_sets["dukemtmc"] == alone["dukemtmc"]
+
+
+def test_a_set_without_a_test_part_is_passed_over_beside_one_that_has(root, caplog):
+    assert list(load("tree:people+market1501", root, ("test",))[0].eval_sets) == ["market1501"]
+    assert "people" in caplog.text
+    with pytest.raises(ValueError, match=r"nothing to test on: .*people"):
+        load("tree:people", root, ("test",))
+
+
+def test_a_set_without_training_images_is_said(root):
+    (root / "empty").mkdir()
+    with pytest.raises(ValueError, match="nothing to train on: empty"):
+        load("market1501+tree:empty", root, ("train",))
+
+
+def test_tree_alone_may_be_the_root_itself(root):
+    data, folders = load("tree", root / "people", ("train",))
+    assert folders == {"tree": root / "people"}
+    assert data.pid_names == ["tree/1", "tree/2"]
+
+
+def test_one_set_is_combined_into_itself():
+    assert set(DATASETS) >= {"naic", "market1501", "msmt17", "cuhk03", "dukemtmc", "veri", "tree", "csv"}
+    sentinel = object()
+    assert combine([sentinel]) is sentinel
+
+
+# ------------------------------------------------------------------ pseudo-labels
+def labelled(folder):
+    for number in (1, 2):
+        write_image(folder / "images" / f"{number}.jpg", 1, number)
+    (folder / "label.txt").write_text("1.jpg:0\n2.jpg:0\n")
+    return folder
+
+
+@pytest.mark.parametrize("names", ["naic", "market1501", "naic+market1501"])
+def test_a_pseudo_labelled_set_joins_any_other(root, tmp_path, names):
+    place = labelled(tmp_path / "labels")
+    places = Places(root, unlabel_dir=place)
+    alone, _ = load_sets(parse_names(names), places, ("train",))
+    data, folders = load_sets([*parse_names(names), PSEUDO], places, ("train",))
+    assert data.pid_names == [*alone.pid_names, "train_2020_fs_unlabel_0"]
+    assert data.train == [*alone.train, *[(f"unlabel/images/{n}.jpg", alone.num_classes, 0) for n in (1, 2)]]
+    assert open_folders(folders).read("unlabel/images/1.jpg") == (place / "images/1.jpg").read_bytes()
+
+
+def test_a_pseudo_labelled_set_is_looked_for_where_it_was_said_to_be_then_beside_the_sets_then_derived(tmp_path):
+    for data in (tmp_path, tmp_path / "MyDataSet"):
+        data.mkdir(exist_ok=True)
+        own, derived, named = data / "unlabel", tmp_path / "derived/unlabel", tmp_path / "named"
+        places = Places(tmp_path, derived_dir=tmp_path / "derived")
+        assert unlabel_folder(places) == own  # what a message about a missing one names
+        derived.mkdir(parents=True)
+        assert unlabel_folder(places) == derived
+        own.mkdir()
+        assert unlabel_folder(places) == own
+        assert unlabel_folder(Places(tmp_path, derived_dir=tmp_path / "derived", unlabel_dir=named)) == named
+        own.rmdir(), derived.rmdir()
+
+
+def test_a_named_pseudo_labelled_set_wins_over_naics_own(tmp_path):
+    labelled(tmp_path / "MyDataSet/unlabel")
+    place = labelled(tmp_path / "labels")
+    (place / "images/1.jpg").write_bytes(b"another")
+    source = open_folders({"": tmp_path / "MyDataSet", PSEUDO.mount: place})
+    assert source.read("unlabel/images/1.jpg") == b"another"

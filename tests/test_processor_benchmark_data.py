@@ -1,0 +1,225 @@
+"""The benchmark of feeding: every row runs on the same pictures, and the table says what was measured."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_tools import tool
+
+from datasets.images import FolderSource, decode
+from processor.benchmarks import data as data_module
+from processor.benchmarks.data import Pictures, Plan, benchmark_data, make_plan, to_markdown
+from processor.benchmarks.data_measure import ROWS, Endless, Job, measure
+from processor.benchmarks.lineage_pipeline import Image as PilImage
+from processor.benchmarks.lineage_pipeline import RandomErasing, make_transforms
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = (32, 16)
+PLAN = Plan(sizes=(SIZE,), images=16, batch=8, workers=1, seconds=0.01, repeats=1)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Twenty pictures, PNG and JPEG, in two folders."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(20):
+        path = folder / f"{number % 2}" / f"{number:02d}{('.png', '.jpg')[number % 2]}"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), cv2.resize(rng.integers(0, 256, (4, 2, 3), dtype=np.uint8), (16, 32)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(folder, tmp_path_factory) -> Pictures:
+    return Pictures(Plan(folder=str(folder), images=16), tmp_path_factory.mktemp("sets"))
+
+
+def job_of(pictures: Pictures, name: str, result: str = "") -> Job:
+    row = ROWS[name]
+    return Job(name, pictures.root(row.files), pictures.packed(row.packed, SIZE), SIZE, 8, 1, "cpu", 0.01, result)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_goes_on_and_on(pictures, name):
+    steps = ROWS[name].run(job_of(pictures, name))
+    counts = [next(steps) for _ in range(5)]  # more than an epoch of the sampler
+    steps.close()
+    assert set(counts) == {64} if "decode_" in name or name == "lineage_augment" else {8}
+
+
+def test_each_of_our_rows_is_compared_with_a_row_of_theirs():
+    for name, row in ROWS.items():
+        assert row.baseline.startswith("lineage_") != name.startswith("lineage_")
+        assert not row.baseline or (ROWS[row.baseline].files == row.files and not ROWS[row.baseline].packed)
+
+
+def test_both_sets_hold_the_same_pictures(folder, pictures):
+    png, jpeg = (FolderSource(Path(pictures.root(kind)) / "MyDataSet/train_2020_fs/images") for kind in ("png", "jpeg"))
+    for number in range(16):
+        key = f"{number:06d}.png"
+        assert png.read(key).startswith(b"\x89PNG")
+        assert jpeg.read(key).startswith(b"\xff\xd8")
+        assert np.abs(decode(png.read(key)).astype(int) - decode(jpeg.read(key))).mean() < 4
+    originals = [path.read_bytes() for path in folder.rglob("*.*")]
+    assert sum(png.read(f"{number:06d}.png") in originals for number in range(16)) == 8  # the others were JPEGs
+    assert "16 of " in pictures.description
+
+
+def test_a_measurement_survives_the_command_line_and_counts_the_workers(pictures, tmp_path):
+    job = job_of(pictures, "loader_png", str(tmp_path / "ö.json"))
+    assert Job.from_json(job.to_json()) == job
+    measure(job)
+    figures = json.loads(Path(job.result).read_text())
+    assert figures["images"] >= 8
+    assert figures["seconds"] >= 0.01
+    if sys.platform == "linux":
+        assert figures["cpu_seconds"] >= 0
+
+
+@linux
+def test_processor_time_is_that_of_the_workers_too(pictures, tmp_path):
+    figures = []
+    for name in ("loader_png", "decode_png"):
+        job = Job(**{**vars(job_of(pictures, name, str(tmp_path / "result.json"))), "seconds": 0.5})
+        measure(job)
+        figures.append(json.loads(Path(job.result).read_text()))
+    # A worker and the main process, and one process alone: neither can take more than its cores' time.
+    assert 0.05 < figures[0]["cpu_seconds"] / figures[0]["seconds"] < 2.1
+    assert 0.05 < figures[1]["cpu_seconds"] / figures[1]["seconds"] < 1.1
+
+
+def test_endless_epochs_follow_one_another():
+    class Sampler:
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self):
+            yield from ((self.epoch, batch) for batch in range(2))
+
+    found = [batch for batch, _ in zip(Endless(Sampler()), range(5), strict=False)]
+    assert found == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
+
+
+def test_their_transforms_give_a_normalised_picture():
+    random.seed(0)
+    picture = PilImage.fromarray(np.full((20, 10, 3), 255, np.uint8))
+    make = make_transforms(SIZE, 0.5, 2, 0.0, [0.5] * 3, [0.25] * 3)
+    for _ in range(20):
+        found = make(picture)
+        assert (found.shape, found.dtype) == ((3, *SIZE), torch.float32)
+        assert found.min() >= -2.0001
+        assert found.max() <= 2.0001
+    filled = [int((RandomErasing(1.0, [7, 8, 9])(torch.zeros(3, 40, 20))[1] == 8).sum()) for _ in range(200)]
+    assert min(filled) > 0.01 * 800
+    assert 0.3 * 800 < max(filled) < 0.45 * 800
+    assert sum(bool(RandomErasing(0.3, [1, 1, 1])(torch.zeros(3, 40, 20)).any()) for _ in range(500)) in range(100, 200)
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+def test_rows_take_turns_and_medians_are_compared(folder, monkeypatch):
+    rates = {"lineage_png": [100, 300, 200], "loader_decoded": [900, 1000, 8000], "png": [5, 5, 5]}
+    asked = []
+
+    def child(module: str, text: str, result: Path) -> dict:
+        job = Job.from_json(text)
+        asked.append((job.what, bool(job.packed)))
+        return {"images": rates[job.what].pop(0), "seconds": 1.0, "cpu_seconds": 2.0}
+
+    monkeypatch.setattr(data_module, "run_child", child)
+    report = benchmark_data(Plan(**{**vars(PLAN), "folder": str(folder), "repeats": 3, "rows": tuple(rates)}))
+    assert asked == [("lineage_png", False), ("loader_decoded", True), ("png", False)] * 3
+    table = to_markdown(report)
+    assert "| 32x16 | PIL + torchvision: the whole, PNG files | 3 | 200 | – | 100 | – |" in table
+    assert "| 32x16 | loader alone, packed and decoded | 3 | 1,000 | 5.00 | 500 | 5.00 |" in table
+    assert f"torch {torch.__version__}" in table
+    assert json.loads(json.dumps(report))["rows"][1]["runs"][2]["images"] == 8000
+
+
+def test_a_child_that_fails_is_noted_and_not_tried_again(folder, monkeypatch):
+    asked = []
+
+    def child(module: str, text: str, result: Path) -> dict:
+        asked.append(Job.from_json(text).what)
+        if asked[-1] == "png":
+            raise RuntimeError("failed with code 1")
+        return {"images": 10, "seconds": 1.0, "cpu_seconds": None}
+
+    monkeypatch.setattr(data_module, "run_child", child)
+    rows = ("lineage_png", "png", "loader_png")
+    report = benchmark_data(Plan(**{**vars(PLAN), "folder": str(folder), "repeats": 2, "rows": rows}))
+    assert asked == ["lineage_png", "png", "loader_png", "lineage_png", "loader_png"]
+    assert "| 32x16 | the whole, PNG files | 0 | failed with code 1 | – | – | – |" in to_markdown(report)
+    assert "| 32x16 | loader alone, PNG files | 2 | 10 | 1.00 | – | – |" in to_markdown(report)
+
+
+def test_what_is_out_of_range_is_refused(folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="unknown row 'pil'; choose from lineage_decode_png"):
+        make_plan("cpu", None, ["pil"], None, None)
+    with pytest.raises(ValueError, match="'256' is not HEIGHTxWIDTH"):
+        make_plan("cpu", ["256"], None, None, None)
+    with pytest.raises(ValueError, match="a batch of 64 cannot be made"):
+        benchmark_data(Plan(images=16))
+    with pytest.raises(ValueError, match=r"holds 0 images .*at least 16"):
+        benchmark_data(Plan(**{**vars(PLAN), "folder": str(tmp_path)}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch finds none"):
+        make_plan("cuda", None, None, None, None)
+    plan = make_plan("auto", ["384x192"], None, 3, folder)
+    assert (plan.sizes, plan.rows, plan.workers, plan.device) == (((384, 192),), tuple(ROWS), 3, "cpu")
+
+
+def test_the_tool_measures_rendered_pictures(tmp_path):
+    words = ["--sizes", "64x32", "--rows", "lineage_decode_jpeg", "loader_decoded", "--images", "32",
+             "--batch", "8", "--workers", "1", "--seconds", "0.05", "--repeats", "1", "--device", "cpu"]
+    done = tool("benchmark", "data", *words, "--json", tmp_path / "report" / "raw.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    titles = [line.strip("| ").split(" | ")[1] for line in done.stdout.splitlines() if line.startswith("| 64x32 ")]
+    assert titles == ["PIL: decode JPEG", "loader alone, packed and decoded"]
+    raw = json.loads((tmp_path / "report" / "raw.json").read_text())
+    assert "32 rendered at 256x128" in raw["pictures"]
+    assert all(row["images_per_second"] > 0 for row in raw["rows"])
+
+
+@linux
+def test_an_interrupt_ends_the_workers_and_leaves_no_file(folder, tmp_path):
+    words = ["--folder", str(folder), "--images", "16", "--sizes", "32x16", "--rows", "loader_png", "--batch", "8",
+             "--workers", "2", "--seconds", "600"]
+    tool = subprocess.Popen([sys.executable, str(ROOT / "tools/benchmark.py"), "data", *words], cwd=tmp_path,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                            env={**os.environ, "TMPDIR": str(tmp_path)})
+    with tool:
+        assert "run 1 of 3" in tool.stderr.readline()
+        deadline = time.monotonic() + 60
+        while len(members_of(tool.pid)) < 4 and time.monotonic() < deadline:  # the tool, its child and two workers
+            time.sleep(0.1)
+        assert len(members_of(tool.pid)) >= 4
+        tool.send_signal(signal.SIGINT)
+        assert tool.wait(30) == 130
+        assert "Traceback" not in tool.stderr.read()
+    deadline = time.monotonic() + 10
+    while members_of(tool.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not members_of(tool.pid)
+    assert not list(tmp_path.iterdir())
+
+
+def members_of(group: int) -> list[int]:
+    """The processes of a group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found

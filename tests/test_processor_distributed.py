@@ -1,0 +1,210 @@
+"""Training and testing in several processes: the gradients, weights and features of one process."""
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_options
+from processes import processes_under_torchrun, start_by_hand, torchrun_command
+
+from configs import load_cfg
+from datasets.make_dataloader import Batch, SequentialBatches
+from processor import training_run
+from processor.training_run import build
+from processor.training_step import forward_backward, train_step
+from utils.checkpoint import read_checkpoint
+from utils.dist import ALONE, Workers
+from utils.meter import Laps
+from utils.stopping import EXIT_STOPPED
+
+ROOT = Path(__file__).parent.parent
+BATCH = 16
+START = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import torch
+from utils.dist import worker_group
+torch.set_num_threads(1)
+folder = sys.argv[1]
+"""
+
+
+def frozen_run(opts, workers=ALONE, **changes):
+    """A run with plain SGD whose batch norms keep their statistics, so that a batch can be split."""
+    options = {"SOLVER.OPTIMIZER_NAME": "SGD", "SOLVER.BASE_LR": 0.05, "SOLVER.WARMUP_EPOCHS": 0,
+               "SOLVER.CENTER_LOSS_WEIGHT": 0.01, **changes}
+    run = build(load_cfg(None, [*opts, *(str(word) for pair in options.items() for word in pair)]), workers=workers)
+    run.model.eval()
+    return run
+
+
+def batch_of(run, step, order=None):
+    """This process' share of a batch of random pictures: 8 identities, 2 of each."""
+    random = np.random.default_rng(step)
+    images = random.integers(0, 256, (BATCH, 32, 16, 3), dtype=np.uint8)
+    pids = np.repeat(random.permutation(run.loaders.data.num_classes)[: BATCH // 2], 2)
+    positions = np.arange(BATCH)
+    if order is not None:
+        images, pids, positions = images[order], pids[order], positions[order]
+    width = BATCH // run.workers.size
+    own = slice(run.workers.rank * width, (run.workers.rank + 1) * width)
+    return Batch(torch.from_numpy(images[own]), torch.from_numpy(pids[own]), [""] * width, positions[own])
+
+
+def gradients(run, order=None):
+    """Gradients of one batch by name, and the values that are reported."""
+    values = forward_backward(run, batch_of(run, 0, order), 1, 1, Laps())
+    found = {name: p.grad for name, p in [*run.model.named_parameters(), *run.criterion.named_parameters()]
+             if p.grad is not None}
+    means = run.workers.mean(torch.stack([value.double() for value in values.values()]))
+    return found, dict(zip(values, means.tolist(), strict=True))
+
+
+def weights_after(run, steps):
+    for step in range(1, steps + 1):
+        train_step(run, batch_of(run, step), 1, step, Laps())
+    return {**run.model.state_dict(), **run.criterion.state_dict()}
+
+
+SHARE = START + """
+from test_processor_distributed import frozen_run, gradients, weights_after
+opts, cases = torch.load(f"{folder}/cases.pt")
+with worker_group() as workers:
+    found = {name: gradients(frozen_run(opts, workers, **case)) for name, case in cases.items()}
+    found["weights"] = weights_after(frozen_run(opts, workers), 3)
+    torch.save(found, f"{folder}/{workers.rank}.pt")
+"""
+# Batch-hard, weighted and pairwise mining, with centres; two micro-batches; held backbone; clipping is in the step.
+CASES = {
+    "weighted": {},
+    "hard": {"MODEL.WEIGHTED_TRIPLET": False, "MODEL.NO_MARGIN": False, "MODEL.IF_LABELSMOOTH": True},
+    "pairs": {"MODEL.METRIC_LOSS_TYPE": "pair_circle", "MODEL.IF_WITH_CENTER": "no"},
+    "parts": {"MODEL.IF_USE_PCB": True},
+    "accumulated": {"SOLVER.ACCUMULATION_STEPS": 2},
+    "softmax": {"DATALOADER.SAMPLER": "softmax", "MODEL.IF_WITH_CENTER": "no", "MODEL.METRIC_LOSS_TYPE": "triplet"},
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_data, tmp_path_factory):
+    """What each of two processes found, and the options."""
+    folder = tmp_path_factory.mktemp("shared")
+    opts = tiny_options(tiny_data, folder / "model")
+    torch.save((opts, CASES), folder / "cases.pt")
+    done = processes_under_torchrun(folder, 2, SHARE)
+    assert done.returncode == 0, done.stderr
+    return opts, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_have_the_loss_and_gradients_of_one(shared, name):
+    opts, both = shared
+    # A micro-batch is made of every process' own first or second half.
+    order = np.array([*range(4), *range(8, 12), *range(4, 8), *range(12, 16)]) if name == "accumulated" else None
+    expected, values = gradients(frozen_run(opts, **CASES[name]), order)
+    assert values["loss"] > 0
+    for found, reported in (one[name] for one in both):
+        assert reported == pytest.approx(values, rel=1e-5, abs=1e-6)
+        assert found.keys() == expected.keys()
+        whole = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        for key, gradient in expected.items():  # some are zero but for rounding: what goes before an instance norm
+            assert (found[key] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * whole, key
+
+
+def test_two_processes_have_the_weights_of_one_after_some_steps(shared):
+    opts, both = shared
+    expected = weights_after(frozen_run(opts), 3)
+    before = frozen_run(opts).model.state_dict()
+    assert not torch.equal(before["base.conv1.weight"], expected["base.conv1.weight"])
+    for key, weight in expected.items():
+        assert torch.equal(both[0]["weights"][key], both[1]["weights"][key]), key
+        torch.testing.assert_close(both[0]["weights"][key], weight, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------ whole runs
+def tool(tool_name, opts, *changes):
+    return [str(ROOT / "tools" / tool_name), *opts, *map(str, changes)]
+
+
+def run(command):
+    """One thread: several round sums of other orders."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_whole_run_trains_evaluates_and_tests_in_shared_work(tiny_data, tmp_path):
+    opts = [*tiny_options(tiny_data, tmp_path / "model"), "SOLVER.MAX_EPOCHS", "1", "SOLVER.EVAL_PERIOD", "1",
+            "DATALOADER.NUM_WORKERS", "1", "SOLVER.STEPS", "[]"]
+    done = run([*torchrun_command(2), *tool("train.py", opts)])
+    assert "on 2 processes" in done.stderr
+    assert done.stderr.count("Epoch[1] all: ") == 1  # one process speaks
+    lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    weight = tmp_path / "model" / "resnet18_ibn_b_w32_1.pth"
+    assert not any(key.startswith("module.") for key in read_checkpoint(weight)["model"])
+    results = {}
+    for name, command in (("one", []), ("two", torchrun_command(2)), ("three", torchrun_command(3))):
+        out = tmp_path / name
+        command = command or [torchrun_command(1)[0]]
+        run([*command, *tool("test.py", opts, "TEST.WEIGHT", weight, "OUTPUT_DIR", out)])
+        results[name] = {path.name: path.read_bytes() for path in sorted((out / "features").glob("*.npy"))}
+        results[name] |= {leaf: (out / leaf).read_bytes() for leaf in ("submission.json", "metrics.json")}
+    assert len(results["one"]) > 5
+    assert results["two"] == results["one"]
+    assert results["three"] == results["one"]
+    tested = json.loads(results["one"]["metrics.json"])["all"]["plain"]
+    assert lines[-1]["all/mAP"] == pytest.approx(tested["mAP"], abs=1e-6)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tiny_data, tmp_path):
+    opts = [*tiny_options(tiny_data, tmp_path / "model"), "SOLVER.MAX_EPOCHS", "400", "SOLVER.CHECKPOINT_PERIOD", "400",
+            "SOLVER.STEPS", "[]"]
+    running = start_by_hand(tool("train.py", opts), 2, tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "model" / "metrics.jsonl").is_file() or not (
+                tmp_path / "model" / "metrics.jsonl").read_text():
+            assert time.monotonic() < deadline, (tmp_path / "0.err").read_text()
+            time.sleep(0.05)
+        running[1].send_signal(signal.SIGTERM)  # the one that writes no checkpoint
+        codes = [process.wait(timeout=60) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert codes == [EXIT_STOPPED, EXIT_STOPPED], (tmp_path / "0.err").read_text()
+    stopped = read_checkpoint(tmp_path / "model" / "latest.pth")
+    assert stopped["batches"] > 0
+    assert stopped["epoch"] < 400
+
+
+# ------------------------------------------------------------------ what is refused
+class Pretended(Workers):
+    """Says that there are others; none of the refusals may ask them anything."""
+
+
+@pytest.mark.parametrize(("workers", "changes", "message"), [
+    (ALONE, ["MODEL.SYNC_BN", "True", "MODEL.DEVICE", "auto"], "SYNC_BN=True: torch's synchronised batch norm works"),
+    (Pretended(0, 3), [], "IMS_PER_BATCH=16 cannot be shared by 3 processes"),
+    (Pretended(0, 3), ["SOLVER.ACCUMULATION_STEPS", "2"], "by 3 processes in 2 micro-batches each, .* use 12 or 24"),
+])
+def test_what_several_processes_cannot_do_is_refused_before_the_data_are_read(
+        tiny_opts, monkeypatch, workers, changes, message):
+    monkeypatch.setattr(training_run, "make_dataloader", lambda *_, **__: pytest.fail("read the data first"))
+    with pytest.raises(ValueError, match=message):
+        build(load_cfg(None, [*tiny_opts, *changes]), workers=workers)
+
+
+@pytest.mark.parametrize(("samples", "batch", "size"), [(10, 3, 2), (1, 4, 3), (12, 4, 3), (7, 1, 4), (23, 5, 7)])
+def test_processes_walk_every_image_once_in_the_batches_of_one(samples, batch, size):
+    whole = list(SequentialBatches(samples, batch))
+    shares = [SequentialBatches(samples, batch, rank, size) for rank in range(size)]
+    assert [part for share in shares for part in share] == whole
+    assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+    rows = [index for rank in range(size) for index in range(samples)[shares[0].rows(rank)]]
+    assert rows == list(range(samples))
