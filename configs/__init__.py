@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from configs.defaults import get_cfg_defaults
 from configs.schema import OBSOLETE, RULES, ConfigError, coerce, cross_problems, remarks
 
-__all__ = ["ConfigError", "dump_cfg", "flatten_cfg", "load_cfg", "load_cfg_text"]
+__all__ = ["ConfigError", "change_cfg", "dump_cfg", "flatten_cfg", "load_cfg", "load_cfg_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,17 @@ def load_cfg_text(text: str, name: str = "config text") -> CfgNode:
     except ConfigError as error:
         draft.give_up(str(error))
     return draft.finish(name, "default", speak=False)
+
+
+def change_cfg(cfg: CfgNode, changes: Mapping[str, Any]) -> CfgNode:
+    """Another config with other values of some keys, {dotted key: value}; `cfg` stays as it is. Does not warn.
+
+    Raises:
+        ConfigError: as `load_cfg`.
+    """
+    draft = _Draft()
+    draft.add("config", iter({**flatten_cfg(cfg), **changes}.items()))
+    return draft.finish("config", "default", speak=False)
 
 
 def dump_cfg(cfg: CfgNode) -> str:

@@ -71,7 +71,7 @@ _C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0
 _C.MODEL.PAIR_LOSS_WEIGHT = 1.0
 # True: softmax-weighted triplet over all pairs of a batch; False: batch-hard triplet.
 _C.MODEL.WEIGHTED_TRIPLET = False
-# Obsolete (configs.schema.OBSOLETE): the pseudo-labelling threshold of the lineage's UDA script, in radians.
+# The lineage's threshold of pseudo-labelling: an angle, radians. Read where UDA.DISTANCE is angle and UDA.THRESHOLD 0.
 _C.MODEL.THRESH = 0.0
 # True: part (PCB) heads: six stripes of the map with a classifier each, beside the global branch.
 _C.MODEL.IF_USE_PCB = False
@@ -132,14 +132,18 @@ _C.DATASETS.ROOT_DIR = "../data"
 _C.DATASETS.HARD_AUG = False
 # True: every training identity has a second life as another one whose channels are permuted (twice the classes).
 _C.DATASETS.CHANNEL_SHUFFLE = False
-# NAIC: True: train on the pseudo-labelled set unlabel/ (images/ and label.txt), too.
+# True: train on the pseudo-labelled set unlabel/ (images/ and label.txt; see tools/pseudo_label.py), too.
 _C.DATASETS.USE_UNLABEL = False
+# Folder of the pseudo-labelled set. "" = unlabel/ in MyDataSet/ (without NAIC: in ROOT_DIR), or where that is not
+# there, in DERIVED_DIR.
+_C.DATASETS.UNLABEL_DIR = ""
 # NAIC: which training sets to use: of 2019_cs, 2019_fs, 2020_cs, 2020_fs. [] = all four, and all must be there.
 _C.DATASETS.TRAIN_SETS = []
 # NAIC: the test folder's name inside MyDataSet/: query/, gallery/ and, where it is known, ground_truth.json.
 _C.DATASETS.TEST_DIR = "image_B_v1_1"
-# NAIC: folder of derived lists (domain lists query_green.txt ..., cleaned training lists), looked at after the data's
-# own folders. "" = the folder `derived` beside OUTPUT_DIR, where run.sh puts them.
+# Folder of what is derived from the data: NAIC's domain lists query_green.txt ... and cleaned training lists, and the
+# pseudo-labelled set unlabel/; looked at after the data's own folders. "" = the folder `derived` beside OUTPUT_DIR,
+# where run.sh puts them.
 _C.DATASETS.DERIVED_DIR = ""
 # Folder made by tools/pack.py from these images, as files or decoded at the sizes of INPUT: images are read from there.
 # "" = from the files. The batches are the same.
@@ -309,6 +313,32 @@ _C.TEST.PCB_GLOBAL_FEAT_ENSEMBLE = False
 _C.TEST.USE_PCB_MERGE_FEAT = True
 # The six parts in a test: plain (as they were trained) | weighted (times their gates; the lineage's).
 _C.TEST.PCB_PART_FEAT = "plain"
+
+# ---------------------------------------------------------------- UDA
+_C.UDA = CfgNode()
+# How unlabelled images get identities: nearest_query (the lineage's: a gallery image joins the identity of its nearest
+# query, where that is nearer than the threshold) | dbscan | agglomerative (average linkage). The last two need no
+# queries and cluster all images by their k-reciprocal Jaccard distance.
+_C.UDA.METHOD = "nearest_query"
+# Distance of nearest_query: angle (radians, 0..pi; the lineage's) | cosine (1 - cos, 0..2) | euclidean |
+# re_ranked (0..1).
+_C.UDA.DISTANCE = "angle"
+# nearest_query: take images nearer than this, in UDA.DISTANCE's unit | dbscan: radius of a neighbourhood, Jaccard,
+# 0..1 | agglomerative: clusters whose images are this far apart on average stay apart, Jaccard, 0..1.
+# 0 = not set: MODEL.THRESH for the angle, an error otherwise.
+_C.UDA.THRESHOLD = 0.0
+# k1, k2 and lambda of UDA.DISTANCE re_ranked; the Jaccard distance of clustering reads k1 and k2.
+_C.UDA.RE_RANKING_PARAMETER = [14, 4, 0.4]
+# True: queries nearer to each other than the threshold are one identity (groups of them by their mean distance);
+# False: each query is an identity of its own (the lineage's).
+_C.UDA.MERGE_QUERIES = True
+# dbscan: images, itself among them, within the radius of an image that makes a cluster grow.
+_C.UDA.MIN_SAMPLES = 4
+# Rounds of tools/train_UDA.py: label, then train; the next round labels with what the last one trained.
+_C.UDA.ROUNDS = 1
+# What a round's training starts from: labeller (the model that made the labels, and its classifier's rows of the
+# identities that stay) | recipe (MODEL.PRETRAIN_CHOICE, as the lineage did).
+_C.UDA.START = "labeller"
 
 # ---------------------------------------------------------------- other
 # Folder for checkpoints, logs, features and results. "" = output/<name of the config file>.

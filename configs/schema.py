@@ -283,7 +283,7 @@ RULES: dict[str, Any] = {
     "MODEL.TRIPLET_LOSS_WEIGHT": Float(0),
     "MODEL.PAIR_LOSS_WEIGHT": Float(0),
     "MODEL.WEIGHTED_TRIPLET": Bool(),
-    "MODEL.THRESH": Float(),
+    "MODEL.THRESH": Float(0),
     "MODEL.IF_USE_PCB": Bool(),
     "MODEL.MERGE_PCB_FEAT": Bool(),
     "MODEL.PCB_GATE": Choice(("sigmoid", "affine")),
@@ -310,6 +310,7 @@ RULES: dict[str, Any] = {
     "DATASETS.HARD_AUG": Bool(),
     "DATASETS.CHANNEL_SHUFFLE": Bool(),
     "DATASETS.USE_UNLABEL": Bool(),
+    "DATASETS.UNLABEL_DIR": Str(empty=True),
     "DATASETS.TRAIN_SETS": ListOf(Choice(("2019_cs", "2019_fs", "2020_cs", "2020_fs")), unique=True),
     "DATASETS.TEST_DIR": Str(),
     "DATASETS.DERIVED_DIR": Str(empty=True),
@@ -389,6 +390,14 @@ RULES: dict[str, Any] = {
     "TEST.PCB_GLOBAL_FEAT_ENSEMBLE": Bool(),
     "TEST.USE_PCB_MERGE_FEAT": Bool(),
     "TEST.PCB_PART_FEAT": Choice(("plain", "weighted")),
+    "UDA.METHOD": Choice(("nearest_query", "dbscan", "agglomerative")),
+    "UDA.DISTANCE": Choice(("angle", "cosine", "euclidean", "re_ranked")),
+    "UDA.THRESHOLD": Float(0),
+    "UDA.RE_RANKING_PARAMETER": Row((("k1", Int(1)), ("k2", Int(1)), ("lambda", _SHARE))),
+    "UDA.MERGE_QUERIES": Bool(),
+    "UDA.MIN_SAMPLES": Int(2),
+    "UDA.ROUNDS": Int(1),
+    "UDA.START": Choice(("labeller", "recipe")),
     "OUTPUT_DIR": Str(empty=True),
 }
 
@@ -399,7 +408,6 @@ _NO_RANGE_LOSS = "belonged to a range loss that no version had"
 # Keys of the lineage that are still understood and do nothing, and why.
 OBSOLETE: dict[str, str] = {
     "MODEL.COS_LAYER": "MODEL.ID_LOSS_TYPE: arcface is what it stood for",
-    "MODEL.THRESH": "it was the threshold of the lineage's UDA script, in radians",
     "SOLVER.CLUSTER_MARGIN": "belonged to a cluster loss that no version had",
     "SOLVER.RANGE_K": _NO_RANGE_LOSS,
     "SOLVER.RANGE_MARGIN": _NO_RANGE_LOSS,
@@ -616,6 +624,26 @@ def _check_padding(v: Values) -> Iterator[str]:
                "a crop could miss the image; use less")
 
 
+# The largest value of a distance of pseudo-labelling, as it is said.
+_LARGEST = {"angle": (math.pi, "pi, the largest angle (it is in radians)"), "cosine": (2.0, "2, the largest 1 - cos"),
+            "re_ranked": (1.0, "1, the largest re-ranked distance"), "euclidean": (math.inf, "")}
+
+
+def _check_pseudo_labels(v: Values) -> Iterator[str]:
+    """A threshold beyond its distance's range takes every image; k2 as in re-ranking."""
+    clusters, threshold = v["UDA.METHOD"] != "nearest_query", v["UDA.THRESHOLD"]
+    key = "UDA.THRESHOLD" if threshold or clusters or v["UDA.DISTANCE"] != "angle" else "MODEL.THRESH"
+    if clusters and threshold >= 1:
+        yield (f"UDA.THRESHOLD={threshold} with UDA.METHOD={v['UDA.METHOD']}: 1 is the Jaccard distance of images that "
+               "share no neighbour; use less")
+    elif not clusters and v[key] > _LARGEST[v["UDA.DISTANCE"]][0]:
+        yield f"{key}={v[key]} is above {_LARGEST[v['UDA.DISTANCE']][1]}: every image would be taken; use less"
+    k1, k2, _ = v["UDA.RE_RANKING_PARAMETER"]
+    if k2 > k1 + 1:
+        yield (f"UDA.RE_RANKING_PARAMETER: k2={k2} is above k1+1={k1 + 1}, the image and its k1 neighbours; "
+               "use a smaller k2")
+
+
 def _check_validation(v: Values) -> Iterator[str]:
     """An evaluation measures on one thing."""
     if v["DATASETS.VALIDATION"] and v["DATASETS.TEST_NAMES"]:
@@ -626,7 +654,7 @@ def _check_validation(v: Values) -> Iterator[str]:
 CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
     _check_pk_batches, _check_balance, _check_micro_batches, _check_training, _check_center, _check_parts,
     _check_pooling, _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding,
-    _check_validation,
+    _check_validation, _check_pseudo_labels,
 )
 
 
@@ -659,9 +687,9 @@ def remarks(values: Values, given: Sequence[str]) -> list[str]:
     if obsolete:
         found.append("obsolete keys, without effect: " + "; ".join(obsolete))
     names = values["DATASETS.NAMES"]
-    for key in ("DATASETS.TRAIN_SETS", "DATASETS.USE_UNLABEL"):
-        if values[key] and "naic" not in names.replace(" ", "").split("+"):
-            found.append(f"{key}={values[key]} is about naic, which is not among DATASETS.NAMES={names}")
+    if values["DATASETS.TRAIN_SETS"] and "naic" not in names.replace(" ", "").split("+"):
+        found.append(f"DATASETS.TRAIN_SETS={values['DATASETS.TRAIN_SETS']} is about naic, which is not among "
+                     f"DATASETS.NAMES={names}")
     epochs = values["SOLVER.MAX_EPOCHS"]
     late = [step for step in values["SOLVER.STEPS"] if step >= epochs]
     if late and values["SOLVER.LR_SCHEDULER"] == "multistep":
@@ -672,4 +700,9 @@ def remarks(values: Values, given: Sequence[str]) -> list[str]:
     if values["DATALOADER.SET_SHARES"] and not values["DATALOADER.BALANCE_SETS"]:
         found.append(f"DATALOADER.SET_SHARES={values['DATALOADER.SET_SHARES']} is not read: "
                      "DATALOADER.BALANCE_SETS is False")
+    if "MODEL.THRESH" in given and values["MODEL.THRESH"]:
+        nearest, distance = values["UDA.METHOD"] == "nearest_query", values["UDA.DISTANCE"]
+        if not nearest or distance != "angle" or values["UDA.THRESHOLD"]:
+            found.append(f"MODEL.THRESH={values['MODEL.THRESH']} is not read: UDA.THRESHOLD is the threshold of "
+                         f"UDA.METHOD={values['UDA.METHOD']}" + f" with UDA.DISTANCE={distance}" * nearest)
     return found

@@ -55,6 +55,11 @@ class FolderSource:
         if not self.root.is_dir():
             raise NotADirectoryError(f"image folder {self.root} does not exist or is no folder")
 
+    @property
+    def roots(self) -> list[Path]:
+        """The folders that images are read from."""
+        return [self.root]
+
     def read(self, key: str) -> bytes:
         """The bytes of `root/key`; see `ImageSource.read`.
 

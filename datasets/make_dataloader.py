@@ -22,10 +22,12 @@ from datasets.bad_images import ReplacingLoader
 from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample
 from datasets.channels import with_shuffled_channels
 from datasets.images import ImageSource, decode
+from datasets.mounted_source import MountedSource
 from datasets.packed import open_packed
-from datasets.registry import Places, Reference, find_folders, load_sets, open_folders, parse_names
+from datasets.registry import PSEUDO, Places, Reference, find_folders, load_sets, open_folders, parse_names
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, Item, ShuffledBatchSampler
 from datasets.transforms import Normalize, Recipe, TrainAugment
+from datasets.unlabelled import Unlabelled
 from datasets.validation import leave_out, read_split
 
 logger = logging.getLogger(__name__)
@@ -219,8 +221,17 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
     return loaders
 
 
+def make_unlabelled_loader(cfg, unlabelled: Unlabelled, rank: int = 0, world_size: int = 1) -> TestLoader:
+    """All unlabelled images in one walk, as a test loader gives them."""
+    samples = unlabelled.samples
+    batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH, rank, world_size)
+    loader = _loader(cfg, unlabelled.source(), samples, cfg.INPUT.SIZE_TEST, batches)
+    return TestLoader(loader, batches, samples, unlabelled.num_query, has_truth=False,
+                      names=[sample.key for sample in samples], drop_same_camera=False)
+
+
 def load_training(cfg) -> tuple[ReIDData, ImageSource]:
-    """The training sets as they are on disk, before DATASETS.VALIDATION, and their images.
+    """The training sets as they are on disk, before DATASETS.VALIDATION, without pseudo-labels, and their images.
 
     Raises:
         ValueError, OSError: as `make_dataloader`.
@@ -229,9 +240,19 @@ def load_training(cfg) -> tuple[ReIDData, ImageSource]:
     return data, open_folders(folders)
 
 
+def derived_dir(cfg) -> Path:
+    """The folder of what is derived from the data; see DATASETS.DERIVED_DIR."""
+    return Path(cfg.DATASETS.DERIVED_DIR or Path(cfg.OUTPUT_DIR).parent / "derived")
+
+
 def _places(cfg) -> Places:
-    return Places(cfg.DATASETS.ROOT_DIR, tuple(cfg.DATASETS.TRAIN_SETS), cfg.DATASETS.USE_UNLABEL,
-                  cfg.DATASETS.TEST_DIR, cfg.DATASETS.DERIVED_DIR or Path(cfg.OUTPUT_DIR).parent / "derived")
+    return Places(cfg.DATASETS.ROOT_DIR, tuple(cfg.DATASETS.TRAIN_SETS), cfg.DATASETS.TEST_DIR, derived_dir(cfg),
+                  cfg.DATASETS.UNLABEL_DIR)
+
+
+def _trained(cfg) -> list[Reference]:
+    """The sets that are trained on."""
+    return [*parse_names(cfg.DATASETS.NAMES), *[PSEUDO] * cfg.DATASETS.USE_UNLABEL]
 
 
 def _tested(cfg) -> list[Reference]:
@@ -253,13 +274,13 @@ def load_set(cfg, train: bool = True, test: bool = True) -> tuple[ReIDData, Imag
 
     Arguments and errors are `make_dataloader`'s.
     """
-    places, trained = _places(cfg), parse_names(cfg.DATASETS.NAMES)
+    places, trained = _places(cfg), _trained(cfg)
     data, folders = load_sets(trained, places, ("train",)) if train else (ReIDData(), {})
     reason = "" if test else "not asked for"
     if cfg.DATASETS.VALIDATION:
         split = read_split(cfg.DATASETS.VALIDATION)
         data = replace(leave_out(data, split) if train else data, eval_sets=split.eval_sets if test else {})
-        folders = folders or find_folders(trained, places)
+        folders = folders or find_folders(parse_names(cfg.DATASETS.NAMES), places)
     elif test:
         tested = _tested(cfg)
         try:
@@ -300,9 +321,17 @@ def image_files(cfg) -> ImageSource:
 
 
 def _source(cfg, data: ReIDData, files: ImageSource) -> ImageSource:
-    """The files, or the pack that stands for them."""
+    """The files, or the pack that stands for them; pseudo-labels change, and their images stay files."""
     if not cfg.DATASETS.PACKED:
         return files
     sizes = {"INPUT.SIZE_TRAIN": cfg.INPUT.SIZE_TRAIN} if data.train else {}
     sizes |= {"INPUT.SIZE_TEST": cfg.INPUT.SIZE_TEST} if data.eval_sets else {}
-    return open_packed(cfg.DATASETS.PACKED, files, data.keys(), sizes)
+    packed = open_packed(cfg.DATASETS.PACKED, files, packed_keys(data), sizes)
+    if not cfg.DATASETS.USE_UNLABEL or not data.train:
+        return packed
+    return MountedSource({PSEUDO.mount: files.sources[PSEUDO.mount], "": packed})
+
+
+def packed_keys(data: ReIDData) -> list[str]:
+    """The images that a pack holds: all but the pseudo-labelled ones."""
+    return [key for key in data.keys() if not key.startswith(f"{PSEUDO.mount}/")]  # noqa: SIM118 - no mapping

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from datasets.images import ImageSource
 
@@ -16,6 +17,11 @@ class MountedSource:
 
     def __init__(self, sources: Mapping[str, ImageSource]) -> None:
         self.sources = dict(sources)
+
+    @property
+    def roots(self) -> list[Path]:
+        """The folders that images are read from."""
+        return [root for source in self.sources.values() for root in source.roots]
 
     def read(self, key: str) -> bytes:
         """The bytes of an image; see `ImageSource.read`.

@@ -5,7 +5,7 @@
         train_2019_fs/  train/*.png       train_list.txt: `train/NAME.png PID`
         train_2020_cs/  images/*.png      train_list.txt: `NAME.png:PID`
         train_2020_fs/  images/*.png      train_list.txt: `NAME.png:PID`
-        unlabel/        images/*.png      label.txt:      `NAME.png:PID`     pseudo-labelled, optional
+        unlabel/        images/*.png      label.txt:      `NAME.png:PID`     pseudo-labelled; may lie elsewhere
         image_B_v1_1/   query/ gallery/   ground_truth.json, optional, may stand in MyDataSet/ instead
                         query_green.txt query_normal.txt gallery_green.txt gallery_normal.txt, or in the derived folder
 
@@ -27,7 +27,7 @@ import logging
 import os
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,9 +79,8 @@ UNLABEL = TrainSet("unlabel", "images", "", "label.txt", "", "train_2020_fs_unla
 
 
 # ------------------------------------------------------------------------------------------------------- the whole
-def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_unlabel: bool = False,
-              test_dir: str = TEST_DIR, derived_dir: str | os.PathLike | None = None,
-              parts: Collection[str] = ("train", "test")) -> ReIDData:
+def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), test_dir: str = TEST_DIR,
+              derived_dir: str | os.PathLike | None = None, parts: Collection[str] = ("train", "test")) -> ReIDData:
     """Read the lists of NAIC and check them against the disk; no image is opened.
 
     Only what `parts` asks for is looked at: training needs no test folder, testing no training set.
@@ -89,14 +88,13 @@ def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_un
     Args:
         root: the folder that holds MyDataSet/, or MyDataSet itself.
         train_sets: names of TRAIN_SETS to train on, in any order; empty = all four.
-        use_unlabel: True: train on the pseudo-labelled set, too.
         test_dir: the test folder's name inside MyDataSet/.
         derived_dir: folder of derived lists (cleaned lists, domain lists), looked at after the data's own folders.
         parts: of "train" and "test".
     Returns:
-        Keys are relative to `data_root(root)`. Training samples are in the order of the sets in TRAIN_SETS, unlabel
-        last, and of their lists. Evaluations: "green" and "normal"; a domain without queries or without gallery is
-        left out, with a line in the log.
+        Keys are relative to `data_root(root)`. Training samples are in the order of the sets in TRAIN_SETS and of their
+        lists. Evaluations: "green" and "normal"; a domain without queries or without gallery is left out, with a line
+        in the log.
     Raises:
         ValueError: a list, a name in it, the ground truth or an argument is wrong (all faults, as FILE:LINE).
         OSError: a set, list or test folder is missing (what, where and what to do).
@@ -109,9 +107,28 @@ def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), use_un
     train: list[Sample] = []
     pid_names: list[str] = []
     if "train" in parts:
-        train, pid_names = _load_train(data, _choose_sets(train_sets, use_unlabel), derived)
+        train, pid_names = _load_train(_find_lists(data, _choose_sets(train_sets), derived), data)
     evaluations = _load_test(data, test_dir, derived) if "test" in parts else {}
     return ReIDData(train, len(pid_names), pid_names, evaluations)
+
+
+def load_unlabel(folder: str | os.PathLike) -> ReIDData:
+    """Read a pseudo-labelled set, images/ and label.txt, as `load_naic` reads a training set.
+
+    Returns:
+        Keys are `unlabel/images/NAME`, whatever the folder is called. Identities are named so that those of NAIC's own
+        sets come before them.
+    Raises:
+        ValueError, OSError: as `load_naic`.
+    """
+    folder = Path(folder)
+    path = folder / UNLABEL.list_file
+    if not path.is_file() or not (folder / UNLABEL.images).is_dir():
+        raise FileNotFoundError(f"no pseudo-labelled set in {folder}: it needs {UNLABEL.images}/ and {path.name}; "
+                                "tools/pseudo_label.py makes one. Name its folder in DATASETS.UNLABEL_DIR, or set "
+                                "DATASETS.USE_UNLABEL to False")
+    train, pid_names = _load_train([(UNLABEL, folder, path)], folder.parent)
+    return ReIDData(train, len(pid_names), pid_names, {})
 
 
 def data_root(root: str | os.PathLike) -> Path:
@@ -133,7 +150,7 @@ def data_root(root: str | os.PathLike) -> Path:
 
 
 # -------------------------------------------------------------------------------------------------------- training
-def _choose_sets(names: Sequence[str], use_unlabel: bool) -> list[TrainSet]:
+def _choose_sets(names: Sequence[str]) -> list[TrainSet]:
     """The sets asked for, in TRAIN_SETS' order."""
     if isinstance(names, str):
         names = [names]
@@ -141,15 +158,18 @@ def _choose_sets(names: Sequence[str], use_unlabel: bool) -> list[TrainSet]:
     if unknown:
         raise ValueError(f"DATASETS.TRAIN_SETS: unknown set {', '.join(map(repr, unknown))}; "
                          f"choose from {', '.join(TRAIN_SETS)}, or [] for all of them")
-    chosen = [train_set for name, train_set in TRAIN_SETS.items() if not names or name in names]
-    return chosen + [UNLABEL] * use_unlabel
+    return [train_set for name, train_set in TRAIN_SETS.items() if not names or name in names]
 
 
-def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None) -> tuple[list[Sample], list[str]]:
-    """Training samples with class indices, and the identities' names by class index."""
-    lists = _find_lists(data, list(train_sets), derived)
+def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path) -> tuple[list[Sample], list[str]]:
+    """Training samples with class indices, and the identities' names by class index.
+
+    Args:
+        lists: each set with its folder and its list.
+        data: the folder that files are named from in messages.
+    """
     problems = Problems()
-    images = [(train_set, *_read_set(data, train_set, path, problems)) for train_set, path in lists]
+    images = [(train_set, *_read_set(train_set, folder, path, data, problems)) for train_set, folder, path in lists]
     problems.raise_if_any("training lists", "Correct the lists, or complete the image folders.")
 
     kept: list[tuple[TrainSet, list[str], list[str]]] = []
@@ -165,7 +185,7 @@ def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None
         kept.append((train_set, [file for file, _ in pairs], [f"{train_set.identity}_{pid}" for _, pid in pairs]))
         names.update(kept[-1][2])
     if not names:
-        folders = ", ".join(train_set.folder for train_set, _ in lists)
+        folders = ", ".join(train_set.folder for train_set, _, _ in lists)
         raise ValueError(f"nothing to train on in {data}: no identity of {folders} has two images")
     pid_names = sorted(names)
     class_of = {name: index for index, name in enumerate(pid_names)}
@@ -174,8 +194,8 @@ def _load_train(data: Path, train_sets: Iterable[TrainSet], derived: Path | None
     return train, pid_names
 
 
-def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) -> list[tuple[TrainSet, Path]]:
-    """The list of each set, the cleaned one where there is one.
+def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) -> list[tuple[TrainSet, Path, Path]]:
+    """The folder and the list of each set, the cleaned list where there is one.
 
     Raises:
         FileNotFoundError: sets, image folders or lists are missing; all of them are named.
@@ -193,7 +213,7 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
         elif not path.is_file():
             missing.append(f"no list {own}")
         else:
-            found.append((train_set, path))
+            found.append((train_set, folder, path))
         if path != own:
             logger.info("%s: the cleaned list %s is used, not %s", train_set.folder, path, own.name)
         if len(cleaned) == 2:
@@ -201,8 +221,7 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
     if missing:
         there = [name for name, train_set in TRAIN_SETS.items() if (data / train_set.folder).is_dir()]
         raise FileNotFoundError("NAIC training data is missing: " + "; ".join(missing) + ". Put it there, or name the "
-                                f"sets you have in DATASETS.TRAIN_SETS (folders there: {there}; [] means all four) "
-                                "and set DATASETS.USE_UNLABEL to False where there is no unlabel/")
+                                f"sets you have in DATASETS.TRAIN_SETS (folders there: {there}; [] means all four)")
     return found
 
 
@@ -213,8 +232,9 @@ def cleaned_lists(data: Path, train_set: TrainSet, derived: Path | None) -> list
     return [path for path in names if path.is_file()]
 
 
-def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -> tuple[list[str], list[str]]:
-    """Read a set's list and look for its images.
+def _read_set(train_set: TrainSet, set_folder: Path, path: Path, data: Path,
+              problems: Problems) -> tuple[list[str], list[str]]:
+    """Read a set's list `path` and look for its images in its folder.
 
     Returns:
         Files, relative to the set's image folder, and their pids, in the order of the list.
@@ -223,7 +243,7 @@ def _read_set(data: Path, train_set: TrainSet, path: Path, problems: Problems) -
     files: list[str] = []
     pids: list[str] = []
     repeated = mislabelled = 0
-    for line in read_list(path, train_set.prefix, data / train_set.folder / train_set.images):
+    for line in read_list(path, train_set.prefix, set_folder / train_set.images):
         if line.file in train_set.mislabelled:
             mislabelled += 1
         elif line.fault == REPEATED:

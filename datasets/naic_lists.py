@@ -54,7 +54,7 @@ def read_list(path: Path, prefix: str, images: Path) -> Iterator[ListLine]:
     folder = ImageFolder(images)
     first: dict[str, tuple[str, int]] = {}  # file -> its pid and line
     for number, text in lines:
-        line = _parse(number, text, prefix)
+        line = parse_line(number, text, prefix)
         if not line.fault:
             pid, earlier = first.setdefault(line.file, (line.pid, number))
             if earlier == number:
@@ -67,7 +67,7 @@ def read_list(path: Path, prefix: str, images: Path) -> Iterator[ListLine]:
         yield line
 
 
-def _parse(number: int, line: str, prefix: str) -> ListLine:
+def parse_line(number: int, line: str, prefix: str) -> ListLine:
     """A stripped line's file and pid, or its fault: MALFORMED, or OUTSIDE where the name leads out of the folder."""
     def wrong(text: str, fault: str = MALFORMED) -> ListLine:
         return ListLine(number, "", "", fault, text)

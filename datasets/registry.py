@@ -2,8 +2,9 @@
 
 A text such as DATASETS.NAMES is one name or several with `+` between them: `naic`, a set of datasets.layouts, or one's
 own: `tree:FOLDER` and `csv:FILE`, below the root (see datasets.plain; `tree` and `csv` alone are `tree:tree` and
-`csv:data.csv`). Nothing about a set depends on what it is combined with but class indices and cameras: keys and
-identities of NAIC begin with its own folders' names, those of any other set with that set's name.
+`csv:data.csv`). A pseudo-labelled set (DATASETS.USE_UNLABEL) may stand beside them. Nothing about a set depends on what
+it is combined with but class indices and cameras: keys and identities of NAIC begin with its own folders' names, those
+of any other set with that set's name.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from datasets.domains import DOMAINS
 from datasets.images import FolderSource, ImageSource, is_safe_path
 from datasets.layouts import LAYOUTS, layout_home, load_layout
 from datasets.mounted_source import MountedSource
-from datasets.naic import TEST_DIR, TRAIN_SETS, UNLABEL, data_root, load_naic
+from datasets.naic import FOLDER, TEST_DIR, TRAIN_SETS, UNLABEL, data_root, load_naic, load_unlabel
 from datasets.plain import load_csv, load_tree
 
 logger = logging.getLogger(__name__)
@@ -33,13 +34,20 @@ _TAKEN = {"naic", *LAYOUTS, *DOMAINS, VALIDATION, "all", UNLABEL.folder, *(one.f
 
 @dataclass(frozen=True)
 class Places:
-    """Where sets lie and which parts of them are meant; all but `root` is NAIC's, see `load_naic`."""
+    """Where sets lie and which parts of them are meant.
+
+    Attributes:
+        root: the folder that holds them.
+        train_sets, test_dir: NAIC's, see `load_naic`.
+        derived_dir: NAIC's, and where a pseudo-labelled set is looked for.
+        unlabel_dir: where the pseudo-labelled set lies; "" = see `unlabel_folder`.
+    """
 
     root: str | os.PathLike
     train_sets: Sequence[str] = ()
-    use_unlabel: bool = False
     test_dir: str = TEST_DIR
     derived_dir: str | os.PathLike | None = None
+    unlabel_dir: str | os.PathLike = ""
 
 
 class Reference(NamedTuple):
@@ -75,12 +83,26 @@ class DatasetEntry(NamedTuple):
 
 # ------------------------------------------------------------------ the kinds
 def _load_naic(_: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_naic(places.root, train_sets=places.train_sets, use_unlabel=places.use_unlabel,
-                     test_dir=places.test_dir, derived_dir=places.derived_dir, parts=parts)
+    return load_naic(places.root, train_sets=places.train_sets, test_dir=places.test_dir,
+                     derived_dir=places.derived_dir, parts=parts)
 
 
 def _naic_folder(_: Reference, places: Places) -> Path:
     return data_root(places.root)
+
+
+def _load_unlabel(_: Reference, places: Places, parts: Collection[str]) -> ReIDData:
+    return load_unlabel(unlabel_folder(places)) if "train" in parts else ReIDData()
+
+
+def unlabel_folder(places: Places) -> Path:
+    """Where the pseudo-labelled set lies: where it was said to, else beside the other sets, else the derived folder."""
+    if places.unlabel_dir:
+        return Path(places.unlabel_dir)
+    root = Path(places.root)
+    own = (root / FOLDER if (root / FOLDER).is_dir() else root) / UNLABEL.folder
+    derived = Path(places.derived_dir) / UNLABEL.folder if places.derived_dir else own
+    return derived if derived.is_dir() and not own.is_dir() else own
 
 
 def _load_layout(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
@@ -109,12 +131,15 @@ def _csv_folder(reference: Reference, places: Places) -> Path:
     return (Path(places.root) / reference.place).parent
 
 
+PSEUDO = Reference(UNLABEL.folder, UNLABEL.folder)  # DATASETS.USE_UNLABEL
 DATASETS: dict[str, DatasetEntry] = {
     "naic": DatasetEntry(_load_naic, _naic_folder),
     **dict.fromkeys(LAYOUTS, DatasetEntry(_load_layout, _layout_folder)),
     "tree": DatasetEntry(_load_tree, _tree_folder),
     "csv": DatasetEntry(_load_csv, _csv_folder),
+    PSEUDO.kind: DatasetEntry(_load_unlabel, lambda _, places: unlabel_folder(places)),
 }
+_NAMED = [kind for kind in DATASETS if kind != PSEUDO.kind]
 
 
 # ------------------------------------------------------------------ names
@@ -137,8 +162,8 @@ def parse_names(text: str, key: str = "DATASETS.NAMES") -> list[Reference]:
 
 def _parse_name(text: str, whole: str, key: str) -> Reference:
     kind, colon, place = text.partition(":")
-    if kind not in DATASETS or (colon and kind not in _OWN):
-        raise ValueError(f"{key}={whole!r}: {text!r} is not one of {', '.join(sorted(DATASETS))}, tree:FOLDER, csv:FILE"
+    if kind not in _NAMED or (colon and kind not in _OWN):
+        raise ValueError(f"{key}={whole!r}: {text!r} is not one of {', '.join(sorted(_NAMED))}, tree:FOLDER, csv:FILE"
                          "; several are joined with +")
     if kind not in _OWN:
         return Reference(kind, kind)
@@ -212,7 +237,7 @@ def open_folders(folders: Mapping[str, Path]) -> ImageSource:
     Raises:
         ValueError: a folder of NAIC's has another set's name, so that their keys cannot be told apart.
     """
-    for mount in filter(None, folders):
+    for mount in set(folders) - {"", PSEUDO.mount}:  # the pseudo-labelled set is taken from where it was found
         inside = folders[""] / mount if "" in folders else None
         if inside and inside.is_dir() and not inside.samefile(folders[mount]):
             raise ValueError(f"{inside} and {folders[mount]} are both called {mount}; rename one of them")

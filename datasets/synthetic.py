@@ -15,9 +15,7 @@ import functools
 import hashlib
 import multiprocessing
 import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,7 +23,7 @@ import cv2
 import numpy as np
 
 from datasets.domains import DOMAINS, domain_of
-from utils.files import atomic_path, read_json, write_json, write_text
+from utils.files import atomic_path, new_folder, read_json, write_json, write_text
 from utils.progress import progress as show_progress
 
 FOLDER = "MyDataSet"
@@ -779,23 +777,6 @@ def _already_there(target: Path, manifest: dict, force: bool) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` that becomes `target` on success, and vanishes on an exception."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mark = f"{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
-    fresh, old = target.with_name(f".{target.name}.{mark}"), target.with_name(f".{target.name}.old.{mark}")
-    fresh.mkdir()
-    try:
-        yield fresh
-        if target.exists():
-            os.rename(target, old)
-        os.rename(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def make_demo_data(output: str | os.PathLike, seed: int = 0, sizes: Sizes | None = None,
                    workers: int | None = None, force: bool = False, progress: bool = True) -> Path:
     """Render the demo set as `output`/MyDataSet, in NAIC's on-disk format.
@@ -825,7 +806,7 @@ def make_demo_data(output: str | os.PathLike, seed: int = 0, sizes: Sizes | None
     workers = workers or min(4, os.cpu_count() or 1)
     target = Path(output) / FOLDER
     if not _already_there(target, _manifest(seed, sizes), force):
-        with _new_folder(target) as folder:
+        with new_folder(target) as folder:
             _write_set(folder, seed, sizes, workers, progress)
     return target
 

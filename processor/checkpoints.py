@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ between a checkpoint and the run that goes on from it: they do not change the weights.
 _FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR", "DATASETS.TEST_",
-              "DATASETS.PACKED", "DATALOADER.NUM_WORKERS",
+              "DATASETS.PACKED", "DATASETS.UNLABEL_DIR", "DATALOADER.NUM_WORKERS", "UDA.", "MODEL.THRESH",
               "DATALOADER.ON_BAD_IMAGE", "SOLVER.CHECKPOINT_", "SOLVER.LOG_PERIOD", "SOLVER.EVAL_PERIOD",
               "SOLVER.BEST_METRIC", "SOLVER.MAX_SKIPPED_STEPS", "SOLVER.DETERMINISTIC", "MODEL.PRETRAIN_",
               "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "INPUT.SIZE_TEST")

@@ -9,7 +9,7 @@ import cv2
 
 from datasets.bases import statistics
 from datasets.images import is_inside
-from datasets.make_dataloader import image_files, load_set
+from datasets.make_dataloader import image_files, load_set, packed_keys
 from datasets.packed import PackedSource
 from datasets.packing import pack, verify
 
@@ -31,14 +31,15 @@ def pack_set(cfg, folder: Path, decoded: bool, parts: Sequence[str] = PARTS, thr
         ValueError: the data cannot be read, the two sizes differ, or the folder lies among the data.
     """
     data, files, reason = load_set(cfg, "train" in parts, "test" in parts)
-    if is_inside(folder, files.root):
-        raise ValueError(f"{folder} lies in the data folder {files.root}, where nothing is written; name another")
+    for root in files.roots:
+        if is_inside(folder, root):
+            raise ValueError(f"{folder} lies in the data folder {root}, where nothing is written; name another")
     logger.info("packing\n%s", statistics(data))
     if "test" in parts and reason:
         logger.warning("the test images are not packed: %s", reason)
     size = _size(cfg, bool(data.train), bool(data.eval_sets)) if decoded else None
     cv2.setNumThreads(0)  # an image a thread: OpenCV's own threads would fight with them over the cores
-    return pack(files, data.keys(), folder, size, threads, force)
+    return pack(files, packed_keys(data), folder, size, threads, force)
 
 
 def _size(cfg, train: bool, test: bool) -> tuple[int, int]:

@@ -90,7 +90,7 @@ def folder_listing(*folders: Path) -> list[str]:
 def training_lists(my_data_set: Path, derived: Path) -> list[Path]:
     """Every list that decides what is trained on."""
     return [*sorted(my_data_set.glob("*/*train_list.txt")), *sorted(my_data_set.glob("unlabel/label.txt")),
-            *sorted(derived.glob("*train_list.txt"))]
+            *sorted(derived.glob("*train_list.txt")), *sorted(derived.glob("unlabel/label.txt"))]
 
 
 # ------------------------------------------------------------------ the plan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import ConfigError, dump_cfg, flatten_cfg, load_cfg, load_cfg_text
+from configs import ConfigError, change_cfg, dump_cfg, flatten_cfg, load_cfg, load_cfg_text
 
 
 @pytest.fixture
@@ -245,11 +245,11 @@ def test_without_a_file_the_output_dir_is_default():
 # ---------------------------------------------------------------- obsolete keys and other remarks
 
 def test_obsolete_keys_are_named_in_one_warning(write, caplog):
-    path = write("MODEL: {COS_LAYER: true, THRESH: 0.3}\nTEST: {EVAL: true}\n")
+    path = write("MODEL: {COS_LAYER: true}\nTEST: {EVAL: true}\n")
     load_cfg(path, ["SOLVER.RANGE_K", "3"])
     (record,) = caplog.records
     assert (record.levelno, record.name) == (logging.WARNING, "configs")
-    for key in ("MODEL.COS_LAYER", "MODEL.THRESH", "TEST.EVAL", "SOLVER.RANGE_K"):
+    for key in ("MODEL.COS_LAYER", "TEST.EVAL", "SOLVER.RANGE_K"):
         assert record.getMessage().count(key) == 1
 
 
@@ -286,6 +286,16 @@ def test_a_dumped_config_reads_back_to_the_same_tree(write, opts):
     assert load_cfg(write(text)) == cfg
     assert dump_cfg(load_cfg_text(text)) == text
     assert load_cfg_text(text).is_frozen()
+
+
+def test_a_changed_config_is_another_and_checked_like_any():
+    cfg = load_cfg(None, ["SOLVER.SEED", "5"])
+    changed = change_cfg(cfg, {"SOLVER.MAX_EPOCHS": 7, "OUTPUT_DIR": "elsewhere"})
+    differs = {key: value for key, value in flatten_cfg(changed).items() if value != flatten_cfg(cfg)[key]}
+    assert differs == {"SOLVER.MAX_EPOCHS": 7, "OUTPUT_DIR": "elsewhere"}
+    assert changed.is_frozen()
+    with pytest.raises(ConfigError, match=r"^config: SOLVER\.MAX_EPOCHS: expected an integer >= 1, got 0$"):
+        change_cfg(cfg, {"SOLVER.MAX_EPOCHS": 0})
 
 
 def test_config_text_is_checked_like_a_file():

@@ -118,8 +118,7 @@ def test_a_naic_recipe_is_the_lineages_with_the_reports_batch(tmp_path, width, p
     assert {key: value for key, value in ours.items() if value != lineage[key]} == {
         "MODEL.DEVICE_ID": "0",
         "MODEL.PRETRAIN_PATH": "weights/resnet101_ibn_b.pth",
-        "MODEL.THRESH": 0.0,  # obsolete
-        **({} if pseudo else {"DATASETS.USE_UNLABEL": False}),
+        **({} if pseudo else {"DATASETS.USE_UNLABEL": False, "MODEL.THRESH": 0.0}),  # of pseudo-labelling
         "SOLVER.CENTER_LOSS_WEIGHT": 0.0005,  # not read: no center loss
         "SOLVER.EVAL_PERIOD": 0,
         "SOLVER.IMS_PER_BATCH": batch,

@@ -63,7 +63,7 @@ def test_the_comments_of_the_defaults_call_the_same_keys_obsolete():
 
 
 def test_the_tree_has_sections_of_leaves_and_no_deeper_level():
-    assert set(SECTIONS) == {"MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST"}
+    assert set(SECTIONS) == {"MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST", "UDA"}
     assert max(key.count(".") for key in RULES) == 1
 
 
@@ -179,6 +179,12 @@ COSINE = ["SOLVER.LR_SCHEDULER", "cosine"]
     (["TEST.QUERY_EXPANSION", "5", "TEST.FEAT_NORM", "no"], "TEST.QUERY_EXPANSION=5 makes features of length 1"),
     (["TEST.DATABASE_AUGMENTATION", "3", "TEST.FEAT_NORM", "no"], "TEST.DATABASE_AUGMENTATION=3 makes features of"),
     (["INPUT.PADDING", "128"], "INPUT.PADDING=128 is not smaller than INPUT.SIZE_TRAIN=[384, 128]"),
+    (["MODEL.THRESH", "17"], "MODEL.THRESH=17.0 is above pi, the largest angle (it is in radians)"),
+    (["UDA.THRESHOLD", "17", "MODEL.THRESH", "0.3"], "UDA.THRESHOLD=17.0 is above pi"),
+    (["UDA.DISTANCE", "cosine", "UDA.THRESHOLD", "2.1"], "UDA.THRESHOLD=2.1 is above 2"),
+    (["UDA.DISTANCE", "re_ranked", "UDA.THRESHOLD", "1.1"], "UDA.THRESHOLD=1.1 is above 1"),
+    (["UDA.METHOD", "dbscan", "UDA.THRESHOLD", "1"], "1 is the Jaccard distance of images that share no neighbour"),
+    (["UDA.RE_RANKING_PARAMETER", "[5, 7, 0.3]"], "UDA.RE_RANKING_PARAMETER: k2=7 is above k1+1=6"),
 ])
 def test_what_cannot_work_together_is_refused(opts, message):
     with pytest.raises(ConfigError) as caught:
@@ -206,9 +212,23 @@ def test_what_cannot_work_together_is_refused(opts, message):
     ["INPUT.PADDING", "0", "INPUT.SIZE_TRAIN", "[1, 1]"],
     ["MODEL.NECK", "no", "TEST.NECK_FEAT", "before"],
     [*PK, "DATALOADER.BALANCE_SETS", "on", "DATALOADER.SET_SHARES", "[train_2019_cs:1, train_2020_fs:2]"],
+    ["MODEL.THRESH", "3.14"],
+    ["UDA.DISTANCE", "euclidean", "UDA.THRESHOLD", "17"],  # of features of any length
+    ["UDA.METHOD", "agglomerative", "UDA.THRESHOLD", "0.99", "MODEL.THRESH", "17"],  # not read there
 ])
 def test_what_can_work_together_loads(opts):
     load_cfg(None, opts)
+
+
+@pytest.mark.parametrize(("opts", "said"), [
+    ([], False),
+    (["UDA.DISTANCE", "euclidean"], True),
+    (["UDA.THRESHOLD", "0.2"], True),
+    (["UDA.METHOD", "dbscan", "UDA.THRESHOLD", "0.2"], True),
+])
+def test_the_lineages_threshold_is_remarked_where_another_counts(opts, said, caplog):
+    load_cfg(None, ["MODEL.THRESH", "0.3", *opts])
+    assert [("MODEL.THRESH=0.3 is not read" in record.getMessage()) for record in caplog.records] == [True] * said
 
 
 def test_an_exponent_that_weighs_nothing_is_remarked(caplog):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.naic import TRAIN_SETS, data_root, load_naic
+from datasets.naic import TRAIN_SETS, data_root, load_naic, load_unlabel
 
 LIST_LINE = {"2019": "train/{}.png {}\n", "2020": "{}.png:{}\n"}
 
@@ -331,22 +331,26 @@ def test_sets_without_a_cleaned_list_ignore_one(root):
     assert len(load_one(root, "2020_fs")) == 4
 
 
-def test_the_pseudo_labelled_set_has_identities_of_its_own(root):
-    images = root / "MyDataSet/unlabel/images"
+def test_a_pseudo_labelled_set_has_identities_of_its_own_behind_those_of_the_others(root):
+    images = root / "labels/images"
     images.mkdir(parents=True)
-    for image in "ab":
+    for image in "abc":
         (images / f"{image}.png").touch()
-    (images.parent / "label.txt").write_text("a.png:7\nb.png:7")
-    assert load_naic(root, parts=("train",)).num_classes == 8
-    data = load_naic(root, use_unlabel=True, parts=("train",))
-    assert data.num_classes == 9
-    assert [(sample.key, data.pid_names[sample.pid]) for sample in data.train[-2:]] == [
+    (images.parent / "label.txt").write_text("a.png:7\nb.png:7\nc.png:8")
+    data = load_unlabel(root / "labels")
+    assert [(sample.key, data.pid_names[sample.pid]) for sample in data.train] == [
         ("unlabel/images/a.png", "train_2020_fs_unlabel_7"), ("unlabel/images/b.png", "train_2020_fs_unlabel_7")]
+    assert data.pid_names > load_naic(root, parts=("train",)).pid_names[-1:]
 
 
-def test_a_missing_pseudo_labelled_set_is_an_error(root):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*unlabel.*USE_UNLABEL"):
-        load_naic(root, use_unlabel=True, parts=("train",))
+def test_a_missing_or_broken_pseudo_labelled_set_is_an_error(root):
+    with pytest.raises(FileNotFoundError, match=r"no pseudo-labelled set in .*labels.*tools/pseudo_label.py makes one"):
+        load_unlabel(root / "labels")
+    (root / "labels/images").mkdir(parents=True)
+    (root / "labels/label.txt").write_text("a.png:7\n../b.png:7\n")
+    with pytest.raises(ValueError, match=r"labels/label.txt:1: no such image: 'a.png'") as error:
+        load_unlabel(root / "labels")
+    assert "labels/label.txt:2: a list may only name files inside its own folder" in str(error.value)
 
 
 # ----------------------------------------------------------------------------------------------------- which sets

@@ -9,7 +9,17 @@ from set_files import write_image, write_set
 from datasets.images import FolderSource
 from datasets.mounted_source import MountedSource
 from datasets.naic import load_naic
-from datasets.registry import DATASETS, Places, Reference, combine, load_sets, open_folders, parse_names
+from datasets.registry import (
+    DATASETS,
+    PSEUDO,
+    Places,
+    Reference,
+    combine,
+    load_sets,
+    open_folders,
+    parse_names,
+    unlabel_folder,
+)
 
 
 def load(names, root, parts=("train", "test"), **places):
@@ -46,6 +56,7 @@ def test_names_are_joined_with_plus():
     ("csv:/x.csv", "must be a path below"), ("tree:", "must be a path below"),
     ("tree:market1501", "cannot be called 'market1501'"), ("tree:train_2019_cs", "cannot be called 'train_2019_cs'"),
     ("tree:green", "cannot be called 'green'"), ("csv:all.csv", "cannot be called 'all'"),
+    ("unlabel", "'unlabel' is not one of csv,"), ("tree:unlabel", "cannot be called 'unlabel'"),
     ("tree:my photos", "cannot be called 'my photos'"),
 ])
 def test_a_bad_name_is_refused_with_the_key_that_holds_it(text, fault):
@@ -146,3 +157,44 @@ def test_one_set_is_combined_into_itself():
     assert set(DATASETS) >= {"naic", "market1501", "msmt17", "cuhk03", "dukemtmc", "veri", "tree", "csv"}
     sentinel = object()
     assert combine([sentinel]) is sentinel
+
+
+# ------------------------------------------------------------------ pseudo-labels
+def labelled(folder):
+    for number in (1, 2):
+        write_image(folder / "images" / f"{number}.jpg", 1, number)
+    (folder / "label.txt").write_text("1.jpg:0\n2.jpg:0\n")
+    return folder
+
+
+@pytest.mark.parametrize("names", ["naic", "market1501", "naic+market1501"])
+def test_a_pseudo_labelled_set_joins_any_other(root, tmp_path, names):
+    place = labelled(tmp_path / "labels")
+    places = Places(root, unlabel_dir=place)
+    alone, _ = load_sets(parse_names(names), places, ("train",))
+    data, folders = load_sets([*parse_names(names), PSEUDO], places, ("train",))
+    assert data.pid_names == [*alone.pid_names, "train_2020_fs_unlabel_0"]
+    assert data.train == [*alone.train, *[(f"unlabel/images/{n}.jpg", alone.num_classes, 0) for n in (1, 2)]]
+    assert open_folders(folders).read("unlabel/images/1.jpg") == (place / "images/1.jpg").read_bytes()
+
+
+def test_a_pseudo_labelled_set_is_looked_for_where_it_was_said_to_be_then_beside_the_sets_then_derived(tmp_path):
+    for data in (tmp_path, tmp_path / "MyDataSet"):
+        data.mkdir(exist_ok=True)
+        own, derived, named = data / "unlabel", tmp_path / "derived/unlabel", tmp_path / "named"
+        places = Places(tmp_path, derived_dir=tmp_path / "derived")
+        assert unlabel_folder(places) == own  # what a message about a missing one names
+        derived.mkdir(parents=True)
+        assert unlabel_folder(places) == derived
+        own.mkdir()
+        assert unlabel_folder(places) == own
+        assert unlabel_folder(Places(tmp_path, derived_dir=tmp_path / "derived", unlabel_dir=named)) == named
+        own.rmdir(), derived.rmdir()
+
+
+def test_a_named_pseudo_labelled_set_wins_over_naics_own(tmp_path):
+    labelled(tmp_path / "MyDataSet/unlabel")
+    place = labelled(tmp_path / "labels")
+    (place / "images/1.jpg").write_bytes(b"another")
+    source = open_folders({"": tmp_path / "MyDataSet", PSEUDO.mount: place})
+    assert source.read("unlabel/images/1.jpg") == b"another"

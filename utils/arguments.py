@@ -11,3 +11,12 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=int, default=0, metavar="MIB",
                         help="memory for re-ranking above the features; default: four fifths of what is free")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+
+
+def add_unlabelled_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data_dir_query and --data_dir_gallery: the pictures that get pseudo-labels."""
+    parser.add_argument("--data_dir_query", action="append", default=[], metavar="DIR",
+                        help="folder of query images; may be left out where UDA.METHOD clusters, or given again")
+    parser.add_argument("--data_dir_gallery", action="append", default=[], metavar="DIR",
+                        help="folder of the other images; may be given again. Default of both: query/ and gallery/ of "
+                             "DATASETS.TEST_DIR")

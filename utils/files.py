@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,30 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """An empty folder beside `target` that takes its place on success, and vanishes on an exception."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mark = f"{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    fresh, old = target.with_name(f".{target.name}.{mark}"), target.with_name(f".{target.name}.old.{mark}")
+    fresh.mkdir()
+    try:
+        yield fresh
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(fresh, target)
+        except OSError:
+            if old.exists():
+                os.rename(old, target)
+            raise
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:

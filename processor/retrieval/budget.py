@@ -78,9 +78,12 @@ class Work:
     def describe(self, plan: SearchPlan) -> str:
         """The line that is said before the work starts."""
         features, shared = self.features, f", shared by {self.processes} processes" if self.processes > 1 else ""
-        return (f"{features.num_query:,} queries and {features.num_gallery:,} gallery images of dimension "
-                f"{features.dim} on {features.device.type}: about {self.bytes(plan) / MIB:,.0f} MiB above the features "
-                f"and {max(self.seconds(plan), 1):,.0f} s, {plan.precision.name} search{shared}")
+        images = f"{features.num_query:,} queries and {features.num_gallery:,} gallery images"
+        if features.num_query == 1:  # also one set of images, of which any is called the query (graph.py)
+            images = f"{len(features):,} images"
+        return (f"{images} of dimension {features.dim} on {features.device.type}: about "
+                f"{self.bytes(plan) / MIB:,.0f} MiB above the features and {max(self.seconds(plan), 1):,.0f} s, "
+                f"{plan.precision.name} search{shared}")
 
 
 def plan_search(work: Work, precision: str, memory: int | None, workers: Workers = ALONE) -> SearchPlan:

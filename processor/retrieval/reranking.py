@@ -139,7 +139,7 @@ class ReRanker:
         if top_k is not None and top_k < 1:
             raise ValueError(f"k={top_k}: at least one neighbour is needed")
         self.features = FeatureRows(query, gallery, device, normalize)
-        self.k1, self.workers = k1, workers
+        self.k1, self.workers, self.normalize = k1, workers, normalize
         self.k = None if top_k is None else min(top_k, self.features.num_gallery)
         self.work = Work(self.features, k1, self.k or 0, workers.size)
         self._options = precision, memory

@@ -1,0 +1,253 @@
+"""A trained model labels unlabelled pictures; what comes out is a training set, read by DATASETS.USE_UNLABEL.
+
+    PLACE/images/     the labelled pictures, linked or copied
+          label.txt   NAME:PID, as the lineage writes it
+          report.json how it was made, counts, sizes, distances and, where the truth is known, how right it is
+          samples.png some identities, from the surest to the most doubtful
+"""
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs import flatten_cfg
+from datasets.bases import Sample
+from datasets.domains import PARTS
+from datasets.make_dataloader import derived_dir, make_unlabelled_loader
+from datasets.naic import UNLABEL, data_root
+from datasets.transforms import Normalize
+from datasets.unlabelled import Unlabelled, find_unlabelled
+from model.make_model import place_model
+from processor.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
+from processor.inference import extract_features, load_trained
+from processor.pseudo_clusters import NOBODY, Labels, Rules, keep_numbers, label
+from processor.pseudo_report import describe_labels, said, write_sheet
+from processor.ranking import Compute
+from processor.retrieval.ensemble import concat_features
+from utils.dist import ALONE, Workers
+from utils.files import new_folder, read_json, sha256_of, write_json, write_text
+from utils.precision import make_precision, select_device
+
+REPORT, LIST = "report.json", UNLABEL.list_file
+WHAT = "pseudo-labelled set"
+
+# Beginnings of the keys that features depend on beside the checkpoint, and of those that labels do beside features.
+_OF_FEATURES = ("MODEL.NAME", "MODEL.LAST_STRIDE", "MODEL.NECK", "MODEL.POOLING_METHOD", "MODEL.GEM_P",
+                "MODEL.IF_USE_PCB", "MODEL.MERGE_PCB_FEAT", "MODEL.PCB_GATE", "MODEL.PCB_RPP", "INPUT.SIZE_TEST",
+                "INPUT.PIXEL_", "TEST.NECK_FEAT", "TEST.FLIP_FEATS", "TEST.USE_LOCAL", "TEST.PCB_", "TEST.USE_PCB_",
+                "SOLVER.FP16", "SOLVER.AMP_DTYPE")
+_OF_LABELS = ("MODEL.THRESH", "TEST.FEAT_NORM", "TEST.LOCAL_WEIGHT", "UDA.METHOD", "UDA.DISTANCE", "UDA.THRESHOLD",
+              "UDA.RE_RANKING_PARAMETER", "UDA.MERGE_QUERIES", "UDA.MIN_SAMPLES")
+
+logger = logging.getLogger(__name__)
+
+
+def rules_of(cfg) -> Rules:
+    """The UDA section.
+
+    Raises:
+        ValueError: no threshold is set.
+    """
+    threshold = cfg.UDA.THRESHOLD
+    if not threshold and (cfg.UDA.METHOD, cfg.UDA.DISTANCE) == ("nearest_query", "angle"):
+        threshold = cfg.MODEL.THRESH
+    if not threshold:
+        raise ValueError("UDA.THRESHOLD is 0, not set: how near must images be to be one person? For the angle of "
+                         "nearest_query the lineage took 0.3 (radians), for clustering 0.5 is a beginning")
+    k1, k2, lambda_value = cfg.UDA.RE_RANKING_PARAMETER
+    return Rules(cfg.UDA.METHOD, cfg.UDA.DISTANCE, threshold, (int(k1), int(k2), float(lambda_value)),
+                 cfg.UDA.MERGE_QUERIES, cfg.UDA.MIN_SAMPLES)
+
+
+def unlabelled_images(cfg, query: Sequence[str] = (), gallery: Sequence[str] = ()) -> Unlabelled:
+    """The images of the folders, of the configured test folder where none is named.
+
+    Raises:
+        OSError, ValueError: as `find_unlabelled`.
+    """
+    if not query and not gallery:
+        folder = data_root(cfg.DATASETS.ROOT_DIR) / cfg.DATASETS.TEST_DIR
+        query, gallery = ([folder / part] for part in PARTS)
+    return find_unlabelled(query, gallery)
+
+
+def default_place(cfg) -> Path:
+    """Where DATASETS.USE_UNLABEL looks outside of the data's own folder."""
+    return derived_dir(cfg) / UNLABEL.folder
+
+
+def made_of(cfg, unlabelled: Unlabelled) -> dict:
+    """Everything that labels depend on; two sets of equal value are equal."""
+    return {**_features_of(cfg, unlabelled), **_values(cfg, _OF_LABELS)}
+
+
+def _features_of(cfg, unlabelled: Unlabelled) -> dict:
+    return {"weight": Path(cfg.TEST.WEIGHT).name, "weight_sha256": sha256_of(cfg.TEST.WEIGHT),
+            "images": unlabelled.digest(), **_values(cfg, _OF_FEATURES)}
+
+
+def _values(cfg, begins: tuple[str, ...]) -> dict:
+    return {key: value for key, value in flatten_cfg(cfg).items() if key.startswith(begins)}
+
+
+# ------------------------------------------------------------------ from images to a labelled set
+def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy: bool = False,
+                 before: Path | None = None, workers: Workers = ALONE) -> dict:
+    """Label images with the model TEST.WEIGHT by the UDA section, and leave a training set.
+
+    Args:
+        cfg: of the model, with the UDA section to label by.
+        unlabelled: see `unlabelled_images`.
+        place: the folder to make; an earlier set of this tool there is replaced.
+        features: folder of the feature bank, which is used again where model and images are the same.
+        copy: copy the images; else they are linked where the file system can (hard links: no room, no way out of the
+            folder).
+        before: an earlier labelled set of the same images; identities that stay keep their numbers.
+        workers: processes that share the extraction of features; the first labels.
+    Returns:
+        The report.
+    Raises:
+        ValueError, OSError: said before anything slow, where it can be known.
+    """
+    rules = rules_of(cfg)
+    if rules.method == "nearest_query" and not 0 < unlabelled.num_query < len(unlabelled.samples):
+        raise ValueError("UDA.METHOD=nearest_query needs query and gallery images; use dbscan or agglomerative for "
+                         "images without queries")
+    check_place(place)
+    check_weight(cfg)
+    device = workers.device(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID))
+    bank = _features(cfg, unlabelled, features, device, workers)
+    report = None
+    if workers.is_main:
+        feats, normalize = _one_table(cfg, bank)
+        labels = label(feats, unlabelled.num_query, rules, normalize, Compute.from_cfg(cfg, device))
+        report = _write(cfg, unlabelled, labels, rules, place, copy, before)
+    return workers.gather_objects(report)[0]
+
+
+def _write(cfg, unlabelled: Unlabelled, labels: Labels, rules: Rules, place: Path, copy: bool,
+           before: Path | None) -> dict:
+    """Leave the labelled set; its report."""
+    truth = np.array([sample.pid for sample in unlabelled.samples])
+    figures = describe_labels(labels, unlabelled.num_query, rules, truth)
+    logger.info("%s: %s", place, said(figures))
+    if not figures["identities"]:
+        raise ValueError(f"no two images are near enough: UDA.THRESHOLD or MODEL.THRESH, {rules.threshold}, is too "
+                         f"small; the distances are {figures['distances_of_others']}")
+    names = file_names(unlabelled.samples)
+    numbers = keep_numbers(labels.identities, _read_numbers(before, names))
+    with new_folder(place) as folder:
+        _store_images(unlabelled, names, numbers, folder / UNLABEL.images, copy)
+        listed = [f"{name}:{number}\n" for name, number in zip(names, numbers, strict=True) if number != NOBODY]
+        write_text(folder / LIST, "".join(listed))
+        write_sheet(folder / "samples.png", unlabelled.samples, unlabelled.source(), labels, numbers,
+                    unlabelled.num_query)
+        report = {"what": WHAT, **figures, "made_of": made_of(cfg, unlabelled)}
+        write_json(folder / REPORT, report)
+    return report
+
+
+def check_weight(cfg) -> None:
+    """Raise FileNotFoundError where TEST.WEIGHT names no file."""
+    if not cfg.TEST.WEIGHT or not Path(cfg.TEST.WEIGHT).is_file():
+        raise FileNotFoundError(f"TEST.WEIGHT={cfg.TEST.WEIGHT!r} is no file: name the checkpoint that is to label, "
+                                "such as TEST.WEIGHT output/NAME_60.pth")
+
+
+def check_place(place: Path) -> None:
+    """Raise FileExistsError where the folder holds anything but a set of ours."""
+    if place.exists() and (not place.is_dir() or any(place.iterdir())) and read_report(place) is None:
+        raise FileExistsError(f"{place} is there and was not written by tools/pseudo_label.py; it stays as it is: "
+                              "choose another place")
+
+
+def read_report(place: Path) -> dict | None:
+    """The report of a labelled set, None where there is none."""
+    try:
+        report = read_json(place / REPORT)
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and report.get("what") == WHAT else None
+
+
+def _features(cfg, unlabelled: Unlabelled, folder: Path, device: str, workers: Workers) -> FeatureBank:
+    """The feature bank of all images, extracted where the one there is not of this model and these images."""
+    wanted = _features_of(cfg, unlabelled)
+    if all(workers.gather_objects(_is_bank_of(folder, wanted))):
+        logger.info("%s: the features are there already", folder)
+        return read_bank(folder)[0]["all"]
+    device = torch.device(device)
+    model = place_model(cfg, load_trained(cfg, Path(cfg.TEST.WEIGHT)), device)
+    normalize = Normalize(list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD))
+    precision = make_precision(device, cfg.SOLVER.FP16, dtype=cfg.SOLVER.AMP_DTYPE)
+    loader = make_unlabelled_loader(cfg, unlabelled, workers.rank, workers.size)
+    writer = BankWriter(folder, workers)
+    writer.add("all", extract_features(
+        model, loader, normalize, cfg.TEST.FLIP_FEATS, precision, title="unlabelled", workers=workers,
+        make_array=lambda branch, shape: writer.array("all", branch, shape)))
+    writer.finish(Ranking.from_cfg(cfg), features_of=wanted)
+    return read_bank(folder)[0]["all"]
+
+
+def _is_bank_of(folder: Path, wanted: dict) -> bool:
+    try:
+        return read_bank(folder)[1].get("features_of") == wanted
+    except (ValueError, OSError):  # none, or half of one
+        return False
+
+
+def _one_table(cfg, bank: FeatureBank) -> tuple[np.ndarray, bool]:
+    """Features [N, D], and whether they are to be given length 1; several branches are put side by side, weighted."""
+    weights = Ranking.from_cfg(cfg).branch_weights(bank.feats)
+    if len(weights) == 1:
+        return next(iter(bank.feats.values())), cfg.TEST.FEAT_NORM
+    return concat_features([bank.feats[branch] for branch in weights], list(weights.values())), True
+
+
+def file_names(samples: Sequence[Sample]) -> list[str]:
+    """What each image is called in the labelled set: by its own name, as far as that is free and fits a list."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for position, sample in enumerate(samples):
+        place, _, name = sample.key.partition("/")
+        if name != name.strip() or not name.isprintable():
+            name = f"{position:06d}{Path(name).suffix.strip().lower()}"
+        if name in taken:
+            name = f"{place}_{name}"
+        while name in taken:
+            name = f"_{name}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _read_numbers(before: Path | None, names: list[str]) -> np.ndarray:
+    """[N] the numbers of an earlier set."""
+    number_of: dict[str, int] = {}
+    if before is not None:
+        for line in (before / LIST).read_text(encoding="utf-8").splitlines():
+            name, _, number = line.rpartition(":")
+            number_of[name] = int(number)
+    return np.array([number_of.get(name, NOBODY) for name in names])
+
+
+def _store_images(unlabelled: Unlabelled, names: list[str], numbers: np.ndarray, folder: Path, copy: bool) -> None:
+    """Link or copy the labelled images into a new folder."""
+    folder.mkdir()
+    for sample, name, number in zip(unlabelled.samples, names, numbers, strict=True):
+        if number == NOBODY:
+            continue
+        path = os.path.realpath(unlabelled.path(sample))
+        if not copy:
+            try:
+                os.link(path, folder / name)
+                continue
+            except OSError:
+                copy = True  # another disk, or a file system without hard links
+        shutil.copyfile(path, folder / name)
