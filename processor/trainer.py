@@ -23,9 +23,10 @@ from processor.checkpoints import (
     save_epoch,
     save_position,
 )
+from processor.curves import draw_curves
 from processor.inference import evaluate
 from processor.ranking import describe
-from processor.record import MetricsRecord, draw_curves
+from processor.record import MetricsRecord, in_short
 from processor.training_run import Training, build, describe_run
 from processor.training_step import check_health, train_step
 from utils.dist import ALONE, Workers
@@ -144,7 +145,7 @@ def report(run: Training, watch: Watch, epoch: int, iteration: int, done: int, l
     about = {"images_per_second": round(speed, 1), "data_wait": round(laps.share("data"), 4)}
     if run.precision.device.type == "cuda":
         about["gpu_gib"] = round(max(map(torch.cuda.max_memory_allocated, run.devices)) / 2**30, 2)
-    terms = ", ".join(f"{name}: {value:.3f}" for name, value in _in_short(means).items())
+    terms = ", ".join(f"{name}: {value:.3f}" for name, value in in_short(means).items())
     state = f"{speed:.0f} images/s, {100 * about['data_wait']:.0f}% waiting for data"
     state += f", {about['gpu_gib']:.1f} GiB" if "gpu_gib" in about else ""
     state += f", {skipped} skipped" if skipped else ""
@@ -163,15 +164,6 @@ def _means_of_all(run: Training) -> dict[str, float]:
         row = run.workers.mean(torch.tensor(list(means.values()), dtype=torch.float64))
         means = dict(zip(means, row.tolist(), strict=True))
     return means
-
-
-def _in_short(means: dict[str, float]) -> dict[str, float]:
-    """The loss terms without the other figures, those of the parts (id_part0 ...) as their mean."""
-    terms: dict[str, list[float]] = {}
-    for name, value in means.items():
-        if name not in ("loss", "acc", "grad_norm"):
-            terms.setdefault(name.rstrip("0123456789"), []).append(value)
-    return {name: sum(values) / len(values) for name, values in terms.items()}
 
 
 def _clock(seconds: float) -> str:

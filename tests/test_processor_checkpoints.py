@@ -145,7 +145,7 @@ def test_a_run_goes_on_from_the_newest_good_one_to_the_same_bits(tiny_data, fold
     flip_a_weight(folder / OF_EPOCH.format(2))
     last = do_train(cfg_of(tiny_data, folder), resume="auto")
     # Its evaluations were other ones, and with them the best.
-    but = ("/config", "/checksum", "/best/epoch", "/best/value", "/best/metric")
+    but = ("/config", "/checksum", "/best/epoch", "/best/value")
     assert_same_state(read_checkpoint(last), read_checkpoint(whole / last.name), but)
 
 
@@ -223,15 +223,15 @@ def test_best_follows_its_metric_across_a_kill(tiny_data, tmp_path, monkeypatch,
     monkeypatch.setattr(trainer, "train_step", killed_at(3, 1))
     with pytest.raises(Killed):
         do_train(cfg)
-    value = figures[metric][after_two - 1]
-    assert read_checkpoint(tmp_path / BEST)["best"] == {"epoch": after_two, "metric": metric, "value": value}
+    found = read_checkpoint(tmp_path / BEST)["best"]
+    assert {"epoch": after_two, "metric": metric, "value": figures[metric][after_two - 1]}.items() <= found.items()
     monkeypatch.setattr(trainer, "train_step", train_step)
     done = read_checkpoint(tmp_path / LATEST)["epoch"]  # a second epoch that was not the best is not kept
     monkeypatch.setattr(trainer, "evaluate", scripted({name: row[done:] for name, row in figures.items()}))
     do_train(cfg, resume="auto")
     found = read_checkpoint(tmp_path / BEST)
     assert found["epoch"] == best
-    assert found["best"] == {"epoch": best, "metric": metric, "value": figures[metric][best - 1]}
+    assert {"epoch": best, "metric": metric, "value": figures[metric][best - 1]}.items() <= found["best"].items()
 
 
 def test_latest_can_be_loaded_at_every_moment(tiny_data, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import quick_options
-from trainings import ROOT, TrainingServer, assert_same_state, record_of
+from trainings import ROOT, TrainingServer, assert_same_state, board_of, record_of
 
 from configs import load_cfg
 from processor import trainer
@@ -47,17 +47,6 @@ def position(folder):
     return checkpoint["epoch"], checkpoint["batches"]
 
 
-def board_of(folder):
-    """{name: [(step, value) ...]} of the board's scalars, and the steps of its pictures."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
-    board.Reload()
-    tags = board.Tags()
-    scalars = {name: [(event.step, event.value) for event in board.Scalars(name)] for name in tags["scalars"]}
-    return scalars, {name: [event.step for event in board.Images(name)] for name in tags["images"]}
-
-
 def assert_same_end(folder, whole):
     """Every checkpoint, the record and the board are those of the run that nothing befell."""
     names = sorted(path.name for path in whole.glob("*.pth"))
@@ -66,10 +55,10 @@ def assert_same_end(folder, whole):
     for name in names:
         assert_same_state(read_checkpoint(folder / name), read_checkpoint(whole / name))
     assert record_of(folder) == record_of(whole)
-    scalars, pictures = board_of(folder)
-    steps = {name: [step for step, _ in points] for name, points in board_of(whole)[0].items()}
-    assert {name: [step for step, _ in points] for name, points in scalars.items()} == steps
-    assert all(steps == [0] for steps in pictures.values())
+    boards = [board_of(one, folder / f"board_{number}") for number, one in enumerate((folder, whole))]
+    steps, expected = ({name: [step for step, _ in points] for name, points in board.items()} for board, _ in boards)
+    assert steps == expected
+    assert boards[0][1] == boards[1][1]  # the example batch, at step 0
     assert not list(folder.glob(".*.tmp"))
     assert (folder / "training_curve.png").is_file()
 

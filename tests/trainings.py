@@ -8,6 +8,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,26 @@ def record_of(folder):
     """The lines of metrics.jsonl without the speeds."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in _SPEEDS} for line in lines]
+
+
+def board_of(folder, copies):
+    """{name: [(step, value) ...]} of the board's scalars, and its pictures {name: [(step, PNG) ...]}.
+
+    copies: a new folder. The board's files are read in the order in which they were written; TensorBoard itself goes
+    by their names, which tell the order of seconds.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    copies.mkdir()
+    for number, path in enumerate(sorted((folder / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)):
+        shutil.copyfile(path, copies / f"events.out.tfevents.{number:03d}")
+    board = EventAccumulator(str(copies), size_guidance={"scalars": 0, "images": 0})
+    board.Reload()
+    tags = board.Tags()
+    scalars = {name: [(event.step, event.value) for event in board.Scalars(name)] for name in tags["scalars"]}
+    pictures = {name: [(event.step, event.encoded_image_string) for event in board.Images(name)]
+                for name in tags["images"]}
+    return scalars, pictures
 
 
 if __name__ == "__main__":
