@@ -1,4 +1,4 @@
-"""Measure speed and memory: python tools/benchmark.py retrieval | data [--json FILE]
+"""Measure speed and memory: python tools/benchmark.py retrieval | data | train [--json FILE]
 
 Prints a table as GitHub markdown, each run in a fresh process. docs/benchmarks.md explains the columns.
 """
@@ -70,10 +70,39 @@ def run_data(**args: Any) -> Report:
     return report, to_markdown(report)
 
 
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", metavar="NAME",
+                        help="backbones (default: resnet50_ibn_a; on CUDA resnet101_ibn_b, too)")
+    parser.add_argument("--sizes", nargs="+", metavar="HxW",
+                        help="of the images (default: 128x64; on CUDA 256x128 384x192 480x240)")
+    parser.add_argument("--identities", nargs="+", type=int, metavar="N",
+                        help="of the classifier (default: 500; on CUDA 52000, too)")
+    parser.add_argument("--large", action="store_true", help="on the CPU: both models, 128x64 and 256x128, 500 and "
+                        "52000 identities, which takes hours")
+    parser.add_argument("--batch", type=int, help="images in a batch (default: 32; on CUDA 128)")
+    parser.add_argument("--steps", type=int, help="measured in a run (default: 12; on CUDA 100)")
+    parser.add_argument("--warmup", type=int, help="steps before them, after the first (default: 5; on CUDA 30)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these of: textbook_float32 textbook_fp16 "
+                        "ours_float32 ours_float32_compile ours_fp16 ours_fp16_compile")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the median counts (default 3)")
+    parser.add_argument("--square", type=int, metavar="N",
+                        help="edge of the product whose rate is the peak (default: 4096; on CUDA 8192)")
+
+
+def run_train(**args: Any) -> Report:
+    from processor.benchmarks.training import benchmark_training, make_plan  # torch takes seconds to import
+    from processor.benchmarks.training_report import to_markdown
+
+    report = benchmark_training(make_plan(**args))
+    return report, to_markdown(report)
+
+
 BENCHMARKS = {
     "retrieval": Benchmark("re-ranking, beside a dense baseline", add_retrieval_arguments, run_retrieval),
     "data": Benchmark("decoding, augmentation and the whole loader, beside PIL and torchvision", add_data_arguments,
                       run_data),
+    "train": Benchmark("the trainer's steps, beside a textbook loop", add_train_arguments, run_train),
 }
 
 

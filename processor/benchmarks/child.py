@@ -11,11 +11,12 @@ from utils.process import run_logged
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run_child(module: str, job: str, result: Path) -> dict[str, Any]:
+def run_child(module: str, job: str, result: Path, tuned_malloc: bool = False) -> dict[str, Any]:
     """Run `python -m module job` in a fresh process, which ends with this one.
 
     Args:
         job: one argument, from which the child knows what to do and to write its figures to `result`.
+        tuned_malloc: give it the allocator's settings of run.sh's stages.
     Returns:
         What it wrote there.
     Raises:
@@ -23,7 +24,7 @@ def run_child(module: str, job: str, result: Path) -> dict[str, Any]:
     """
     result.unlink(missing_ok=True)
     command = [sys.executable, "-m", module, job]
-    code = run_logged(command, result.with_suffix(".log"), ROOT, tuned_malloc=False)
+    code = run_logged(command, result.with_suffix(".log"), ROOT, tuned_malloc)
     if code or not result.is_file():
         raise RuntimeError(f"failed with code {code}")
     return read_json(result)

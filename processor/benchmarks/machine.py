@@ -92,6 +92,25 @@ class Meter:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def product_rate(rows: int, inner: int, dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of [rows, inner] · [inner, rows]."""
+    a, b = (torch.randn(rows, inner, device=device).to(dtype) for _ in range(2))
+    return 2 * rows**2 * inner / _median_seconds(lambda: torch.mm(a, b.T), device)
+
+
+def training_peak(square: int, dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of a large square product, as convolutions of `dtype` compute.
+
+    On CUDA float32 is TF32 where torch lets convolutions be so, which is its default.
+    """
+    usual = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        return product_rate(square, square, dtype, device)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = usual
+
+
 def product_rates(dim: int, square: int, device: str) -> dict[str, float]:
     """FLOP/s of matrix products on `device`: of one of the search's tiles and of a large square.
 
@@ -100,8 +119,7 @@ def product_rates(dim: int, square: int, device: str) -> dict[str, float]:
     the dense baseline does (numpy then computes one triangle; both are counted as if whole).
     """
     def rate(rows: int, inner: int, dtype: torch.dtype) -> float:
-        a, b = (torch.randn(rows, inner, device=device).to(dtype) for _ in range(2))
-        return 2 * rows**2 * inner / _median_seconds(lambda: torch.mm(a, b.T), device)
+        return product_rate(rows, inner, dtype, device)
 
     tile, large = (TILES[device][0], dim), (square, square)
     rates = {"float32_tile": rate(*tile, torch.float32), "float32_square": rate(*large, torch.float32),

@@ -16,7 +16,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     rates = {each["size"]: each for each in report["rates"]}
     lines = [f"- {name}: {value}" for name, value in report["machine"].items()]
     lines += [_setting_line(report["plan"]), ""]
-    lines += _table(COLUMNS, [_cells(row, rates[row["size"]]) for row in report["rows"]])
+    lines += table(COLUMNS, [_cells(row, rates[row["size"]]) for row in report["rows"]])
     lines += ["", *(_rates_line(each) for each in report["rates"])]
     return "\n".join(lines)
 
@@ -43,8 +43,10 @@ def _cells(row: dict[str, Any], rates: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    alignment = ["---" if name == "implementation" else "---:" for name in header]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]],
+          texts: Sequence[str] = ("implementation",)) -> list[str]:
+    """The lines of a table; the columns of `texts` are aligned to the left, those of figures to the right."""
+    alignment = ["---" if name in texts else "---:" for name in header]
     return ["| " + " | ".join(cells) + " |" for cells in (header, alignment, *rows)]
 
 
