@@ -161,3 +161,22 @@ def test_copies_and_takes_more_groups():
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ValueError, match="Ranger"):
         Ranger([torch.nn.Parameter(torch.zeros(1))], **options)
+
+
+def test_the_step_in_one_pass_is_radams_own():
+    """In every phase: before the rectification, after it, at a lookahead; for weights of any memory layout."""
+    def trained(fused):
+        torch.manual_seed(0)
+        layers = torch.nn.ModuleList([torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 1), torch.nn.Linear(5, 3)])
+        layers[0].to(memory_format=torch.channels_last)
+        optimizer = Ranger([{"params": layers[:2].parameters(), "weight_decay": 0.01},
+                            {"params": layers[2].parameters(), "lr": 0.002}], lr=0.01, fused=fused)
+        for step in range(20):
+            for number, p in enumerate(layers.parameters()):
+                late = step < 4 and number == 2  # a parameter that is behind the others
+                p.grad = None if late else torch.randn_like(p)
+            optimizer.step()
+        return [p.detach() for p in layers.parameters()]
+
+    for one, other in zip(trained(True), trained(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

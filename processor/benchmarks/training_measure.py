@@ -79,7 +79,7 @@ def textbook(run: Training, fp16: bool) -> Step:
     """
     device, meter = run.precision.device, {"loss": 0.0, "acc": 0.0}
     optimizer = Ranger([{**group, "params": [parameter]}
-                        for group in run.optimizers[0].param_groups for parameter in group["params"]])
+                        for group in run.optimizers[0].param_groups for parameter in group["params"]], fused=False)
     amp = torch.amp if hasattr(torch.amp, "GradScaler") else torch.cuda.amp  # torch < 2.3
     scaler = amp.GradScaler(enabled=fp16)
 
