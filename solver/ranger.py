@@ -36,7 +36,7 @@ class Ranger(torch.optim.RAdam):
         alpha: how far the slow weights go towards the fast ones then, 0..1.
         centralize: True subtracts from the gradient of each weight of two or more dimensions its mean over all
             dimensions but the first (gradient centralisation); `.grad` is changed in place.
-        fused: False keeps to RAdam's own step where torch could do it in one pass; the result is the same up to rounding.
+        fused: False keeps to RAdam's own step where torch could do it in one pass; the same up to rounding.
     Raises:
         ValueError: k < 1, or alpha is outside 0..1.
     Source: Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020, alg. 2; Zhang et al.,
