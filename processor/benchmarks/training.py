@@ -118,25 +118,27 @@ def benchmark_training(plan: Plan) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="reid_benchmark_") as folder:
         logger.info("rendering pictures …")
         draw_pictures(Path(folder) / "data")
-        with _temporary_files_in(Path(folder)):
+        with _compiled_code_in(Path(folder) / "compiled"):
             for setting in settings:
                 report["rows"] += _measure_setting(plan, setting, Path(folder))
     return report
 
 
 @contextlib.contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Within: child processes leave their temporary files there, and torch.compile's code, which the next one finds.
+def _compiled_code_in(folder: Path) -> Iterator[None]:
+    """Within: child processes leave torch.compile's code there, and find what an earlier one left.
 
-    So the first to compile takes as long as it does with an empty cache, and nothing stays.
+    So the first to compile takes as long as it does with an empty cache, and the code vanishes with the folder.
     """
-    usual = dict(os.environ)
-    os.environ.update(TMPDIR=str(folder), TORCHINDUCTOR_CACHE_DIR=str(folder / "compiled"))
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    usual = os.environ.get(name)
+    os.environ[name] = str(folder)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(usual)
+        del os.environ[name]
+        if usual is not None:
+            os.environ[name] = usual
 
 
 def _check(setting: Setting) -> None:
