@@ -56,8 +56,8 @@ def test_the_textbook_has_a_group_for_each_tensor(tiny_data, monkeypatch):
     made = []
 
     class Remembered(training_measure.Ranger):
-        def __init__(self, groups):
-            super().__init__(groups)
+        def __init__(self, groups, fused):
+            super().__init__(groups, fused=fused)
             made.append(self)
 
     monkeypatch.setattr(training_measure, "Ranger", Remembered)
@@ -65,6 +65,7 @@ def test_the_textbook_has_a_group_for_each_tensor(tiny_data, monkeypatch):
     training_measure.textbook(run, fp16=False)
     ours = run.optimizers[0].param_groups
     assert [len(group["params"]) for group in made[0].param_groups] == [1] * sum(len(g["params"]) for g in ours)
+    assert not made[0].one_pass
     assert {(group["lr"], group["weight_decay"]) for group in made[0].param_groups} == {
         (group["lr"], group["weight_decay"]) for group in ours}
 
