@@ -139,6 +139,7 @@ def _end_workers_at_exit() -> None:
     import multiprocessing.util  # its hook is registered at its import; of hooks, the last registered runs first
 
     def end() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for a failure
         for child in multiprocessing.active_children():
             child.kill()
     atexit.register(end)
