@@ -279,7 +279,7 @@ def test_an_interrupt_ends_the_child_and_leaves_nothing(tmp_path):
         while len(descendants(tool.pid)) < 2:  # the child and a worker of its loader
             assert tool.poll() is None, tool.stderr.read()
             time.sleep(0.1)
-        tool.send_signal(signal.SIGINT)
+        tool.send_signal(signal.SIGTERM)
         said = tool.stderr.read()
         assert said.endswith("interrupted\n")
         assert tool.wait() == 130
