@@ -1,91 +1,29 @@
 """From a config to batches: which data set, which sampler, which image size."""
 from __future__ import annotations
 
-import atexit
-import functools
 import logging
-import os
-import signal
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import cv2
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datasets.bad_images import ReplacingLoader
 from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample
+from datasets.batches import SequentialBatches, open_loader
 from datasets.channels import with_shuffled_channels
-from datasets.images import ImageSource, decode
+from datasets.images import ImageSource
 from datasets.mounted_source import MountedSource
 from datasets.packed import open_packed
 from datasets.registry import PSEUDO, Places, Reference, find_folders, load_sets, open_folders, parse_names
-from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, Item, ShuffledBatchSampler
+from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, ShuffledBatchSampler
 from datasets.transforms import Normalize, Recipe, TrainAugment
 from datasets.unlabelled import Unlabelled
 from datasets.validation import leave_out, read_split
 
 logger = logging.getLogger(__name__)
-
-
-class Batch(NamedTuple):
-    """images [B, H, W, 3] uint8 RGB, pids [B] int64, keys: B names, positions [B] int64 numpy."""
-
-    images: torch.Tensor
-    pids: torch.Tensor
-    keys: list[str]
-    positions: np.ndarray
-
-
-class DecodedImages(Dataset):
-    """Sample number -> image of one size. An item is (position, index); the position is passed through."""
-
-    def __init__(self, source: ImageSource, samples: list[Sample], size: tuple[int, int]):
-        self.source, self.samples, self.size = source, samples, size
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, item: Item) -> tuple[np.ndarray, int, str, int]:
-        position, index = item
-        sample = self.samples[index]
-        return decode(self.source.read(sample.key), self.size, sample.key), sample.pid, sample.key, position
-
-
-def collate(items: list[tuple[np.ndarray, int, str, int]]) -> Batch:
-    images, pids, keys, positions = zip(*items, strict=True)
-    return Batch(torch.from_numpy(np.stack(images)), torch.tensor(pids), list(keys), np.array(positions))
-
-
-class SequentialBatches:
-    """Every sample once, in order; the last batch may be smaller.
-
-    Of several processes each has a run of whole batches: the same batches as one process alone would have.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
-        self.num_samples, self.batch_size = num_samples, batch_size
-        self.rank, self.world_size = rank, world_size
-
-    def rows(self, rank: int) -> slice:
-        """The samples of a process."""
-        batches = -(-self.num_samples // self.batch_size)
-        first, last = (batches * part // self.world_size * self.batch_size for part in (rank, rank + 1))
-        return slice(min(first, self.num_samples), min(last, self.num_samples))
-
-    def __len__(self) -> int:
-        own = self.rows(self.rank)
-        return -(-(own.stop - own.start) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        own = self.rows(self.rank)
-        for start in range(own.start, own.stop, self.batch_size):
-            yield [(i, i) for i in range(start, min(start + self.batch_size, own.stop))]
 
 
 @dataclass
@@ -125,42 +63,11 @@ class DataLoaders:
     on_validation: bool = False
 
 
-def _worker_init(_: int) -> None:
-    cv2.setNumThreads(0)  # a worker is one process of several: OpenCV's own threads would fight over the cores
-    # A signal to all processes of a terminal or a batch job is for the main one, which finishes its step with the
-    # workers' batches. They end when it tells them to, ends itself or is gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@functools.cache
-def _end_workers_at_exit() -> None:
-    """Python itself would end what workers are left by SIGTERM, which they ignore, and wait for them."""
-    import multiprocessing.util  # its hook is registered at its import; of hooks, the last registered runs first
-
-    def end() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for a failure
-        for child in multiprocessing.active_children():
-            child.kill()
-    atexit.register(end)
-
-
-def _loader(cfg, source: ImageSource, samples: list[Sample], size: list[int], batches,
-            make: Callable[..., DataLoader] = DataLoader) -> DataLoader:
-    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more would only wait for a core
-    if workers:
-        _end_workers_at_exit()
-    return make(
-        DecodedImages(source, samples, tuple(size)), batch_sampler=batches, num_workers=workers, collate_fn=collate,
-        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_worker_init,
-    )
-
-
 def _train_loader(cfg, source: ImageSource, train: list[Sample], sampler: EpochBatchSampler) -> DataLoader:
     make = DataLoader
     if cfg.DATALOADER.ON_BAD_IMAGE == "skip":
         make = partial(ReplacingLoader, pids=np.array([sample.pid for sample in train]), seed=cfg.SOLVER.SEED)
-    return _loader(cfg, source, train, cfg.INPUT.SIZE_TRAIN, sampler, make)
+    return open_loader(source, train, cfg.INPUT.SIZE_TRAIN, sampler, cfg.DATALOADER.NUM_WORKERS, make)
 
 
 def _make_sampler(cfg, train: list[Sample], rank: int, world_size: int) -> EpochBatchSampler:
@@ -215,7 +122,7 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
     for domain, pair in data.eval_sets.items():
         samples = [*pair.query, *pair.gallery]
         batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH, rank, world_size)
-        loader = _loader(cfg, source, samples, cfg.INPUT.SIZE_TEST, batches)
+        loader = open_loader(source, samples, cfg.INPUT.SIZE_TEST, batches, cfg.DATALOADER.NUM_WORKERS)
         names = [Path(sample.key).name if by_file_name else sample.key for sample in samples]
         loaders.test[domain] = TestLoader(loader, batches, samples, len(pair.query), pair.has_truth, names,
                                           _drops_same_camera(cfg, domain, pair))
@@ -226,7 +133,7 @@ def make_unlabelled_loader(cfg, unlabelled: Unlabelled, rank: int = 0, world_siz
     """All unlabelled images in one walk, as a test loader gives them."""
     samples = unlabelled.samples
     batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH, rank, world_size)
-    loader = _loader(cfg, unlabelled.source(), samples, cfg.INPUT.SIZE_TEST, batches)
+    loader = open_loader(unlabelled.source(), samples, cfg.INPUT.SIZE_TEST, batches, cfg.DATALOADER.NUM_WORKERS)
     return TestLoader(loader, batches, samples, unlabelled.num_query, has_truth=False,
                       names=[sample.key for sample in samples], drop_same_camera=False)
 

@@ -9,22 +9,28 @@ import torch
 
 from processor.training_run import Training, build, describe_run
 from processor.training_step import train_step
+from utils.dist import ALONE, Workers
 from utils.meter import Laps
 from utils.precision import Precision
 
 _STEPS = 3  # measured after one that warms up
 
 
-def dry_run(cfg) -> str:
+def dry_run(cfg, workers: Workers = ALONE) -> str:
     """Build everything, run one step to warm up and up to three to measure, and one evaluation batch.
 
+    Args:
+        workers: the processes that would train together; each calls it.
     Returns:
-        The plan, for a terminal: images, identities, steps, parameters, memory, expected hours.
+        The plan, for a terminal ("" in all processes but the first): images, identities, steps, parameters, memory,
+        expected hours.
     Raises:
         ValueError, FileNotFoundError: what a training of this config would raise before its first step.
     """
-    run = build(cfg)
+    run = build(cfg, workers=workers)
     laps = _measure_steps(run)
+    if not workers.is_main:
+        return ""
     lines = [describe_run(run), "", *_about_steps(run, laps), *_about_evaluation(run), *_about_memory(run)]
     return "\n".join(lines)
 
@@ -61,7 +67,7 @@ def _about_steps(run: Training, measured: tuple[Laps, int]) -> list[str]:
         f"parameters  {learning:,} learn in the first epoch, by {cfg.SOLVER.OPTIMIZER_NAME}",
         f"a step      {seconds:.3f} s, {cfg.SOLVER.IMS_PER_BATCH / seconds:.1f} images/s ({phases}; mean of {steps}, "
         f"{cfg.DATALOADER.NUM_WORKERS} loader processes)",
-        f"expected    {total * seconds / 3600:.2f} hours ({total * seconds / 60:.0f} minutes) for the steps",
+        f"expected    {total * seconds / 3600:.2f} hours for the steps",
     ]
 
 
@@ -82,8 +88,13 @@ def _about_evaluation(run: Training) -> list[str]:
     seconds = float(outputs["global"].sum() * 0) + time.perf_counter() - begun  # the sum waits for the device
     images = sum(len(one.samples) for one in tests)
     expected = images * views * seconds / len(batch.pids)
-    return [f"evaluation  {images:,} images in {len(tests)} domains every {run.cfg.SOLVER.EVAL_PERIOD} epochs, "
+    return [f"evaluation  {images:,} images in {len(tests)} domains after every {_epochs(run)}, "
             f"features ({shapes}) in about {expected:.0f} s"]
+
+
+def _epochs(run: Training) -> str:
+    period = run.cfg.SOLVER.EVAL_PERIOD
+    return "epoch" if period == 1 else f"{period} epochs"
 
 
 def _about_memory(run: Training) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.dist import ALONE, Workers
-from utils.files import read_json, write_json
+from utils.files import make_mapped_array, read_json, write_json
 
 FORMAT = 1
 
@@ -96,7 +96,7 @@ class BankWriter:
         """A memory-mapped [N, D] float32 array to fill."""
         path = self._partial / f"{domain}.{branch}.npy"
         if self._workers.is_main:
-            made = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+            made = make_mapped_array(path, shape)
         self._workers.wait()
         return made if self._workers.is_main else np.lib.format.open_memmap(path, "r+")
 

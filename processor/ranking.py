@@ -18,7 +18,7 @@ from processor.retrieval.reranking import re_ranked_blocks, re_ranked_top_k
 from processor.retrieval.significance import intervals
 from processor.retrieval.submission import write_submission
 from utils.dist import ALONE, Workers
-from utils.files import write_json
+from utils.files import make_mapped_array, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def _saved(blocks: Blocks, folder: Path, label: str, source: DomainSource, worke
     path = folder / f"distmat_{label}.npy"
     partial = path.with_suffix(".partial")
     if workers.is_main:
-        np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+        make_mapped_array(partial, shape)
     workers.wait()
     distmat = np.lib.format.open_memmap(partial, "r+")
     for rows, distances in blocks:

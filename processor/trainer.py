@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs import dump_cfg
-from datasets.make_dataloader import Batch
+from datasets.batches import Batch
 from processor.checkpoints import (
     checkpoint_path,
     find_checkpoint,
@@ -210,9 +210,9 @@ def evaluate_epoch(run: Training, watch: Watch, epoch: int) -> bool:
     A bad test image leaves it out, instead of ending the training, where DATALOADER.ON_BAD_IMAGE is skip (and one
     process trains: several could not go on without it).
     """
-    run.same_everywhere()
     try:
         with run.tested_weights():
+            run.same_everywhere()
             metrics = evaluate(run.cfg, run.model, run.loaders, run.precision, run.workers)
     except (ValueError, OSError) as error:
         if run.cfg.DATALOADER.ON_BAD_IMAGE == "error" or run.workers.size > 1:

@@ -88,7 +88,7 @@ class Training:
         return contextlib.nullcontext()
 
     def same_everywhere(self) -> None:
-        """Let every process have the first one's running statistics, as its checkpoints have them."""
+        """Let every process have the first one's running statistics, own or averaged, as its checkpoints have them."""
         for buffer in self.model.buffers():
             self.workers.broadcast(buffer, 0)
 

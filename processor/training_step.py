@@ -1,14 +1,18 @@
 """One training step: gradients of a batch, and a step of the optimisers where they are finite."""
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
-from datasets.make_dataloader import Batch
+from datasets.batches import Batch
 from processor.checkpoints import newest_good
 from processor.training_run import Training
 from utils.meter import Laps
 from utils.seed import seed_step
+
+logger = logging.getLogger(__name__)
 
 
 def train_step(run: Training, batch: Batch, epoch: int, iteration: int, laps: Laps) -> tuple[dict[str, Tensor], Tensor]:
@@ -88,6 +92,7 @@ def check_health(run: Training, batch: Batch, values: dict[str, Tensor], epoch: 
         return
     terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     good = newest_good(run.cfg)
+    logger.debug("the last batch: %s", ", ".join(batch.keys))
     names = ", ".join(batch.keys[:8]) + (f" and {len(batch.keys) - 8} more" if len(batch.keys) > 8 else "")
     raise FloatingPointError(
         f"epoch {epoch}, iteration {iteration}: {limit} steps in a row were skipped, for the loss or its gradient is "

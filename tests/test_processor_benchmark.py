@@ -147,7 +147,7 @@ def test_an_interrupt_ends_the_child_and_leaves_no_file(tmp_path):
                             env=environment(tmp_path))
     with tool:
         assert "run 1 of 3: dense" in tool.stderr.readline()
-        tool.send_signal(signal.SIGINT)
+        tool.send_signal(signal.SIGTERM)  # SIGINT is ignored in background jobs
         said = tool.stderr.read()
         assert said.endswith("interrupted\n")
         assert "Traceback" not in said

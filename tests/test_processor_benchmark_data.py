@@ -202,7 +202,7 @@ def test_an_interrupt_ends_the_workers_and_leaves_no_file(folder, tmp_path):
         while len(members_of(tool.pid)) < 4 and time.monotonic() < deadline:  # the tool, its child and two workers
             time.sleep(0.1)
         assert len(members_of(tool.pid)) >= 4
-        tool.send_signal(signal.SIGINT)
+        tool.send_signal(signal.SIGTERM)  # SIGINT is ignored in background jobs
         assert tool.wait(30) == 130
         assert "Traceback" not in tool.stderr.read()
     deadline = time.monotonic() + 10

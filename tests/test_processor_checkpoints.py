@@ -318,3 +318,18 @@ def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_a_full_disk_is_one_message_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
+    path = tmp_path / "latest.pth"
+    save_checkpoint(path, {"weight": torch.ones(3)})
+
+    def full(data, temporary):
+        temporary.write_bytes(b"PK half of it")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"latest\.pth cannot be written, \d+ MiB are free there; make room"):
+        save_checkpoint(path, {"weight": torch.zeros(3)})
+    assert [one.name for one in tmp_path.iterdir()] == ["latest.pth"]
+    assert torch.equal(read_checkpoint(path)["weight"], torch.ones(3))

@@ -13,7 +13,7 @@ from conftest import tiny_options
 from processes import processes_under_torchrun, start_by_hand, torchrun_command
 
 from configs import load_cfg
-from datasets.make_dataloader import Batch, SequentialBatches
+from datasets.batches import Batch, SequentialBatches
 from processor import training_run
 from processor.training_run import build
 from processor.training_step import forward_backward, train_step
@@ -73,7 +73,7 @@ def weights_after(run, steps):
 
 SHARE = START + """
 from test_processor_distributed import frozen_run, gradients, weights_after
-opts, cases = torch.load(f"{folder}/cases.pt")
+opts, cases = torch.load(f"{folder}/cases.pt", weights_only=True)
 with worker_group() as workers:
     found = {name: gradients(frozen_run(opts, workers, **case)) for name, case in cases.items()}
     found["weights"] = weights_after(frozen_run(opts, workers), 3)
@@ -98,7 +98,7 @@ def shared(tiny_data, tmp_path_factory):
     torch.save((opts, CASES), folder / "cases.pt")
     done = processes_under_torchrun(folder, 2, SHARE)
     assert done.returncode == 0, done.stderr
-    return opts, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return opts, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -140,13 +140,13 @@ def run(command):
 
 
 def test_a_whole_run_trains_evaluates_and_tests_in_shared_work(tiny_data, tmp_path):
-    opts = [*tiny_options(tiny_data, tmp_path / "model"), "SOLVER.MAX_EPOCHS", "1", "SOLVER.EVAL_PERIOD", "1",
-            "DATALOADER.NUM_WORKERS", "1", "SOLVER.STEPS", "[]"]
+    opts = [*tiny_options(tiny_data, tmp_path / "model"), "SOLVER.MAX_EPOCHS", "2", "SOLVER.EVAL_PERIOD", "1",
+            "DATALOADER.NUM_WORKERS", "1", "SOLVER.STEPS", "[]", "MODEL.FREEZE_EPOCHS", "1", "SOLVER.EMA_DECAY", "0.5"]
     done = run([*torchrun_command(2), *tool("train.py", opts)])
     assert "on 2 processes" in done.stderr
-    assert done.stderr.count("Epoch[1] all: ") == 1  # one process speaks
+    assert done.stderr.count("Epoch[2] all: ") == 1  # one process speaks
     lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
-    weight = tmp_path / "model" / "resnet18_ibn_b_w32_1.pth"
+    weight = tmp_path / "model" / "resnet18_ibn_b_w32_2.pth"
     assert not any(key.startswith("module.") for key in read_checkpoint(weight)["model"])
     results = {}
     for name, command in (("one", []), ("two", torchrun_command(2)), ("three", torchrun_command(3))):

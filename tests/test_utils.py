@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from utils.checkpoint import read_checkpoint, save_checkpoint
-from utils.files import atomic_path, epoch_checkpoints, read_json, write_json
+from utils.files import atomic_path, epoch_checkpoints, make_mapped_array, read_json, write_json
 from utils.logger import user_message
 from utils.precision import Precision, select_device
 from utils.process import RunLock, run_logged
@@ -64,6 +64,21 @@ def test_a_broken_json_file_is_named(tmp_path):
     (tmp_path / "b.json").write_text('{"a": ')
     with pytest.raises(ValueError, match=r"b\.json: not a JSON file"):
         read_json(tmp_path / "b.json")
+
+
+def test_a_mapped_array_has_its_room_or_is_refused(tmp_path, monkeypatch):
+    made = make_mapped_array(tmp_path / "a.npy", (3, 2))
+    made[:] = 7
+    made.flush()
+    assert np.array_equal(np.load(tmp_path / "a.npy"), np.full((3, 2), 7, np.float32))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"b\.npy cannot be made: it takes \d+ MiB, .* \(No space left on device\)"):
+        make_mapped_array(tmp_path / "b.npy", (3, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
 # ------------------------------------------------------------------ checkpoints

@@ -36,19 +36,18 @@ def main() -> None:
         print(format_zoo())
         return
     cfg = load_cfg(args.config_file, args.opts)
-    # torch takes seconds to import: not before the config is right
-    if args.dry_run:
-        from processor.dry_run import dry_run
-
-        setup_logger()
-        print(dry_run(cfg))
-        return
+    from processor.dry_run import dry_run  # torch takes seconds to import: not before the config is right
     from processor.trainer import do_train
     from utils.dist import worker_group
 
-    setup_logger(cfg.OUTPUT_DIR, "train_log.txt").debug("config:\n%s", cfg)
+    setup_logger(None if args.dry_run else cfg.OUTPUT_DIR, "train_log.txt").debug("config:\n%s", cfg)
     with worker_group() as workers:
-        do_train(cfg, args.resume, workers)
+        if not args.dry_run:
+            do_train(cfg, args.resume, workers)
+            return
+        plan = dry_run(cfg, workers)
+        if workers.is_main:
+            print(plan)
 
 
 if __name__ == "__main__":

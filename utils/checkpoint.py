@@ -18,10 +18,19 @@ CHECKSUM = "checksum"
 
 
 def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings, lists and dicts atomically, with a checksum over all of them."""
+    """Write tensors, numbers, strings, lists and dicts atomically, with a checksum over all of them.
+
+    Raises:
+        OSError: there is no room for it, or the folder cannot be written to; what `path` was before is still there.
+    """
     data = _on_cpu(data)
     with atomic_path(path) as temporary:
-        torch.save({**data, CHECKSUM: digest(data)}, temporary)
+        try:
+            torch.save({**data, CHECKSUM: digest(data)}, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            free = shutil.disk_usage(temporary.parent).free
+            raise OSError(f"{path} cannot be written, {free / 2**20:.0f} MiB are free there; make room, and go on from "
+                          "the checkpoint before it") from error
 
 
 def link_checkpoint(path: Path, other: Path) -> None:

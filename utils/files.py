@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -128,3 +130,23 @@ def epoch_checkpoints(folder: str | Path, name: str) -> dict[int, Path]:
         if match := pattern.fullmatch(path.name):
             found[int(match.group(1))] = path
     return dict(sorted(found.items()))
+
+
+def make_mapped_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 .npy file to fill through a memory map, with all its room taken from the disk now.
+
+    Without that a disk that fills up later ends the process by a signal.
+    Raises:
+        OSError: there is no room for it; no file is left.
+    """
+    made = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    size = path.stat().st_size
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with open(path, "r+b") as held:
+                os.posix_fallocate(held.fileno(), 0, size)
+        except OSError as error:
+            path.unlink()
+            raise OSError(f"{path} cannot be made: it takes {size / 2**20:.0f} MiB, of which "
+                          f"{shutil.disk_usage(path.parent).free / 2**20:.0f} are free ({error.strerror})") from error
+    return made

@@ -13,6 +13,19 @@ from utils.stopping import EXIT_STOPPED, Stopped
 _FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may be full: that is said once, and what it lacks is still on the terminal."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            sys.stderr.write(f"{self.baseFilename} is not written any more: {sys.exc_info()[1]}\n")
+
+
 def setup_logger(output_dir: str | Path | None = None, filename: str = "log.txt") -> logging.Logger:
     """Send the root logger's INFO lines to the terminal and, with `output_dir`, all lines to a file there too.
 
@@ -31,7 +44,7 @@ def setup_logger(output_dir: str | Path | None = None, filename: str = "log.txt"
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     if output_dir and is_main:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(Path(output_dir) / filename, encoding="utf-8"))
+        handlers.append(_LogFile(Path(output_dir) / filename, encoding="utf-8"))
         handlers[1].setFormatter(logging.Formatter(_FORMAT))
     for handler in handlers:
         handler._of_setup_logger = True

@@ -1,6 +1,9 @@
 """A measurement in a process of its own."""
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,3 +31,17 @@ def run_child(module: str, job: str, result: Path, tuned_malloc: bool = False) -
     if code or not result.is_file():
         raise RuntimeError(f"failed with code {code}")
     return read_json(result)
+
+
+def end_with_parent() -> None:
+    """Called by the child: only its parent ends it, by SIGTERM, and with it a loader's workers.
+
+    A terminal's Ctrl-C reaches the parent, too, which ends its child.
+    """
+    def end(*_: object) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        os._exit(143)  # an exception that is raised in a signal's handler may be swallowed by a callback
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)

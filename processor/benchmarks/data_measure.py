@@ -5,7 +5,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from configs import load_cfg
 from datasets.images import decode
 from datasets.make_dataloader import DataLoaders, image_files, make_dataloader
 from processor.benchmarks import lineage_pipeline as lineage
+from processor.benchmarks.child import end_with_parent
 from utils.files import write_json
 
 NUM_INSTANCE = 4
@@ -218,6 +218,5 @@ def measure(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent too, which ends this process
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and with it its workers
+    end_with_parent()
     measure(Job.from_json(sys.argv[1]))

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from processor.benchmarks.child import end_with_parent
 from processor.benchmarks.dense_reranking import dense_bytes, dense_re_ranking
 from processor.benchmarks.features import make_features, make_pids
 from processor.benchmarks.machine import Meter, product_rates
@@ -202,5 +202,5 @@ def measure(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent too, which ends this process
+    end_with_parent()
     measure(Job.from_json(sys.argv[1]))

@@ -4,9 +4,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import multiprocessing
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,8 +14,8 @@ import torch
 from torch import Tensor
 
 from configs import load_cfg
-from datasets.make_dataloader import Batch
-from processor.benchmarks.child import ROOT
+from datasets.batches import Batch
+from processor.benchmarks.child import ROOT, end_with_parent
 from processor.benchmarks.machine import training_peak
 from processor.benchmarks.training_data import enlarged_naic
 from processor.training_run import Training, build
@@ -219,16 +216,8 @@ def measure(job: Job) -> None:
     write_json(job.result, result)
 
 
-def end(*_: object) -> None:
-    """End this process and the loader's workers at once; an exception raised here might be swallowed by a callback."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    os._exit(143)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the parent too, which ends this process
-    signal.signal(signal.SIGTERM, end)
+    end_with_parent()
     setup_logger()
     for room in ("configs", "datasets", "model", "processor"):
         logging.getLogger(room).setLevel(logging.WARNING)  # the same lines for every run
