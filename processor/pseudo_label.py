@@ -140,6 +140,10 @@ def _write(cfg, unlabelled: Unlabelled, labels: Labels, rules: Rules, place: Pat
     if not figures["identities"]:
         raise ValueError(f"no two images are near enough: UDA.THRESHOLD or MODEL.THRESH, {rules.threshold}, is too "
                          f"small; the distances are {figures['distances_of_others']}")
+    largest = max(map(int, figures["sizes"]))
+    if 2 * largest > figures["labelled"]:
+        logger.warning("one identity has %d of the %d labelled images: a smaller UDA.THRESHOLD or MODEL.THRESH than %s "
+                       "tells people apart", largest, figures["labelled"], rules.threshold)
     names = file_names(unlabelled.samples)
     numbers = keep_numbers(labels.identities, _read_numbers(before, names))
     with new_folder(place) as folder:

@@ -101,7 +101,7 @@ def train_epoch(run: Training, watch: Watch, epoch: int, start: int = 0) -> None
     if start == 0:
         run.meter.reset()
     with _bar(run, epoch, start) as bar, logging_redirect_tqdm():
-        for iteration, batch in zip(count(start + 1), _waited_for(run.loaders.train, laps)):
+        for iteration, batch in zip(count(start + 1), _waited_for(run, laps)):
             values, ok = train_step(run, batch, epoch, iteration, laps)
             run.meter.update(values, ok)
             if watch.record is not None and (epoch, iteration) == (1, 1):
@@ -119,10 +119,24 @@ def train_epoch(run: Training, watch: Watch, epoch: int, start: int = 0) -> None
                     cfg.SOLVER.IMS_PER_BATCH / seconds)
 
 
-def _waited_for(loader, laps: Laps) -> Iterator[Batch]:
-    """The loader's batches; the time until one is there is the lap `data`, that after its step `between`."""
+def _waited_for(run: Training, laps: Laps) -> Iterator[Batch]:
+    """The loader's batches; the time until one is there is the lap `data`, that after its step `between`.
+
+    Raises:
+        ValueError, OSError: an image cannot be read; the message names it.
+    """
     laps("start")
-    for batch in loader:
+    batches = iter(run.loaders.train)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (ValueError, OSError) as error:
+            if run.cfg.DATALOADER.ON_BAD_IMAGE == "skip":
+                raise
+            raise ValueError(f"{user_message(error)}; mend it, or train on without it: DATALOADER.ON_BAD_IMAGE skip"
+                             ) from error
+        if batch is None:
+            return
         laps("data")
         yield batch
         laps("between")

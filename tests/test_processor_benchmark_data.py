@@ -177,6 +177,7 @@ def test_what_is_out_of_range_is_refused(folder, tmp_path, monkeypatch):
     assert (plan.sizes, plan.rows, plan.workers, plan.device) == (((384, 192),), tuple(ROWS), 3, "cpu")
 
 
+@pytest.mark.slow
 def test_the_tool_measures_rendered_pictures(tmp_path):
     words = ["--sizes", "64x32", "--rows", "lineage_decode_jpeg", "loader_decoded", "--images", "32",
              "--batch", "8", "--workers", "1", "--seconds", "0.05", "--repeats", "1", "--device", "cpu"]

@@ -241,6 +241,7 @@ WORDS = ["--models", NET, "--sizes", "32x16", "--identities", "30", "--batch", "
          "--repeats", "1", "--square", "64", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_the_tool_prints_every_row_and_leaves_nothing(tmp_path):
     words = [*WORDS, "--arms", "textbook_float32", "ours_float32", "--json", str(tmp_path / "raw.json")]
     done = subprocess.run([sys.executable, str(ROOT / "tools/benchmark.py"), "train", *words], cwd=tmp_path,
@@ -270,6 +271,7 @@ def descendants(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_an_interrupt_ends_the_child_and_leaves_nothing(tmp_path):
     words = [*WORDS, "--steps", "100000", "--arms", "ours_float32"]
     tool = subprocess.Popen([sys.executable, str(ROOT / "tools/benchmark.py"), "train", *words], cwd=tmp_path,

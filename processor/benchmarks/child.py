@@ -1,7 +1,6 @@
 """A measurement in a process of its own."""
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -34,14 +33,11 @@ def run_child(module: str, job: str, result: Path, tuned_malloc: bool = False) -
 
 
 def end_with_parent() -> None:
-    """Called by the child: only its parent ends it, by SIGTERM, and with it a loader's workers.
+    """Called by the child: only its parent ends it, by SIGTERM.
 
-    A terminal's Ctrl-C reaches the parent, too, which ends its child.
+    A terminal's Ctrl-C reaches the parent, too, which ends its child. A loader's workers look every five seconds
+    whether their parent is still there, and clear away their files; killed, they would not.
     """
-    def end(*_: object) -> None:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        os._exit(143)  # an exception that is raised in a signal's handler may be swallowed by a callback
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end)
+    # Not by an exception: one that is raised in a signal's handler may be swallowed by a callback.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
