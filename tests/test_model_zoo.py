@@ -20,6 +20,7 @@ def test_multiply_adds_are_the_published_ones(name, published):
     assert multiply_adds(net, (224, 224)) / 1e9 == pytest.approx(published, rel=0.015)
 
 
+@pytest.mark.slow
 def test_the_tool_prints_every_model_with_its_figures():
     run = subprocess.run([sys.executable, "tools/train.py", "--list-models"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -119,6 +119,7 @@ def environment(temporary: Path) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
 
 
+@pytest.mark.slow
 def test_the_tool_prints_every_row(tmp_path):
     words = ["--sizes", "300", "--dim", "16", "--square", "64", "--repeats", "1", "--device", "cpu",
              "--json", str(tmp_path / "report" / "raw.json")]

@@ -76,6 +76,7 @@ def test_a_killed_pipeline_ends_as_one_that_was_left_alone(recipe, tiny_data, tm
     assert "going on from" in log
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_skipped_and_a_changed_input_is_not(recipe, tiny_data, tmp_path, caplog):
     caplog.set_level("INFO")
     data = tmp_path / "data"

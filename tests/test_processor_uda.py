@@ -97,7 +97,9 @@ def test_a_round_begins_with_the_labeller_and_its_rows_of_the_identities_that_st
     assert any("unlabel" in name for name in shared)  # the same people, a round later
 
 
-@pytest.mark.parametrize("stop", ["labelling 1", "training 1", "labelling 2", "training 2"])
+@pytest.mark.parametrize("stop", [
+    pytest.param("labelling 1", marks=pytest.mark.slow), pytest.param("training 1", marks=pytest.mark.slow),
+    "labelling 2", "training 2"])
 def test_an_interrupted_run_goes_on_to_the_same_weights(cfg_of, tmp_path, whole, monkeypatch, stop):
     what, number = stop.split()
     target = "write_sheet" if what == "labelling" else "do_train"
@@ -184,6 +186,7 @@ def test_mistakes_are_said_first(cfg_of, tmp_path, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_label_as_one_does_and_train_together(tiny_opts, tiny_data, weight, whole, tmp_path):
     words = [*tiny_opts, "DATASETS.TRAIN_SETS", "[2019_cs, 2020_cs]", *map(str, RULES), "TEST.WEIGHT", str(weight),
              "UDA.ROUNDS", "1", "OUTPUT_DIR", str(tmp_path / "two")]
