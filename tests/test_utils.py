@@ -66,6 +66,26 @@ def test_a_broken_json_file_is_named(tmp_path):
         read_json(tmp_path / "b.json")
 
 
+def test_a_signal_that_comes_while_a_command_is_started_ends_it(tmp_path, monkeypatch):
+    """Python swallows an exception that a handler raises in the hooks of a fork."""
+    started = subprocess.Popen
+
+    def interrupted(*args, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return started(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run_logged([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log", tmp_path)
+        assert time.monotonic() - begun < 30
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_mapped_array_has_its_room_or_is_refused(tmp_path, monkeypatch):
     made = make_mapped_array(tmp_path / "a.npy", (3, 2))
     made[:] = 7

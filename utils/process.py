@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -49,6 +50,32 @@ def die_with_parent(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class HeldSignals:
+    """Within: SIGINT and SIGTERM wait until `release`, for Python swallows what their handlers raise during a fork."""
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(signal.getsignal(number)):  # what is ignored or ends the process at once raises nothing
+                    self._before[number] = signal.signal(number, lambda number, _: self._came.append(number))
+
+    def __enter__(self) -> HeldSignals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the signals back to their handlers, and the one that came."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        came, self._before, self._came = self._came[:1], {}, []
+        for number in came:
+            signal.raise_signal(number)
+
+
 def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = True) -> int:
     """Run a command, showing its output as it comes and keeping it in `log`; return its exit code.
 
@@ -57,7 +84,7 @@ def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = Tr
     (Linux), so that it cannot go on writing beside the next run.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb", buffering=0) as kept, subprocess.Popen(
+    with open(log, "wb", buffering=0) as kept, HeldSignals() as held, subprocess.Popen(
         command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=functools.partial(die_with_parent, os.getpid()),
         env={**(_MALLOC if tuned_malloc else {}), **os.environ},
@@ -69,6 +96,7 @@ def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = Tr
                 sys.stderr.buffer.flush()
 
         try:
+            held.release()
             pass_on()
         except BaseException:
             process.terminate()
