@@ -235,7 +235,8 @@ _C.SOLVER.CHECKPOINT_PERIOD = 10
 _C.SOLVER.CHECKPOINT_KEEP = 0
 # Write latest.pth every n seconds, in the middle of an epoch, too; 0 = never there, but before an evaluation.
 _C.SOLVER.CHECKPOINT_SECONDS = 600.0
-# Metric of the evaluation during training that decides which epoch is best.pth: mAP | rank1 | mINP | naic_score.
+# Decides on the split of DATASETS.VALIDATION which epoch is best.pth (without one, none is): mAP | rank1 | mINP |
+# naic_score.
 _C.SOLVER.BEST_METRIC = "mAP"
 # Write a log line every n iterations.
 _C.SOLVER.LOG_PERIOD = 100

@@ -2,7 +2,7 @@
 
 NAME_EPOCH.pth    after an epoch (SOLVER.CHECKPOINT_PERIOD), the newest SOLVER.CHECKPOINT_KEEP of them
 latest.pth        the newest state of all, also from the middle of an epoch
-best.pth          the epoch whose evaluation was best (SOLVER.BEST_METRIC)
+best.pth          the epoch that was best on the validation split (DATASETS.VALIDATION, SOLVER.BEST_METRIC)
 """
 from __future__ import annotations
 

@@ -219,7 +219,8 @@ def finish_epoch(run: Training, watch: Watch, epoch: int) -> None:
 
 def evaluate_epoch(run: Training, watch: Watch, epoch: int) -> bool:
     """Metrics on the validation split or the test set, without re-ranking, where it has ground truth; whether they are
-    the best so far.
+    the best so far on the validation split. On a test set none is the best: whoever chooses an epoch by it has no test
+    any more.
 
     A bad test image leaves it out, instead of ending the training, where DATALOADER.ON_BAD_IMAGE is skip (and one
     process trains: several could not go on without it).
@@ -241,6 +242,8 @@ def evaluate_epoch(run: Training, watch: Watch, epoch: int) -> bool:
         return False
     if watch.record is not None:
         watch.record.write(epoch * run.batches, epoch, **figures)
+    if not run.loaders.on_validation:
+        return False
     metric, on = run.cfg.SOLVER.BEST_METRIC, run.loaders.measured_on
     value = figures[f"all/{metric}"]
     if run.best and (run.best["metric"], run.best.get("on", on)) == (metric, on) and value <= run.best["value"]:

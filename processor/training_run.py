@@ -133,7 +133,8 @@ def _say_what_is_measured(loaders: DataLoaders) -> None:
         return
     logger.info("evaluation during training measures on %s", loaders.measured_on)
     if not loaders.on_validation:
-        logger.info("best.pth is chosen by it: for figures to report, choose by a split (DATASETS.VALIDATION) instead")
+        logger.info("no best.pth is kept: an epoch is chosen by a validation split (DATASETS.VALIDATION), never by a "
+                    "test set")
 
 
 def _devices(cfg, workers: Workers) -> list[torch.device]:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from trainings import TINY_BACKBONE, add_tiny_backbone
 
+from configs import load_cfg
 from configs.defaults import get_cfg_defaults
 from datasets.domains import split_domains
+from datasets.make_validation import Plan, make_validation
 from datasets.synthetic import Sizes, make_demo_data
 from model.backbones import BACKBONES
 
@@ -25,11 +27,18 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
-    """A folder with MyDataSet/ in it and, in derived/, its domain lists."""
+    """A folder with MyDataSet/ in it and, in derived/, its domain lists and a validation split."""
     root = tmp_path_factory.mktemp("tiny")
     test = make_demo_data(root, seed=3, sizes=TINY, workers=1, progress=False) / "image_B_v1_1"
     split_domains(test / "query", test / "gallery", root / "derived", workers=1)
+    cfg = load_cfg(None, ["DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", str(root)])
+    make_validation(cfg, Plan(2, 0, green=0.5, queries=1, seed=0, compare=True), split_of(root), workers=1)
     return root
+
+
+def split_of(tiny_data: Path) -> Path:
+    """tiny_data's validation split: two identities, without which an epoch has 7 batches."""
+    return tiny_data / "derived" / "validation.json"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import quick_options
+from conftest import quick_options, split_of
 from trainings import ROOT, TrainingServer, assert_same_state, board_of, record_of
 
 from configs import load_cfg
@@ -16,13 +16,14 @@ from processor.trainer import do_train
 from utils.checkpoint import read_checkpoint
 from utils.stopping import EXIT_STOPPED
 
-EPOCHS, BATCHES = 2, 8
+EPOCHS, BATCHES = 2, 7
 EVERY_STEP = ["SOLVER.CHECKPOINT_SECONDS", "1e-9"]
 NEVER = ["SOLVER.CHECKPOINT_SECONDS", "0"]
 
 
 def options(tiny_data, folder, *changes):
-    return quick_options(tiny_data, folder, "SOLVER.MAX_EPOCHS", EPOCHS, "SOLVER.STEPS", "[1]", *changes)
+    return quick_options(tiny_data, folder, "DATASETS.VALIDATION", split_of(tiny_data), "SOLVER.MAX_EPOCHS", EPOCHS,
+                         "SOLVER.STEPS", "[1]", *changes)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,9 @@ def assert_same_end(folder, whole):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_again_and_again_ends_in_the_same_bits(server, whole, tiny_data, tmp_path, workers):
     words = options(tiny_data, tmp_path, *EVERY_STEP, "DATALOADER.NUM_WORKERS", workers)
-    kills = [("train_step", 1, 1), ("train_step", 1, 4), ("save_if_asked", 1, 6), ("train_step", 1, 8),
+    kills = [("train_step", 1, 1), ("train_step", 1, 4), ("save_if_asked", 1, 6), ("train_step", 1, 7),
              ("save_epoch", 1), ("save_if_asked", 2, 3), ("draw_curves",)]
-    reached = [None, (0, 3), (0, 5), (0, 7), (0, 8), (1, 2), (2, 0)]
+    reached = [None, (0, 3), (0, 5), (0, 6), (0, 7), (1, 2), (2, 0)]
     for kill, last in zip(kills, reached, strict=True):
         code, said = server.train(["--resume", *words], "kill", kill)
         assert code == -9, said
@@ -115,7 +116,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_checkpoint_before(server, wh
     code, said = server.train(words, "kill in the next write", at)
     assert code == -9, said
     assert len(list(tmp_path.glob(".*.tmp"))) == 1
-    assert position(tmp_path) == ((1, 2) if at[0] == "train_step" else (1, 8))
+    assert position(tmp_path) == ((1, 2) if at[0] == "train_step" else (1, BATCHES))
     code, said = server.train(["--resume", *words])
     assert code == 0, said
     assert_same_end(tmp_path, whole)

@@ -47,7 +47,8 @@ def test_training_on_two_sets_and_testing_on_a_third(tiny_data, own_sets, tmp_pa
                    "DATASETS.TEST_NAMES", "market1501", "SOLVER.MAX_EPOCHS", 1, "SOLVER.EVAL_PERIOD", 1)
     weight = do_train(load_cfg(None, opts))
     assert "evaluation during training measures on the test set of market1501" in caplog.text
-    assert "best.pth is chosen by it: for figures to report, choose by a split (DATASETS.VALIDATION)" in caplog.text
+    assert "no best.pth is kept: an epoch is chosen by a validation split (DATASETS.VALIDATION)" in caplog.text
+    assert not (tmp_path / "out/best.pth").exists()
     assert "Epoch[1] market1501: rank1 " in caplog.text
     assert "(2 queries) on the test set of market1501\n" in caplog.text
     assert read_checkpoint(weight)["pid_names"] == [f"{name}/{pid}" for name, ids in (
@@ -182,7 +183,8 @@ def test_training_measures_on_the_split_and_leaves_it_out(tiny_data, split, tmp_
                    "SOLVER.EVAL_PERIOD", 1, "DATASETS.TEST_DIR", "nowhere")
     weight = do_train(load_cfg(None, opts))
     assert f"evaluation during training measures on the validation split {split}" in caplog.text
-    assert "best.pth is chosen by it" not in caplog.text
+    assert "no best.pth" not in caplog.text
+    assert read_checkpoint(tmp_path / "out/best.pth")["best"]["on"] == f"the validation split {split}"
     gone = {name for names in read_json(split)["left_out"].values() for name in names}
     names = read_checkpoint(weight)["pid_names"]
     assert len(gone) == 6
@@ -233,18 +235,18 @@ def test_a_demand_for_cameras_is_not_followed_where_they_are_unknown(tiny_data, 
 
 
 def test_a_figure_from_another_set_is_no_bar_for_the_best_checkpoint(monkeypatch):
-    """A resumed run may be measured on other sets than before."""
+    """A resumed run may be measured on another split than before; a test set chooses nothing."""
     cfg = load_cfg(None, ["SOLVER.BEST_METRIC", "mAP"])
     run = SimpleNamespace(cfg=cfg, model=None, precision=None, workers=None, batches=1, best={},
-                          loaders=SimpleNamespace(measured_on="a"), same_everywhere=lambda: None,
+                          loaders=SimpleNamespace(measured_on="a", on_validation=True), same_everywhere=lambda: None,
                           tested_weights=contextlib.nullcontext)
     found = []
-    for on, value in (("a", 0.5), ("a", 0.4), ("b", 0.3), ("b", 0.3), ("b", 0.4)):
-        run.loaders.measured_on = on
+    for on, value in (("a", 0.5), ("test", 0.9), ("a", 0.4), ("b", 0.3), ("b", 0.3), ("b", 0.4)):
+        run.loaders.measured_on, run.loaders.on_validation = on, on != "test"
         figures = {"all": {"plain": {"mAP": value, "num_valid": 1}}}
         monkeypatch.setattr(trainer, "evaluate", lambda *_, figures=figures: figures)
         found.append(trainer.evaluate_epoch(run, SimpleNamespace(record=None), 1))
-    assert found == [True, False, True, False, True]
+    assert found == [True, False, False, True, False, True]
 
 
 def test_a_missing_split_stops_the_training(tiny_data, tmp_path):
