@@ -8,6 +8,8 @@ import torch
 
 from datasets.planes import per_image
 
+LUMA = (0.2989, 0.587, 0.114)  # of grey in red, green and blue: ITU-R BT.601
+
 _STRENGTHS = np.array([0.5, 0.5, 0.5, 0.2])  # of brightness, contrast, saturation and hue (1 = a full circle)
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 _KEEP = np.array([1.0, 0.0, 0.0])  # the blend that changes nothing
@@ -57,9 +59,9 @@ def _blend_where(x: torch.Tensor, weights: np.ndarray, chosen: list[np.ndarray])
 
 
 def luma(x: torch.Tensor) -> torch.Tensor:
-    """Grey, ITU-R BT.601: [B, 3, H, W] -> [B, 1, H, W]."""
+    """Grey: [B, 3, H, W] -> [B, 1, H, W]."""
     red, green, blue = x.split(1, dim=1)
-    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def blend_(x: torch.Tensor, weights: np.ndarray) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """Where the pixels of a batch come from: mirror and crop, and affine maps with a matrix for each image."""
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,17 +13,30 @@ GRAY = 128 / 255  # what comes into view
 _SCALE = (0.9, 1.1)
 
 
-def flip_and_crop(images: torch.Tensor, draws: np.ndarray, flip_prob: float, padding: int) -> torch.Tensor:
+class Crops(NamedTuple):
+    """One a row: whether mirrored, and where in the padded image the crop begins."""
+
+    flips: np.ndarray
+    tops: np.ndarray
+    lefts: np.ndarray
+
+
+def draw_crops(draws: np.ndarray, flip_prob: float, padding: int) -> Crops:
+    """[B, 3] in [0, 1): flip, vertical and horizontal shift."""
+    tops, lefts = np.floor(draws[:, 1:] * (2 * padding + 1)).astype(np.int64).T
+    return Crops(draws[:, 0] < flip_prob, tops, lefts)
+
+
+def flip_and_crop(images: torch.Tensor, crops: Crops, padding: int) -> torch.Tensor:
     """Mirror some images, then shift each by -padding..padding pixels both ways; what comes into view is black.
 
     Args:
         images: [B, H, W, 3] uint8.
-        draws: [B, 3] in [0, 1): flip, vertical and horizontal shift.
     Returns:
         [B, H, W, 3] uint8, a new tensor.
     """
     batch, height, width = images.shape[:3]
-    flips = draws[:, 0] < flip_prob
+    flips = crops.flips
     plain, mirrored = (on_device(np.flatnonzero(chosen), images.device) for chosen in (~flips, flips))
     padded = images.new_zeros(batch, height + 2 * padding, width + 2 * padding, 3)  # those to mirror come last
     inside = padded[:, padding:padding + height, padding:padding + width]
@@ -32,9 +47,8 @@ def flip_and_crop(images: torch.Tensor, draws: np.ndarray, flip_prob: float, pad
     # the same memory, so that picking a window an image copies rows of bytes.
     windows = padded.view(-1).as_strided(
         (padded.numel() // 3 - (height - 1) * columns - width + 1, height, width * 3), (3, columns * 3, 1))
-    top, left = np.floor(draws[:, 1:] * (2 * padding + 1)).astype(np.int64).T
     place = np.argsort(np.argsort(flips, kind="stable"))
-    starts = (place * rows + top) * columns + left
+    starts = (place * rows + crops.tops) * columns + crops.lefts
     return windows.index_select(0, on_device(starts, images.device)).view(images.shape)
 
 
@@ -59,12 +73,12 @@ def warp(x: torch.Tensor, matrices: np.ndarray, fill: float) -> torch.Tensor:
     return F.grid_sample(x - fill, grid, mode="bilinear", align_corners=False).add_(fill)
 
 
-def scale(x: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
-    """Enlarge or shrink each image about its centre by 0.9-1.1; what comes into view is grey (128).
-
-    Args:
-        x: [B, 3, H, W] float in 0..1.
-        draws: [B] in [0, 1).
-    """
+def draw_scale(draws: np.ndarray) -> np.ndarray:
+    """[B] in [0, 1) -> [B] factors of 0.9-1.1."""
     low, high = _SCALE
-    return warp(x, np.eye(2, 3) / (low + (high - low) * draws)[:, None, None], GRAY)
+    return low + (high - low) * draws
+
+
+def scale(x: torch.Tensor, factors: np.ndarray) -> torch.Tensor:
+    """Enlarge or shrink each image [3, H, W], float in 0..1, about its centre; what comes into view is grey (128)."""
+    return warp(x, np.eye(2, 3) / factors[:, None, None], GRAY)

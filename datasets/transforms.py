@@ -3,7 +3,8 @@
 The order is the lineage's: flip, pad and crop, colour jitter, scale, normalise, erase. What it did not have stands
 where its authors put it: permuted channels and AutoAugment come first, patches after the crop, AugMix and grey after
 the scale. Every draw is a function of (seed, epoch, position, purpose), made on the CPU as a few numbers an image. All
-operations work on many images at once, and none waits for the device.
+operations work on many images at once, and none waits for the device. On a CPU the lineage's own steps go through the
+pixels of one image after the other instead (pixels.py), which is twice as fast.
 """
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import cv2
 import numpy as np
 import torch
 
 from datasets.auto_augment import AUGMIX_DRAWS, AUTO_AUGMENT_DRAWS, augmix_, auto_augment
 from datasets.channels import permute_channels
 from datasets.color import color_jitter_, draw_jitter
-from datasets.geometry import flip_and_crop, scale
+from datasets.geometry import Crops, draw_crops, draw_scale, flip_and_crop, scale
+from datasets.pixels import PixelSteps
 from datasets.planes import on_device, to_planes
 from datasets.rectangles import (
     ERASE_DRAWS,
@@ -30,11 +33,12 @@ from datasets.rectangles import (
     grayscale_,
     paste_patches_,
 )
+from utils.parallel import in_threads, thread_count
 from utils.seed import uniform
 
 Draw = Callable[[str, int], np.ndarray]  # (purpose, n) -> [B, n] numbers in [0, 1)
 
-# Pixels of a CPU thread's share of a slice: their planes and what an operation adds to them stay in its cache.
+# Pixels of a slice on a CPU: their planes and what an operation adds to them stay in a core's cache.
 _CACHED_PIXELS = 2**16
 
 
@@ -84,6 +88,10 @@ class Recipe:
     gray_patch: float = 0.0
     gray: float = 0.0
 
+    def is_lineage(self) -> bool:
+        """True: all that follows the crop is what the lineage itself did."""
+        return not (self.patch or self.augmix or self.gray_patch or self.gray)
+
 
 class TrainAugment(Normalize):
     """The training transform of a whole batch.
@@ -121,17 +129,42 @@ class TrainAugment(Normalize):
             images = permute_channels(images, self.channels[pids.numpy()])
         if recipe.auto_augment:
             images = auto_augment(images, draw("auto augment", AUTO_AUGMENT_DRAWS), recipe.auto_augment)
-        images = flip_and_crop(images, draw("flip and crop", 3), recipe.flip, recipe.padding)
-        steps = list(self._steps(images, draw))
+        crops = draw_crops(draw("flip and crop", 3), recipe.flip, recipe.padding)
         batch, height, width, _ = images.shape
         out = torch.empty(batch, 3, height, width, device=images.device)
-        for rows in self._slices(images, draw):
+        threads = thread_count(images.device)
+        if images.device.type == "cpu" and recipe.is_lineage():
+            work = partial(self._pixel_steps(crops, (height, width), draw).run, images.numpy(), out.numpy())
+            slices = np.array_split(np.arange(batch), threads)
+        else:
+            work = self._planes_worker(flip_and_crop(images, crops, recipe.padding), out, draw)
+            slices = self._slices(images, draw)
+        for _ in in_threads(work, slices, threads):
+            pass
+        return out
+
+    def _pixel_steps(self, crops: Crops, size: tuple[int, int], draw: Draw) -> PixelSteps:
+        """What is done to the images of a batch one by one."""
+        recipe = self.recipe
+        cv2.setNumThreads(0)  # an image a thread: OpenCV's own threads would fight with them over the cores
+        return PixelSteps(
+            np.hstack([np.diag(1 / self.std), -(self.mean / self.std)[:, None]]).astype(np.float32),
+            crops, recipe.padding,
+            jitter=draw_jitter(draw("color jitter", 8)) if recipe.hard else None,
+            zoom=draw_scale(draw("scale", 1)[:, 0]) if recipe.hard else None,
+            erased=draw_erased(draw("erase", ERASE_DRAWS), recipe.erase, *size) if recipe.erase else None)
+
+    def _planes_worker(self, images: torch.Tensor, out: torch.Tensor, draw: Draw) -> Callable[[np.ndarray], None]:
+        """What is done to some rows of the cropped batch, side by side."""
+        steps = list(self._steps(images, draw))
+
+        def work(rows: np.ndarray) -> None:
             index = on_device(rows, images.device)
             x = to_planes(images.index_select(0, index))
             for step, *numbers in steps:
                 x = step(x, *(values[rows] for values in numbers))
             out.index_copy_(0, index, x)
-        return out
+        return work
 
     def _steps(self, images: torch.Tensor, draw: Draw) -> Iterator[tuple]:
         """What follows the crop: functions of planes [n, 3, H, W], each with its further arguments for the batch."""
@@ -140,7 +173,7 @@ class TrainAugment(Normalize):
             yield partial(paste_patches_, images), *draw_patches(draw("random patch", PATCH_DRAWS), recipe.patch, *size)
         if recipe.hard:
             yield color_jitter_, *draw_jitter(draw("color jitter", 8))
-            yield scale, draw("scale", 1)[:, 0]
+            yield scale, draw_scale(draw("scale", 1)[:, 0])
         if recipe.augmix:
             yield partial(augmix_, recipe.augmix), draw("augmix", AUGMIX_DRAWS)
         if recipe.gray_patch or recipe.gray:
@@ -150,11 +183,11 @@ class TrainAugment(Normalize):
             yield erase_, draw_erased(draw("erase", ERASE_DRAWS), recipe.erase, *size)
 
     def _slices(self, images: torch.Tensor, draw: Draw) -> Iterator[np.ndarray]:
-        """The rows to work on at once: all on an accelerator, on a CPU as many as its caches hold."""
+        """The rows to work on at once: all on an accelerator, on a CPU as many as a core's cache holds."""
         batch, height, width, _ = images.shape
         rows, length = np.arange(batch), batch
         if images.device.type == "cpu":
-            length = max(1, _CACHED_PIXELS * torch.get_num_threads() // (height * width))
+            length = max(1, _CACHED_PIXELS // (height * width))
             if self.recipe.hard:
                 rows = np.argsort(draw_jitter(draw("color jitter", 8)).turns, kind="stable")
         for start in range(0, batch, length):

@@ -1,6 +1,7 @@
 """Augmentation of a batch: each image its own draw, the lineage's steps in their order, few operations."""
 from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets import transforms
 from datasets.color import color_jitter_, draw_jitter
-from datasets.geometry import flip_and_crop, scale, warp
+from datasets.geometry import draw_crops, draw_scale, flip_and_crop, scale, warp
 from datasets.planes import to_pixels, to_planes
 from datasets.rectangles import ERASE_DRAWS, draw_erased
 from datasets.transforms import Normalize, Recipe, TrainAugment
@@ -16,6 +17,8 @@ from utils.seed import uniform
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LINEAGE = Recipe(flip=0.5, padding=4, erase=0.5, hard=True)
+# OpenCV 4 rounds the positions that it scales at to 1/32 pixel; between two pixels of noise that shows.
+ROUNDED = 0 if int(cv2.__version__.split(".")[0]) >= 5 else 0.3
 EVERYTHING = Recipe(flip=0.5, padding=4, erase=0.5, hard=True, patch=0.5, auto_augment=0.5, augmix=0.5, gray_patch=0.5,
                     gray=0.2)
 
@@ -27,6 +30,11 @@ def images():
 
 def augment(recipe, **options):
     return TrainAugment(MEAN, STD, recipe, seed=5, **options)
+
+
+def side_by_side():
+    """The lineage's steps as an accelerator takes them."""
+    return mock.patch.object(Recipe, "is_lineage", return_value=False)
 
 
 def without_patches(recipe):
@@ -124,15 +132,41 @@ def slow_augment(image, position):
 def test_the_batch_goes_through_the_lineages_steps_as_its_images_do_one_by_one(images):
     positions = np.arange(40, 56)
     out = augment(LINEAGE)(images, 3, positions)
+    with side_by_side():
+        planes = augment(LINEAGE)(images, 3, positions)
     for n, position in enumerate(positions):
+        expected = slow_augment(images[n].numpy(), position)
         # torchvision's hue goes through its own HSV, of 2e-3; a hundredth of an image's range after normalisation.
-        np.testing.assert_allclose(out[n].numpy(), slow_augment(images[n].numpy(), position), rtol=0, atol=2e-2)
+        np.testing.assert_allclose(planes[n].numpy(), expected, rtol=0, atol=2e-2)
+        np.testing.assert_allclose(out[n].numpy(), expected, rtol=0, atol=2e-2 + ROUNDED)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(flip=0.5), Recipe(flip=0.5, padding=4, erase=0.5), LINEAGE],
+                         ids=["nothing", "flip", "usual", "hard"])
+@pytest.mark.parametrize("size", [(24, 12), (33, 17)])
+def test_pixels_one_by_one_agree_with_planes_side_by_side(recipe, size):
+    images = torch.randint(0, 256, (40, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images[0], images[1] = 0, 255
+    images[2] = images[2, :, :, :1]  # grey
+    one_by_one = augment(recipe)(images, 2, np.arange(40))
+    with side_by_side():
+        planes = augment(recipe)(images, 2, np.arange(40))
+    assert one_by_one.is_contiguous()
+    torch.testing.assert_close(one_by_one, planes, rtol=0, atol=2e-4 + (ROUNDED if recipe.hard else 0))
+
+
+def test_threads_change_nothing(images):
+    for recipe in (LINEAGE, EVERYTHING):
+        for count in (16, 2):
+            one = augment(recipe)(images[:count], 2, np.arange(count))
+            with mock.patch.object(transforms, "thread_count", return_value=3):
+                assert torch.equal(augment(recipe)(images[:count], 2, np.arange(count)), one)
 
 
 def test_flip_and_crop_equal_pad_flip_crop_one_by_one(images):
     draws = np.random.default_rng(0).random((16, 3))
     for flip_prob, padding in ((0.5, 4), (0, 4), (1, 4), (0.5, 0)):
-        out = flip_and_crop(images, draws, flip_prob, padding)
+        out = flip_and_crop(images, draw_crops(draws, flip_prob, padding), padding)
         for n, image in enumerate(images.numpy()):
             assert np.array_equal(out[n].numpy(), slow_flip_and_crop(image, draws[n], flip_prob, padding))
 
@@ -156,7 +190,7 @@ def test_warp_agrees_with_loops(images):
 
 def test_scale_keeps_the_centre_and_fills_with_grey():
     x = torch.zeros(2, 3, 21, 21)
-    out = scale(x, np.array([0.0, 1.0]))  # 0.9 and 1.1
+    out = scale(x, draw_scale(np.array([0.0, 1.0])))  # 0.9 and 1.1
     assert out[0, 0, 10, 10] == pytest.approx(0, abs=1e-6)
     assert out[0, 0, 0, 0] == pytest.approx(128 / 255, abs=0.02)
     assert out[1].abs().max() < 1e-6
@@ -187,7 +221,7 @@ WAITING = {"_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2"
 
 def operations_of(recipe, batch):
     images = torch.randint(0, 256, (batch, 24, 12, 3), dtype=torch.uint8)
-    with mock.patch.object(transforms, "_CACHED_PIXELS", 10**9), Operations() as seen:
+    with mock.patch.object(transforms, "_CACHED_PIXELS", 10**9), side_by_side(), Operations() as seen:
         augment(recipe)(images, 1, np.arange(batch))
     return [name for name in seen.names if name not in VIEWS]
 
@@ -202,8 +236,9 @@ def test_a_slice_takes_few_operations_however_many_images_and_none_that_waits_fo
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_the_same_and_is_not_waited_for(images):
-    transform, device = augment(without_patches(EVERYTHING)), torch.device("cuda")
+@pytest.mark.parametrize("recipe", [LINEAGE, without_patches(EVERYTHING)], ids=["lineage", "everything"])
+def test_cuda_gives_the_same_and_is_not_waited_for(images, recipe):
+    transform, device = augment(recipe), torch.device("cuda")
     expected, there = transform(images, 1, np.arange(16)), images.to(device)
     transform(there, 1, np.arange(16))
     torch.cuda.set_sync_debug_mode("error")
@@ -212,5 +247,5 @@ def test_cuda_gives_the_same_and_is_not_waited_for(images):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     # Equalising and posterising put a level that lies on a border on either side of it.
-    far = (out.cpu() - expected).abs() > 1e-3
+    far = (out.cpu() - expected).abs() > 1e-3 + ROUNDED
     assert far.float().mean() < 0.01

@@ -1,6 +1,7 @@
 """Does this interpreter have what requirement files ask for? Exit code 0 = yes. Needs nothing but Python.
 
-Understands the lines that our files have: NAME, NAME>=VERSION and comments. opencv-python and its variants are one.
+Understands the lines that our files have: NAME, NAME>=VERSION and comments. opencv-python and its variants are one. A
+package that only some machines get (NAME>=VERSION; MARKER) is done without where it is missing.
 """
 import argparse
 import re
@@ -36,7 +37,7 @@ def problems(path: Path) -> list[str]:
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         line = line.split("#")[0].strip()
-        if not line:
+        if not line or ";" in line:
             continue
         match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:>=([0-9.]+))?", line)
         if not match:
