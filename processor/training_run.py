@@ -51,6 +51,7 @@ class Training:
     statistics: RunningStatistics = field(init=False)
     meter: MeanMeter = field(default_factory=MeanMeter)  # of the epoch so far
     skipped: Tensor = field(init=False)  # [2] on the device: steps skipped in a row, and in all
+    images: Tensor | None = None  # the last batch's, augmented; the next batch's take its place
     best: dict = field(default_factory=dict)  # the best evaluation so far: {"epoch", metric: value}
 
     def __post_init__(self) -> None:

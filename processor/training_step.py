@@ -44,7 +44,8 @@ def train_step(run: Training, batch: Batch, epoch: int, iteration: int, laps: La
 def forward_backward(run: Training, batch: Batch, epoch: int, iteration: int, laps: Laps) -> dict[str, Tensor]:
     """Gradients of a whole batch, micro-batch by micro-batch; returns the means of the loss, its terms and accuracy."""
     device, parts = run.precision.device, run.cfg.SOLVER.ACCUMULATION_STEPS
-    images = run.loaders.augment(batch.images.to(device, non_blocking=True), epoch, batch.positions, batch.pids)
+    images = run.images = run.loaders.augment(batch.images.to(device, non_blocking=True), epoch, batch.positions,
+                                              batch.pids, run.images)
     pids = batch.pids.to(device, non_blocking=True)
     found: dict[str, Tensor] = {}
     for part, (some_images, some_pids) in enumerate(zip(images.chunk(parts), pids.chunk(parts), strict=True)):

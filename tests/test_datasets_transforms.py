@@ -155,6 +155,17 @@ def test_pixels_one_by_one_agree_with_planes_side_by_side(recipe, size):
     torch.testing.assert_close(one_by_one, planes, rtol=0, atol=2e-4 + (ROUNDED if recipe.hard else 0))
 
 
+@pytest.mark.parametrize("recipe", [LINEAGE, EVERYTHING], ids=["lineage", "everything"])
+def test_an_earlier_results_memory_is_used_again_where_it_fits(images, recipe):
+    expected = [augment(recipe)(images, epoch, np.arange(16)) for epoch in (1, 2)]
+    first = augment(recipe)(images, 1, np.arange(16))
+    second = augment(recipe)(images, 2, np.arange(16), out=first)
+    assert second is first
+    assert torch.equal(second, expected[1])
+    assert augment(recipe)(images[:9], 1, np.arange(9), out=second) is not second
+    assert torch.equal(second, expected[1])
+
+
 def test_threads_change_nothing(images):
     for recipe in (LINEAGE, EVERYTHING):
         for count in (16, 2):

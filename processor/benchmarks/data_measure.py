@@ -149,8 +149,11 @@ def load_and_augment(job: Job) -> Steps:
 
 
 def _augmentation(job: Job, loaders: DataLoaders) -> Callable[[torch.Tensor, int, np.ndarray], None]:
+    out = None
+
     def augment(images: torch.Tensor, epoch: int, positions: np.ndarray) -> None:
-        loaders.augment(images.to(job.device, non_blocking=True), epoch, positions)
+        nonlocal out  # as a training step does
+        out = loaders.augment(images.to(job.device, non_blocking=True), epoch, positions, out=out)
         if job.device == "cuda":
             torch.cuda.synchronize()
     return augment
