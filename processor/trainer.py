@@ -33,6 +33,7 @@ from utils.dist import ALONE, Workers
 from utils.files import remove_leftovers, write_text
 from utils.logger import user_message
 from utils.meter import Laps
+from utils.process import RunLock
 from utils.stopping import Stopped, StopRequest
 from utils.versions import commit
 
@@ -58,14 +59,23 @@ def do_train(cfg, resume: str = "none", workers: Workers = ALONE) -> Path:
         resume: none = from epoch 1 | auto = from OUTPUT_DIR's newest whole checkpoint, if any | a checkpoint's path.
         workers: the processes that train together.
     Raises:
-        ValueError: the config, data or checkpoint cannot be used; said before the first step.
+        ValueError: the config, data or checkpoint cannot be used, or another training writes to OUTPUT_DIR; said before
+            the first step.
         FloatingPointError: too many steps in a row had no finite loss or gradient.
         Stopped: SIGTERM or SIGINT came; a checkpoint is written.
     """
     out = Path(cfg.OUTPUT_DIR)
-    if workers.is_main:
-        out.mkdir(parents=True, exist_ok=True)
+    if not workers.is_main:
+        return _train(cfg, resume, workers)
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLock(out / ".train.lock"):
         remove_leftovers(out)  # a checkpoint's half is as large as the model
+        return _train(cfg, resume, workers)
+
+
+def _train(cfg, resume: str, workers: Workers) -> Path:
+    """`do_train`, in a folder that is this run's alone."""
+    out = Path(cfg.OUTPUT_DIR)
     found = find_checkpoint(cfg, resume)
     run = build(cfg, pretrained=found is None, workers=workers)
     epochs, batches = (0, 0) if found is None else restore(run, *found)

@@ -11,6 +11,7 @@ from configs import load_cfg
 from processor import trainer
 from processor.trainer import do_train
 from utils.checkpoint import read_checkpoint
+from utils.process import RunLock
 
 
 def cfg_of(tiny_opts, *changes):
@@ -63,6 +64,16 @@ def test_with_every_augmentation_a_resumed_run_ends_in_the_same_weights(tiny_dat
     assert_same_state(read_checkpoint(run("resumed", 2, "auto")), read_checkpoint(whole))
     names = read_checkpoint(whole)["pid_names"]
     assert len(names) == len(set(names)) == len(read_checkpoint(whole)["model"]["classifier.weight"])
+
+
+def test_two_trainings_do_not_write_to_one_folder(tiny_opts, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    half = folder / ".latest.pth.1.tmp"
+    half.write_text("what the other run is writing")
+    with RunLock(folder / ".train.lock"), pytest.raises(ValueError, match=f"another run is at work in {folder}"):
+        do_train(load_cfg(None, tiny_opts))
+    assert {path.name for path in folder.iterdir()} == {".train.lock", half.name}
 
 
 def test_training_leaves_what_the_lineage_leaves(whole_run):

@@ -166,6 +166,32 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
         pass
 
 
+def test_a_folder_is_free_as_soon_as_its_run_is_killed_though_a_fork_of_it_lives(tmp_path):
+    """So it is with a loader's workers, which look after their parent every few seconds."""
+    program = f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from utils.process import RunLock
+with RunLock(Path({str(tmp_path / ".lock")!r})):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as run:
+        child = int(run.stdout.readline())
+        try:
+            with pytest.raises(ValueError, match="another run is at work"), RunLock(tmp_path / ".lock"):
+                pass
+            run.kill()
+            run.wait()
+            with RunLock(tmp_path / ".lock"):
+                os.kill(child, 0)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_a_logged_command_gives_its_code_and_keeps_its_output(tmp_path, capfd):
     code = run_logged([sys.executable, "-c", "import sys; print('seen'); sys.exit(3)"], tmp_path / "a.log", tmp_path)
     assert code == 3

@@ -4,12 +4,16 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import functools
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
+
+logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 # glibc otherwise gives large tensors' memory back to the system and takes it again, page by page, at every step:
@@ -19,23 +23,35 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2
 
 
 class RunLock:
-    """Holds a folder for one run; the system lets go of it however the run ends."""
+    """Holds a folder for one run; the system lets go of it however the run ends.
+
+    The lock is this process's alone: a loader's workers, which outlive a killed run by seconds, do not hold it. Where a
+    file system knows no locks, there is none.
+    """
+
+    _held: ClassVar[set[str]] = set()  # a process is not in its own way, and loses a lock with any handle that it closes
 
     def __init__(self, path: Path):
         self.path = path
 
     def __enter__(self) -> RunLock:
+        self._name = os.path.realpath(self.path)
+        taken = f"another run is at work in {self.path.parent}; wait for it or use another folder"
+        if self._name in self._held:
+            raise ValueError(taken)
         self._file = open(self.path, "w")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             self._file.close()
-            raise ValueError(
-                f"another run is at work in {self.path.parent}; wait for it or use another folder"
-            ) from error
+            raise ValueError(taken) from error
+        except OSError as error:
+            logger.debug("%s cannot be locked: %s", self.path, error)
+        self._held.add(self._name)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._held.discard(self._name)
         self._file.close()
 
 
