@@ -29,7 +29,7 @@ class RunLock:
     file system knows no locks, there is none.
     """
 
-    _held: ClassVar[set[str]] = set()  # a process is not in its own way, and loses a lock with any handle that it closes
+    _held: ClassVar[set[str]] = set()  # a process is not in its own way, and closing any handle of a file unlocks it
 
     def __init__(self, path: Path):
         self.path = path
