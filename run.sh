@@ -61,7 +61,8 @@ case "${1:-}" in
         [ "${1:-}" != --all ] || { selection=(); shift; }
         setup requirements.txt requirements-test.txt
         "$interpreter" -m ruff check .
-        exec "$interpreter" -m pytest "${selection[@]}" "$@"
+        # Two processes, a file of tests each at a time; for --pdb: -n 0.
+        exec "$interpreter" -m pytest -n 2 --dist loadfile "${selection[@]}" "$@"
         ;;
     "" | --dry-run)
         setup requirements.txt

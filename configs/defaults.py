@@ -158,7 +158,8 @@ _C.DATALOADER.SAMPLER = "softmax"
 # K, images of one identity in a P x K batch, >= 2 there.
 _C.DATALOADER.NUM_INSTANCE = 16
 # A training image that cannot be read or decoded: error: stop | skip: name and count it in the log, and take another
-# image of its identity, a function of SEED, epoch and position. A test always stops.
+# image of its identity, a function of SEED, epoch and position. A wrong line of a training list, or one whose image is
+# missing: error: stop | skip: name it and leave it out. A test always stops.
 _C.DATALOADER.ON_BAD_IMAGE = "error"
 # True: a P x K batch draws its identities from all training sets alike, or by SET_SHARES; False: by their size.
 _C.DATALOADER.BALANCE_SETS = False

@@ -1,10 +1,13 @@
 """What every data set hands over: samples, query/gallery pairs, and a table of what there is."""
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN_PID = -1  # a test image without ground truth
 UNKNOWN_CAMID = 0  # the data set does not say which camera took the picture
@@ -98,12 +101,23 @@ class Problems:
         Raises:
             ValueError: there was a fault; one line each under "WHAT: N problems", and the advice last.
         """
-        if not self.count:
-            return
+        if self.count:
+            raise ValueError("\n".join([*self._lines(what), advice] if advice else self._lines(what)))
+
+    def settle(self, what: str, advice: str, skip: bool) -> None:
+        """Raise what was collected; with `skip`, warn that it is left out (DATALOADER.ON_BAD_IMAGE).
+
+        Raises:
+            ValueError: as `raise_if_any`.
+        """
+        if not skip:
+            self.raise_if_any(what, f"{advice} Or train without them: DATALOADER.ON_BAD_IMAGE skip.")
+        elif self.count:
+            logger.warning("left out: %s", "\n".join(self._lines(what)))
+
+    def _lines(self, what: str) -> list[str]:
         lines = [f"{what}: {self.count} problem{'s' * (self.count > 1)}", *self._texts]
-        if self.count > len(self._texts):
-            lines.append(f"… and {self.count - len(self._texts)} more")
-        raise ValueError("\n".join([*lines, advice] if advice else lines))
+        return [*lines, f"… and {self.count - len(self._texts)} more"] if self.count > len(self._texts) else lines
 
 
 def some(names: Iterable[str], shown: int = 3) -> str:

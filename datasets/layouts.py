@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.bases import Problems, ReIDData
-from datasets.images import is_safe_path, list_images
+from datasets.images import is_safe_path, scan_images
 from datasets.lists import OUTSIDE, ImageFolder, quoted, read_lines
 from datasets.records import JUNK, Record, to_data, wanted_splits
 
@@ -122,7 +122,8 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def load_layout(name: str, root: str | os.PathLike, parts: Collection[str] = ("train", "test")) -> ReIDData:
+def load_layout(name: str, root: str | os.PathLike, parts: Collection[str] = ("train", "test"),
+                skip: bool = False) -> ReIDData:
     """Read the file names or lists of a public set and compare its counts with the published ones.
 
     No image is opened. Counts that differ are a warning: a part of a set may be all that somebody has.
@@ -131,6 +132,7 @@ def load_layout(name: str, root: str | os.PathLike, parts: Collection[str] = ("t
         name: of LAYOUTS.
         root: the folder that holds the set's own, or that folder itself.
         parts: of "train" and "test"; only what is asked for is looked at.
+        skip: leave out, with a warning, files and lines that are none of the set's.
     Raises:
         FileNotFoundError: the set, one of its folders or one of its lists is missing.
         ValueError: a file or a line of a list is none of the set's, or leaves its folder (all faults).
@@ -141,7 +143,7 @@ def load_layout(name: str, root: str | os.PathLike, parts: Collection[str] = ("t
     problems = Problems()
     records = {split: list(_read_split(layout, rule, home, folders[split], problems))
                for split, rule in splits.items()}
-    problems.raise_if_any(f"{name} in {home}", "Rename or remove what does not belong there; complete what is missing.")
+    problems.settle(f"{name} in {home}", "Rename or remove what does not belong there; complete what is missing.", skip)
     for split, rule in splits.items():
         _compare(name, split, records[split], rule.published, home)
     return to_data(name, records)
@@ -184,9 +186,11 @@ def _find_folders(name: str, home: Path, splits: dict[str, Split]) -> dict[str, 
 def _read_split(layout: Layout, rule: Split, home: Path, folder: str, problems: Problems) -> Iterator[Record]:
     """The images of one split; what is none of the set's is added to `problems`."""
     if not rule.lists:
-        for file in list_images(home / folder):
+        for file, problem in sorted(scan_images(home / folder)):
             match = layout.name.fullmatch(file)
-            if match is None:
+            if problem:
+                problems.add(f"{folder}/{file}: {problem}")
+            elif match is None:
                 problems.add(f"{folder}/{file}: not a name of this set")
             else:
                 yield Record(f"{folder}/{file}", rule.prefix + _number(match["pid"]), int(match["camid"]))

@@ -155,7 +155,7 @@ def derived_dir(cfg) -> Path:
 
 def _places(cfg) -> Places:
     return Places(cfg.DATASETS.ROOT_DIR, tuple(cfg.DATASETS.TRAIN_SETS), cfg.DATASETS.TEST_DIR, derived_dir(cfg),
-                  cfg.DATASETS.UNLABEL_DIR)
+                  cfg.DATASETS.UNLABEL_DIR, skip=cfg.DATALOADER.ON_BAD_IMAGE == "skip")
 
 
 def _trained(cfg) -> list[Reference]:

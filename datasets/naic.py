@@ -80,7 +80,8 @@ UNLABEL = TrainSet("unlabel", "images", "", "label.txt", "", "train_2020_fs_unla
 
 # ------------------------------------------------------------------------------------------------------- the whole
 def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), test_dir: str = TEST_DIR,
-              derived_dir: str | os.PathLike | None = None, parts: Collection[str] = ("train", "test")) -> ReIDData:
+              derived_dir: str | os.PathLike | None = None, parts: Collection[str] = ("train", "test"),
+              skip: bool = False) -> ReIDData:
     """Read the lists of NAIC and check them against the disk; no image is opened.
 
     Only what `parts` asks for is looked at: training needs no test folder, testing no training set.
@@ -91,6 +92,7 @@ def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), test_d
         test_dir: the test folder's name inside MyDataSet/.
         derived_dir: folder of derived lists (cleaned lists, domain lists), looked at after the data's own folders.
         parts: of "train" and "test".
+        skip: leave out, with a warning, lines of training lists that are wrong.
     Returns:
         Keys are relative to `data_root(root)`. Training samples are in the order of the sets in TRAIN_SETS and of their
         lists. Evaluations: "green" and "normal"; a domain without queries or without gallery is left out, with a line
@@ -107,13 +109,13 @@ def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), test_d
     train: list[Sample] = []
     pid_names: list[str] = []
     if "train" in parts:
-        train, pid_names = _load_train(_find_lists(data, _choose_sets(train_sets), derived), data)
+        train, pid_names = _load_train(_find_lists(data, _choose_sets(train_sets), derived), data, skip)
     evaluations = _load_test(data, test_dir, derived) if "test" in parts else {}
     return ReIDData(train, len(pid_names), pid_names, evaluations)
 
 
-def load_unlabel(folder: str | os.PathLike) -> ReIDData:
-    """Read a pseudo-labelled set, images/ and label.txt, as `load_naic` reads a training set.
+def load_unlabel(folder: str | os.PathLike, skip: bool = False) -> ReIDData:
+    """Read a pseudo-labelled set, images/ and label.txt, as `load_naic` reads a training set; `skip` as there.
 
     Returns:
         Keys are `unlabel/images/NAME`, whatever the folder is called. Identities are named so that those of NAIC's own
@@ -127,7 +129,7 @@ def load_unlabel(folder: str | os.PathLike) -> ReIDData:
         raise FileNotFoundError(f"no pseudo-labelled set in {folder}: it needs {UNLABEL.images}/ and {path.name}; "
                                 "tools/pseudo_label.py makes one. Name its folder in DATASETS.UNLABEL_DIR, or set "
                                 "DATASETS.USE_UNLABEL to False")
-    train, pid_names = _load_train([(UNLABEL, folder, path)], folder.parent)
+    train, pid_names = _load_train([(UNLABEL, folder, path)], folder.parent, skip)
     return ReIDData(train, len(pid_names), pid_names, {})
 
 
@@ -161,16 +163,17 @@ def _choose_sets(names: Sequence[str]) -> list[TrainSet]:
     return [train_set for name, train_set in TRAIN_SETS.items() if not names or name in names]
 
 
-def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path) -> tuple[list[Sample], list[str]]:
+def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path, skip: bool) -> tuple[list[Sample], list[str]]:
     """Training samples with class indices, and the identities' names by class index.
 
     Args:
         lists: each set with its folder and its list.
         data: the folder that files are named from in messages.
+        skip: leave out, with a warning, lines that are wrong.
     """
     problems = Problems()
     images = [(train_set, *_read_set(train_set, folder, path, data, problems)) for train_set, folder, path in lists]
-    problems.raise_if_any("training lists", "Correct the lists, or complete the image folders.")
+    problems.settle("training lists", "Correct the lists, or complete the image folders.", skip)
 
     kept: list[tuple[TrainSet, list[str], list[str]]] = []
     names: set[str] = set()

@@ -24,43 +24,53 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from datasets.bases import UNKNOWN_CAMID, Problems, ReIDData, some
-from datasets.images import is_inside, is_safe_path, list_images
+from datasets.images import is_inside, is_safe_path, scan_images
 from datasets.lists import OUTSIDE, ImageFolder, quoted
 from datasets.records import SPLITS, Record, to_data, wanted_splits
 
 COLUMNS = ("path", "pid", "camid", "split")
 
 
-def load_tree(name: str, folder: str | os.PathLike, parts: Collection[str] = ("train", "test")) -> ReIDData:
+def load_tree(name: str, folder: str | os.PathLike, parts: Collection[str] = ("train", "test"),
+              skip: bool = False) -> ReIDData:
     """Read a tree of identity folders; no image is opened.
 
     Args:
         name: what its keys and identities begin with.
         folder: the tree.
         parts: of "train" and "test".
+        skip: leave out, with a warning, what leads out of the folder.
     Raises:
         NotADirectoryError: there is no such folder.
-        ValueError: the folder mixes splits and identities, or a link leads out of it.
+        ValueError: the folder mixes splits and identities, or a link leads out of it (all).
     """
-    folder = Path(folder)
-    names = set(_folders(folder))
+    folder, problems = Path(folder), Problems()
+    identities = _folders(folder, problems)
+    names = set(identities)
     splits = names & set(SPLITS)
     if splits and names != splits:
         raise ValueError(f"{folder} has both {some(splits)} and {some(names - splits)}: put all identities into "
                          "train/, query/ or gallery/, or none of them")
-    there = {split: split for split in splits} if splits else {"train": "."}
-    return to_data(name, {split: list(_read_identities(folder, there[split])) if split in there else []
-                          for split in wanted_splits(parts)})
+    records: dict[str, list[Record]] = {split: [] for split in wanted_splits(parts)}
+    for split in splits & set(records):
+        records[split] = list(_read_identities(folder, f"{split}/", _folders(folder / split, problems), problems))
+    if not splits and "train" in records:
+        records["train"] = list(_read_identities(folder, "", identities, problems))
+    problems.settle(str(folder), "Rename it, or put there what links lead to.", skip)
+    return to_data(name, records)
 
 
-def _read_identities(folder: Path, split: str) -> Iterator[Record]:
-    """The images of all identities in a split's folder, "." where the tree has no splits."""
-    for pid in _folders(folder / split):
-        for file in list_images(folder / split / pid):
-            yield Record(f"{pid}/{file}" if split == "." else f"{split}/{pid}/{file}", pid, UNKNOWN_CAMID)
+def _read_identities(folder: Path, split: str, pids: list[str], problems: Problems) -> Iterator[Record]:
+    """The images of these identities; split: what the paths begin with."""
+    for pid in pids:
+        for file, problem in sorted(scan_images(folder / split / pid)):
+            if problem:
+                problems.add(f"{split}{pid}/{file}: {problem}")
+            else:
+                yield Record(f"{split}{pid}/{file}", pid, UNKNOWN_CAMID)
 
 
-def _folders(folder: Path) -> list[str]:
+def _folders(folder: Path, problems: Problems) -> list[str]:
     """Sorted names of the folders in a folder; hidden ones are passed over."""
     if not folder.is_dir():
         raise NotADirectoryError(f"no folder {folder}: a tree has a folder for each identity, or train/, query/ and "
@@ -72,20 +82,23 @@ def _folders(folder: Path) -> list[str]:
             if entry.name.startswith(".") or not entry.is_dir():
                 continue
             if not is_safe_path(entry.name):
-                raise ValueError(f"{entry.path}: a name may not hold a backslash or begin like a drive; rename it")
-            if entry.is_symlink() and not is_inside(entry.path, folder):
-                raise ValueError(f"{entry.path}: is a link that leads out of its folder; put the folder itself there")
-            names.append(entry.name)
+                problems.add(f"{entry.path}: a name may not hold a backslash or begin like a drive; rename it")
+            elif entry.is_symlink() and not is_inside(entry.path, folder):
+                problems.add(f"{entry.path}: is a link that leads out of its folder; put the folder itself there")
+            else:
+                names.append(entry.name)
     return sorted(names)
 
 
-def load_csv(name: str, path: str | os.PathLike, parts: Collection[str] = ("train", "test")) -> ReIDData:
+def load_csv(name: str, path: str | os.PathLike, parts: Collection[str] = ("train", "test"),
+             skip: bool = False) -> ReIDData:
     """Read a CSV of images; no image is opened.
 
     Args:
         name: what its keys and identities begin with.
         path: the file.
         parts: of "train" and "test".
+        skip: leave out, with a warning, lines that are wrong.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is malformed, or names an image that is not there or not inside the file's folder (all).
@@ -97,7 +110,7 @@ def load_csv(name: str, path: str | os.PathLike, parts: Collection[str] = ("trai
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for split, record in _read_rows(path, problems):
         records[split].append(record)
-    problems.raise_if_any(str(path))
+    problems.settle(str(path), "Correct the lines, or put the images there.", skip)
     return to_data(name, {split: records[split] for split in wanted_splits(parts)})
 
 

@@ -41,6 +41,7 @@ class Places:
         train_sets, test_dir: NAIC's, see `load_naic`.
         derived_dir: NAIC's, and where a pseudo-labelled set is looked for.
         unlabel_dir: where the pseudo-labelled set lies; "" = see `unlabel_folder`.
+        skip: what of a training set is wrong or missing is left out with a warning; of a test set it is an error.
     """
 
     root: str | os.PathLike
@@ -48,6 +49,11 @@ class Places:
     test_dir: str = TEST_DIR
     derived_dir: str | os.PathLike | None = None
     unlabel_dir: str | os.PathLike = ""
+    skip: bool = False
+
+    def skips(self, parts: Collection[str]) -> bool:
+        """Whether faults of these parts are left out."""
+        return self.skip and "test" not in parts
 
 
 class Reference(NamedTuple):
@@ -84,7 +90,7 @@ class DatasetEntry(NamedTuple):
 # ------------------------------------------------------------------ the kinds
 def _load_naic(_: Reference, places: Places, parts: Collection[str]) -> ReIDData:
     return load_naic(places.root, train_sets=places.train_sets, test_dir=places.test_dir,
-                     derived_dir=places.derived_dir, parts=parts)
+                     derived_dir=places.derived_dir, parts=parts, skip=places.skips(parts))
 
 
 def _naic_folder(_: Reference, places: Places) -> Path:
@@ -92,7 +98,7 @@ def _naic_folder(_: Reference, places: Places) -> Path:
 
 
 def _load_unlabel(_: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_unlabel(unlabel_folder(places)) if "train" in parts else ReIDData()
+    return load_unlabel(unlabel_folder(places), places.skips(parts)) if "train" in parts else ReIDData()
 
 
 def unlabel_folder(places: Places) -> Path:
@@ -106,7 +112,7 @@ def unlabel_folder(places: Places) -> Path:
 
 
 def _load_layout(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_layout(reference.kind, places.root, parts)
+    return load_layout(reference.kind, places.root, parts, places.skips(parts))
 
 
 def _layout_folder(reference: Reference, places: Places) -> Path:
@@ -114,7 +120,7 @@ def _layout_folder(reference: Reference, places: Places) -> Path:
 
 
 def _load_tree(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_tree(reference.name, _tree_folder(reference, places), parts)
+    return load_tree(reference.name, _tree_folder(reference, places), parts, places.skips(parts))
 
 
 def _tree_folder(reference: Reference, places: Places) -> Path:
@@ -124,7 +130,7 @@ def _tree_folder(reference: Reference, places: Places) -> Path:
 
 
 def _load_csv(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_csv(reference.name, Path(places.root) / reference.place, parts)
+    return load_csv(reference.name, Path(places.root) / reference.place, parts, places.skips(parts))
 
 
 def _csv_folder(reference: Reference, places: Places) -> Path:

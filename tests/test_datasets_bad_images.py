@@ -171,7 +171,8 @@ def test_a_bad_test_image_leaves_out_the_evaluations_of_a_training_that_asked_to
 
 
 def test_planted_faults_do_not_stop_a_training_that_asked_to_skip(data, caplog):
-    """Cut, empty, a GIF, damaged; a picture of one pixel and one of 16 bits are no faults."""
+    """Cut, empty, a GIF, damaged, in the list a path that leaves the folder and an image that is not there; a picture
+    of one pixel, one of 16 bits, a Chinese name, CRLF and a byte-order mark are no faults."""
     keys = [sample.key for sample in loaders_of(data).data.train]
     chosen = keys[::7]
     damage(data, chosen[:4])
@@ -180,7 +181,17 @@ def test_planted_faults_do_not_stop_a_training_that_asked_to_skip(data, caplog):
     options = [*tiny_options(data, data.parent / "model"), "SOLVER.MAX_EPOCHS", "2", "SOLVER.STEPS", "[1]"]
     with pytest.raises(ValueError, match=r"\.png: "):
         do_train(load_cfg(None, options))
+    path = data / "MyDataSet/train_2020_fs/train_list.txt"
+    lines, chinese = path.read_text().splitlines(), "行人.png"
+    shutil.copy(path.parent / "images" / lines[0].split(":")[0], path.parent / "images" / chinese)
+    lines += ["../../train_2020_cs/images/x.png:3", "not_there.png:4", f"{chinese}:{lines[0].split(':')[1]}"]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    with pytest.raises(ValueError, match=r"(?s)training lists: 2 problems.*DATALOADER\.ON_BAD_IMAGE skip"):
+        do_train(load_cfg(None, options))
     last = do_train(load_cfg(None, [*options, "DATALOADER.ON_BAD_IMAGE", "skip"]))
     assert last.is_file()
     named = {line for key in chosen for line in re.findall(rf"bad image, replaced: ({re.escape(key)})", caplog.text)}
     assert named == set(chosen[:4])
+    assert "left out: training lists: 2 problems" in caplog.text
+    assert f"train_list.txt:{len(lines) - 2}: a list may only name files inside its own folder" in caplog.text
+    assert f"train_list.txt:{len(lines) - 1}: no such image: 'not_there.png'" in caplog.text

@@ -26,6 +26,39 @@ def load(names, root, parts=("train", "test"), **places):
     return load_sets(parse_names(names), Places(root, **places), parts)
 
 
+def spoil_csv(root):
+    with open(root / "people.csv", "a") as file:
+        file.write("\n../x.jpg,1,3,train\npeople/1/none.jpg,1,3,train\npeople/1/1.jpg,1,x,train\n")
+    return 3
+
+
+def spoil_tree(root):
+    (root / "people/1/9.jpg").symlink_to("/etc/passwd")
+    (root / "people/elsewhere").symlink_to("/etc")
+    return 2
+
+
+def spoil_layout(root):
+    folder = root / "Market-1501-v15.09.15/bounding_box_train"
+    (folder / "0002_c1s1_000001_00.jpg").symlink_to("/etc/passwd")
+    (folder / "thumbnail.jpg").write_bytes(b"")
+    return 2
+
+
+@pytest.mark.parametrize(("name", "spoil"), [("csv:people.csv", spoil_csv), ("tree:people", spoil_tree),
+                                             ("market1501", spoil_layout)])
+def test_what_is_wrong_in_a_training_set_is_left_out_where_that_is_asked(root, name, spoil, caplog):
+    sound = load(name, root, ("train",))[0]
+    count = spoil(root)
+    with pytest.raises(ValueError, match=rf"(?s): {count} problems\n.*DATALOADER\.ON_BAD_IMAGE skip"):
+        load(name, root, ("train",))
+    assert load(name, root, ("train",), skip=True)[0] == sound
+    assert f": {count} problems\n" in caplog.text
+    if name != "market1501":  # its test part lies in other folders
+        with pytest.raises(ValueError, match=f": {count} problems"):
+            load(name, root, skip=True)
+
+
 @pytest.fixture
 def root(tiny_data, tmp_path):
     """NAIC (the tiny demo set), Market-1501, DukeMTMC-reID, a tree and a CSV under one root."""
