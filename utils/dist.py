@@ -139,6 +139,11 @@ class _GatherRows(torch.autograd.Function):
 
 ALONE = Workers()
 
+# Process groups, kept until the process ends. One that is freed with a model in DistributedDataParallel waits for gloo's
+# thread while it holds Python's lock, and the thread may just be letting go of the last exchange's tensors, for which it
+# needs that lock. With torch 2.11, one of four runs that were told to stop hung so.
+_ended: list[dist.ProcessGroup] = []
+
 
 @contextlib.contextmanager
 def worker_group() -> Iterator[Workers]:
@@ -153,6 +158,7 @@ def worker_group() -> Iterator[Workers]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    _ended.append(dist.group.WORLD)
     try:
         yield Workers(dist.get_rank(), dist.get_world_size())
     finally:
