@@ -151,8 +151,7 @@ class TrainAugment(Normalize):
         recipe = self.recipe
         cv2.setNumThreads(0)  # an image a thread: OpenCV's own threads would fight with them over the cores
         return PixelSteps(
-            np.hstack([np.diag(1 / self.std), -(self.mean / self.std)[:, None]]).astype(np.float32),
-            crops, recipe.padding,
+            self.mean.numpy(), self.std.numpy(), crops, recipe.padding,
             jitter=draw_jitter(draw("color jitter", 8)) if recipe.hard else None,
             zoom=draw_scale(draw("scale", 1)[:, 0]) if recipe.hard else None,
             erased=draw_erased(draw("erase", ERASE_DRAWS), recipe.erase, *size) if recipe.erase else None)

@@ -139,9 +139,9 @@ class _GatherRows(torch.autograd.Function):
 
 ALONE = Workers()
 
-# Process groups, kept until the process ends. One that is freed with a model in DistributedDataParallel waits for gloo's
-# thread while it holds Python's lock, and the thread may just be letting go of the last exchange's tensors, for which it
-# needs that lock. With torch 2.11, one of four runs that were told to stop hung so.
+# Process groups, kept until the process ends. One that is freed with a model in DistributedDataParallel waits for
+# gloo's thread while it holds Python's lock, and the thread may just be letting go of the last exchange's tensors, for
+# which it needs that lock. With torch 2.11, one of four runs that were told to stop hung so.
 _ended: list[dist.ProcessGroup] = []
 
 
