@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -139,11 +140,6 @@ class _GatherRows(torch.autograd.Function):
 
 ALONE = Workers()
 
-# Process groups, kept until the process ends. One that is freed with a model in DistributedDataParallel waits for
-# gloo's thread while it holds Python's lock, and the thread may just be letting go of the last exchange's tensors, for
-# which it needs that lock. With torch 2.11, one of four runs that were told to stop hung so.
-_ended: list[dist.ProcessGroup] = []
-
 
 @contextlib.contextmanager
 def worker_group() -> Iterator[Workers]:
@@ -158,8 +154,11 @@ def worker_group() -> Iterator[Workers]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
-    _ended.append(dist.group.WORLD)
     try:
         yield Workers(dist.get_rank(), dist.get_world_size())
     finally:
+        # Gloo's threads need Python's lock to let go of the last exchange's tensors, and here they get it. Later a model
+        # in DistributedDataParallel may free the group with that lock held, and would wait for them forever: with torch
+        # 2.11 one of four trainings that were told to stop hung so.
+        time.sleep(0.1)
         dist.destroy_process_group()
