@@ -157,8 +157,8 @@ def worker_group() -> Iterator[Workers]:
     try:
         yield Workers(dist.get_rank(), dist.get_world_size())
     finally:
-        # Gloo's threads need Python's lock to let go of the last exchange's tensors, and here they get it. Later a model
-        # in DistributedDataParallel may free the group with that lock held, and would wait for them forever: with torch
-        # 2.11 one of four trainings that were told to stop hung so.
+        # Gloo's threads need Python's lock to let go of the last exchange's tensors, and here they get it. Later a
+        # model in DistributedDataParallel may free the group with that lock held, and would wait for them forever: with
+        # torch 2.11 one of four trainings that were told to stop hung so.
         time.sleep(0.1)
         dist.destroy_process_group()
