@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,13 +104,15 @@ class Problems:
         if self.count:
             raise ValueError("\n".join([*self._lines(what), advice] if advice else self._lines(what)))
 
-    def settle(self, what: str, advice: str, skip: bool) -> None:
-        """Raise what was collected; with `skip`, warn that it is left out (DATALOADER.ON_BAD_IMAGE).
+    def settle(self, what: str, advice: str, parts: Collection[str], skip: bool) -> None:
+        """Raise what was collected, or, where it is about training alone and `skip` is true, warn that it is left out.
 
         Raises:
-            ValueError: as `raise_if_any`.
+            ValueError: as `raise_if_any`; of training alone, it names DATALOADER.ON_BAD_IMAGE as well.
         """
-        if not skip:
+        if "test" in parts:  # a ranking would lack an image
+            self.raise_if_any(what, advice)
+        elif not skip:
             self.raise_if_any(what, f"{advice} Or train without them: DATALOADER.ON_BAD_IMAGE skip.")
         elif self.count:
             logger.warning("left out: %s", "\n".join(self._lines(what)))

@@ -132,7 +132,7 @@ def load_layout(name: str, root: str | os.PathLike, parts: Collection[str] = ("t
         name: of LAYOUTS.
         root: the folder that holds the set's own, or that folder itself.
         parts: of "train" and "test"; only what is asked for is looked at.
-        skip: leave out, with a warning, files and lines that are none of the set's.
+        skip: where parts are "train" alone, leave out, with a warning, files and lines that are none of the set's.
     Raises:
         FileNotFoundError: the set, one of its folders or one of its lists is missing.
         ValueError: a file or a line of a list is none of the set's, or leaves its folder (all faults).
@@ -143,7 +143,8 @@ def load_layout(name: str, root: str | os.PathLike, parts: Collection[str] = ("t
     problems = Problems()
     records = {split: list(_read_split(layout, rule, home, folders[split], problems))
                for split, rule in splits.items()}
-    problems.settle(f"{name} in {home}", "Rename or remove what does not belong there; complete what is missing.", skip)
+    problems.settle(f"{name} in {home}", "Rename or remove what does not belong there; complete what is missing.",
+                    parts, skip)
     for split, rule in splits.items():
         _compare(name, split, records[split], rule.published, home)
     return to_data(name, records)

@@ -173,7 +173,7 @@ def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path, skip: bool
     """
     problems = Problems()
     images = [(train_set, *_read_set(train_set, folder, path, data, problems)) for train_set, folder, path in lists]
-    problems.settle("training lists", "Correct the lists, or complete the image folders.", skip)
+    problems.settle("training lists", "Correct the lists, or complete the image folders.", ("train",), skip)
 
     kept: list[tuple[TrainSet, list[str], list[str]]] = []
     names: set[str] = set()

@@ -39,7 +39,7 @@ def load_tree(name: str, folder: str | os.PathLike, parts: Collection[str] = ("t
         name: what its keys and identities begin with.
         folder: the tree.
         parts: of "train" and "test".
-        skip: leave out, with a warning, what leads out of the folder.
+        skip: where parts are "train" alone, leave out, with a warning, what leads out of the folder.
     Raises:
         NotADirectoryError: there is no such folder.
         ValueError: the folder mixes splits and identities, or a link leads out of it (all).
@@ -56,7 +56,7 @@ def load_tree(name: str, folder: str | os.PathLike, parts: Collection[str] = ("t
         records[split] = list(_read_identities(folder, f"{split}/", _folders(folder / split, problems), problems))
     if not splits and "train" in records:
         records["train"] = list(_read_identities(folder, "", identities, problems))
-    problems.settle(str(folder), "Rename it, or put there what links lead to.", skip)
+    problems.settle(str(folder), "Rename it, or put there what links lead to.", parts, skip)
     return to_data(name, records)
 
 
@@ -98,7 +98,7 @@ def load_csv(name: str, path: str | os.PathLike, parts: Collection[str] = ("trai
         name: what its keys and identities begin with.
         path: the file.
         parts: of "train" and "test".
-        skip: leave out, with a warning, lines that are wrong.
+        skip: where parts are "train" alone, leave out, with a warning, lines that are wrong.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is malformed, or names an image that is not there or not inside the file's folder (all).
@@ -110,7 +110,7 @@ def load_csv(name: str, path: str | os.PathLike, parts: Collection[str] = ("trai
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for split, record in _read_rows(path, problems):
         records[split].append(record)
-    problems.settle(str(path), "Correct the lines, or put the images there.", skip)
+    problems.settle(str(path), "Correct the lines, or put the images there.", parts, skip)
     return to_data(name, {split: records[split] for split in wanted_splits(parts)})
 
 

@@ -51,10 +51,6 @@ class Places:
     unlabel_dir: str | os.PathLike = ""
     skip: bool = False
 
-    def skips(self, parts: Collection[str]) -> bool:
-        """Whether faults of these parts are left out."""
-        return self.skip and "test" not in parts
-
 
 class Reference(NamedTuple):
     """One set of a text of names.
@@ -90,7 +86,7 @@ class DatasetEntry(NamedTuple):
 # ------------------------------------------------------------------ the kinds
 def _load_naic(_: Reference, places: Places, parts: Collection[str]) -> ReIDData:
     return load_naic(places.root, train_sets=places.train_sets, test_dir=places.test_dir,
-                     derived_dir=places.derived_dir, parts=parts, skip=places.skips(parts))
+                     derived_dir=places.derived_dir, parts=parts, skip=places.skip)
 
 
 def _naic_folder(_: Reference, places: Places) -> Path:
@@ -98,7 +94,7 @@ def _naic_folder(_: Reference, places: Places) -> Path:
 
 
 def _load_unlabel(_: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_unlabel(unlabel_folder(places), places.skips(parts)) if "train" in parts else ReIDData()
+    return load_unlabel(unlabel_folder(places), places.skip) if "train" in parts else ReIDData()
 
 
 def unlabel_folder(places: Places) -> Path:
@@ -112,7 +108,7 @@ def unlabel_folder(places: Places) -> Path:
 
 
 def _load_layout(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_layout(reference.kind, places.root, parts, places.skips(parts))
+    return load_layout(reference.kind, places.root, parts, places.skip)
 
 
 def _layout_folder(reference: Reference, places: Places) -> Path:
@@ -120,7 +116,7 @@ def _layout_folder(reference: Reference, places: Places) -> Path:
 
 
 def _load_tree(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_tree(reference.name, _tree_folder(reference, places), parts, places.skips(parts))
+    return load_tree(reference.name, _tree_folder(reference, places), parts, places.skip)
 
 
 def _tree_folder(reference: Reference, places: Places) -> Path:
@@ -130,7 +126,7 @@ def _tree_folder(reference: Reference, places: Places) -> Path:
 
 
 def _load_csv(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_csv(reference.name, Path(places.root) / reference.place, parts, places.skips(parts))
+    return load_csv(reference.name, Path(places.root) / reference.place, parts, places.skip)
 
 
 def _csv_folder(reference: Reference, places: Places) -> Path:

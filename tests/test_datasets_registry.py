@@ -55,8 +55,9 @@ def test_what_is_wrong_in_a_training_set_is_left_out_where_that_is_asked(root, n
     assert load(name, root, ("train",), skip=True)[0] == sound
     assert f": {count} problems\n" in caplog.text
     if name != "market1501":  # its test part lies in other folders
-        with pytest.raises(ValueError, match=f": {count} problems"):
+        with pytest.raises(ValueError, match=f": {count} problems") as error:
             load(name, root, skip=True)
+        assert "ON_BAD_IMAGE" not in str(error.value)
 
 
 @pytest.fixture

@@ -159,6 +159,6 @@ def worker_group() -> Iterator[Workers]:
     finally:
         # Gloo's threads need Python's lock to let go of the last exchange's tensors, and here they get it. Later a
         # model in DistributedDataParallel may free the group with that lock held, and would wait for them forever: with
-        # torch 2.11 one of four trainings that were told to stop hung so.
+        # torch 2.11 three of nine trainings that were told to stop hung so.
         time.sleep(0.1)
         dist.destroy_process_group()

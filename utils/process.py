@@ -39,7 +39,7 @@ class RunLock:
         taken = f"another run is at work in {self.path.parent}; wait for it or use another folder"
         if self._name in self._held:
             raise ValueError(taken)
-        self._file = open(self.path, "w")
+        self._file = open(self.path, "a")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
