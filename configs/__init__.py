@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
+from configs.checks import cross_problems, remarks
 from configs.defaults import get_cfg_defaults
-from configs.schema import OBSOLETE, RULES, ConfigError, coerce, cross_problems, remarks
+from configs.rules import ConfigError
+from configs.schema import OBSOLETE, RULES, coerce
 
 __all__ = ["ConfigError", "change_cfg", "dump_cfg", "flatten_cfg", "load_cfg", "load_cfg_text"]
 

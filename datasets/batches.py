@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.bases import Sample
-from datasets.images import ImageSource, decode
+from datasets.files.images import ImageSource, decode
 from datasets.sampler import Item
 
 

@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
+from datasets.augment.channels import with_shuffled_channels
 from datasets.bad_images import ReplacingLoader
 from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample
 from datasets.batches import SequentialBatches, open_loader
-from datasets.channels import with_shuffled_channels
-from datasets.images import ImageSource
-from datasets.mounted_source import MountedSource
-from datasets.packed import open_packed
+from datasets.files.images import ImageSource, MountedSource
+from datasets.files.pack_reader import open_packed
 from datasets.registry import PSEUDO, Places, Reference, find_folders, load_sets, open_folders, parse_names
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, ShuffledBatchSampler
+from datasets.sets.unlabelled import Unlabelled
 from datasets.transforms import Normalize, Recipe, TrainAugment
-from datasets.unlabelled import Unlabelled
-from datasets.validation import leave_out, read_split
+from datasets.validation.split import leave_out, read_split
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
 """Data sets by name, several of them together, and where their images lie.
 
-A text such as DATASETS.NAMES is one name or several with `+` between them: `naic`, a set of datasets.layouts, or one's
-own: `tree:FOLDER` and `csv:FILE`, below the root (see datasets.plain; `tree` and `csv` alone are `tree:tree` and
-`csv:data.csv`). A pseudo-labelled set (DATASETS.USE_UNLABEL) may stand beside them. Nothing about a set depends on what
-it is combined with but class indices and cameras: keys and identities of NAIC begin with its own folders' names, those
-of any other set with that set's name.
+A text such as DATASETS.NAMES is one name or several with `+` between them: `naic`, a set of datasets.sets.public, or
+one's own: `tree:FOLDER` and `csv:FILE`, below the root (see datasets.sets.custom; `tree` and `csv` alone are
+`tree:tree` and `csv:data.csv`). A pseudo-labelled set (DATASETS.USE_UNLABEL) may stand beside them. Nothing about a set
+depends on what it is combined with but class indices and cameras: keys and identities of NAIC begin with its own
+folders' names, those of any other set with that set's name.
 """
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from datasets.bases import UNKNOWN_CAMID, ReIDData, Sample
-from datasets.domains import DOMAINS
-from datasets.images import FolderSource, ImageSource, is_safe_path
-from datasets.layouts import LAYOUTS, layout_home, load_layout
-from datasets.mounted_source import MountedSource
+from datasets.files.images import FolderSource, ImageSource, MountedSource, is_safe_path
 from datasets.naic import FOLDER, TEST_DIR, TRAIN_SETS, UNLABEL, data_root, load_naic, load_unlabel
-from datasets.plain import load_csv, load_tree
+from datasets.sets.custom import load_csv, load_tree
+from datasets.sets.domains import DOMAINS
+from datasets.sets.public import LAYOUTS, layout_home, load_layout
+from datasets.validation.split import VALIDATION
 
 logger = logging.getLogger(__name__)
 
 _OWN = {"tree": "tree", "csv": "data.csv"}  # kinds of set that one makes oneself -> where it is looked for
-VALIDATION = "validation"
 # Names that stand for something else in keys, identities or evaluations.
 _TAKEN = {"naic", *LAYOUTS, *DOMAINS, VALIDATION, "all", UNLABEL.folder, *(one.folder for one in TRAIN_SETS.values())}
 

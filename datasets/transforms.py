@@ -4,7 +4,7 @@ The order is the lineage's: flip, pad and crop, colour jitter, scale, normalise,
 where its authors put it: permuted channels and AutoAugment come first, patches after the crop, AugMix and grey after
 the scale. Every draw is a function of (seed, epoch, position, purpose), made on the CPU as a few numbers an image. All
 operations work on many images at once, and none waits for the device. On a CPU the lineage's own steps go through the
-pixels of one image after the other instead (pixels.py), which is twice as fast.
+pixels of one image after the other instead (augment/cpu_steps.py), which is twice as fast.
 """
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import cv2
 import numpy as np
 import torch
 
-from datasets.auto_augment import AUGMIX_DRAWS, AUTO_AUGMENT_DRAWS, augmix_, auto_augment
-from datasets.channels import permute_channels
-from datasets.color import color_jitter_, draw_jitter
-from datasets.geometry import Crops, draw_crops, draw_scale, flip_and_crop, scale
-from datasets.pixels import PixelSteps
-from datasets.planes import on_device, to_planes
-from datasets.rectangles import (
+from datasets.augment.auto_augment import AUGMIX_DRAWS, AUTO_AUGMENT_DRAWS, augmix_, auto_augment
+from datasets.augment.channels import permute_channels
+from datasets.augment.color import color_jitter_, draw_jitter
+from datasets.augment.cpu_steps import PixelSteps
+from datasets.augment.geometry import Crops, draw_crops, draw_scale, flip_and_crop, scale
+from datasets.augment.rectangles import (
     ERASE_DRAWS,
     GRAY_DRAWS,
     PATCH_DRAWS,
@@ -33,6 +32,7 @@ from datasets.rectangles import (
     grayscale_,
     paste_patches_,
 )
+from datasets.augment.tensors import on_device, to_planes
 from utils.parallel import in_threads, thread_count
 from utils.seed import uniform
 

@@ -14,8 +14,9 @@ from datasets.make_dataloader import DataLoaders, TestLoader, make_dataloader
 from datasets.transforms import Normalize
 from model.make_model import ReIDModel, make_model, place_model
 from model.pretrained import MODEL_HEADS, load_weights
-from processor.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
-from processor.ranking import Compute, Evaluation, bank_source, rank_domains, write_results
+from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
+from processor.evaluation.ranking import Evaluation, rank_domains, write_results
+from processor.evaluation.sources import Compute, bank_source
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
 from utils.files import sha256_of

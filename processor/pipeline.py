@@ -21,8 +21,7 @@ from pathlib import Path
 from configs import load_cfg
 from datasets.naic import data_root
 from utils.files import epoch_checkpoints, read_json, sha256_of, write_json
-from utils.process import RunLock, run_logged
-from utils.stopping import EXIT_STOPPED
+from utils.process import EXIT_STOPPED, RunLock, run_logged
 
 logger = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent

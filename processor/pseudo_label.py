@@ -18,17 +18,17 @@ import torch
 
 from configs import flatten_cfg
 from datasets.bases import Sample
-from datasets.domains import PARTS
 from datasets.make_dataloader import derived_dir, make_unlabelled_loader
 from datasets.naic import UNLABEL, data_root
+from datasets.sets.domains import PARTS
+from datasets.sets.unlabelled import Unlabelled, find_unlabelled
 from datasets.transforms import Normalize
-from datasets.unlabelled import Unlabelled, find_unlabelled
 from model.make_model import place_model
-from processor.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
+from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
+from processor.evaluation.sources import Compute
 from processor.inference import extract_features, load_trained
-from processor.pseudo_clusters import NOBODY, Labels, Rules, keep_numbers, label
-from processor.pseudo_report import describe_labels, said, write_sheet
-from processor.ranking import Compute
+from processor.pseudo.clusters import NOBODY, Labels, Rules, keep_numbers, label
+from processor.pseudo.report import describe_labels, said, write_sheet
 from processor.retrieval.ensemble import concat_features
 from utils.dist import ALONE, Workers
 from utils.files import new_folder, read_json, sha256_of, write_json, write_text

@@ -15,7 +15,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs import dump_cfg
 from datasets.batches import Batch
-from processor.checkpoints import (
+from processor.evaluation.ranking import describe
+from processor.inference import evaluate
+from processor.training.build import Training, build, describe_run
+from processor.training.checkpoints import (
     checkpoint_path,
     find_checkpoint,
     restore,
@@ -23,18 +26,14 @@ from processor.checkpoints import (
     save_epoch,
     save_position,
 )
-from processor.curves import draw_curves
-from processor.inference import evaluate
-from processor.ranking import describe
-from processor.record import MetricsRecord, in_short
-from processor.training_run import Training, build, describe_run
-from processor.training_step import check_health, train_step
+from processor.training.curves import draw_curves
+from processor.training.metrics_log import MetricsRecord, in_short
+from processor.training.step import check_health, train_step
 from utils.dist import ALONE, Workers
 from utils.files import remove_leftovers, write_text
 from utils.logger import user_message
 from utils.meter import Laps
-from utils.process import RunLock
-from utils.stopping import Stopped, StopRequest
+from utils.process import RunLock, Stopped, StopRequest
 from utils.versions import commit
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 from configs import change_cfg, flatten_cfg
 from datasets.make_dataloader import derived_dir
 from datasets.naic import UNLABEL
-from datasets.unlabelled import Unlabelled
+from datasets.sets.unlabelled import Unlabelled
 from model.make_model import make_model
 from processor.pseudo_label import check_weight, made_of, pseudo_label, read_report, rules_of, unlabelled_images
 from processor.trainer import do_train

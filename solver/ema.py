@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from utils.foreach import copy_all, scale_all
+from utils.running_statistics import copy_all, scale_all
 
 
 class WeightAverage:

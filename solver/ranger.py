@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from utils.foreach import copy_all
+from utils.running_statistics import copy_all
 
 
 @functools.cache

@@ -10,10 +10,12 @@ from trainings import TINY_BACKBONE, add_tiny_backbone
 
 from configs import load_cfg
 from configs.defaults import get_cfg_defaults
-from datasets.domains import split_domains
-from datasets.make_validation import Plan, make_validation
-from datasets.synthetic import Sizes, make_demo_data
+from datasets.demo.plan import Sizes
+from datasets.demo.synthetic import make_demo_data
+from datasets.sets.domains import split_domains
+from datasets.validation.cut import Plan
 from model.backbones import BACKBONES
+from processor.prepare import make_validation
 
 TINY = Sizes(ids=6, images=5, singles=1, shared=1, query_ids=6, query_images=2, gallery_images=4, distractors=3,
              distractor_images=2, cameras=3, height=32, width=16)

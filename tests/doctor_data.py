@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.domains import split_domains
 from datasets.naic import TRAIN_SETS
+from datasets.sets.domains import split_domains
 
 HEIGHT, WIDTH = 64, 32
 SETS = tuple(TRAIN_SETS)

@@ -4,9 +4,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from processor.retrieval.features import FeatureRows
-from processor.retrieval.pairs import PairDistances
-from processor.retrieval.search import Neighbours
+from processor.retrieval.search.feature_rows import FeatureRows
+from processor.retrieval.search.rows import PairDistances
+from processor.retrieval.search.search import Neighbours
 
 
 def people(num_query, num_gallery, dim=12, identities=6, noise=0.5, norms=1.0, seed=0):

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.layouts import LAYOUTS
+from datasets.sets.public import LAYOUTS
 
 
 def _in(folder: str, images: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:

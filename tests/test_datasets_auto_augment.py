@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.auto_augment import (
+from datasets.augment.auto_augment import (
     _MIX_NAMES,
     _MIX_RANGES,
     _POLICY,
@@ -17,8 +17,8 @@ from datasets.auto_augment import (
     augmix_,
     auto_augment,
 )
-from datasets.geometry import GRAY
-from datasets.planes import to_pixels, to_planes
+from datasets.augment.geometry import GRAY
+from datasets.augment.tensors import to_pixels, to_planes
 
 functional = pytest.importorskip("torchvision.transforms.functional")
 

@@ -4,8 +4,8 @@ import torch
 from conftest import tiny_options
 
 from configs import load_cfg
+from datasets.augment.channels import channel_permutations, permute_channels, with_shuffled_channels
 from datasets.bases import ReIDData, Sample
-from datasets.channels import channel_permutations, permute_channels, with_shuffled_channels
 from datasets.make_dataloader import make_dataloader
 from model.identities import transfer_identities
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from doctor_data import add_image, add_line, copy_image, images_of, list_of, make_naic, picture, png
 
-from datasets.clean_lists import STAYS_FIRST, read_equal_list
 from datasets.naic import load_naic
-from processor.doctor.visit import Wishes, examine
+from processor.doctor.clean_lists import STAYS_FIRST, read_equal_list
+from processor.doctor.examine import Wishes, examine
 
 NEW = {"2020_cs": "new_train_list.txt", "2019_fs": "new_2019_fs_train_list.txt",
        "2019_cs": "new_2019_cs_train_list.txt"}

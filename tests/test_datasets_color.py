@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.color import blend_, color_jitter_, draw_jitter, luma, shift_hue_
+from datasets.augment.color import blend_, color_jitter_, draw_jitter, luma, shift_hue_
 
 
 @pytest.fixture

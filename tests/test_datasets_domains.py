@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.domains import domain_of, split_domains
+from datasets.sets.domains import domain_of, split_domains
 
 LISTS = ("query_green", "query_normal", "gallery_green", "gallery_normal")
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "split_domains.py"
@@ -63,7 +63,7 @@ def test_four_sorted_lists_are_written(folders, tmp_path):
 
 
 def test_lists_are_the_same_for_any_number_of_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.domains._PROCESS_WORTH", 1)
+    monkeypatch.setattr("datasets.sets.domains._PROCESS_WORTH", 1)
     rng = np.random.default_rng(0)
     for part, number in (("query", 40), ("gallery", 110)):
         for index in range(number):

@@ -4,8 +4,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from datasets import duplicates
-from datasets.duplicates import equal_groups, near_pairs
+from processor.doctor import duplicates
+from processor.doctor.duplicates import equal_groups, near_pairs
 
 
 @pytest.mark.parametrize("kinds", [1, 3, 20, 10_000])

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import images
-from datasets.images import FolderSource, decode, is_safe_path, list_images, resize
+from datasets.files import images
+from datasets.files.images import FolderSource, decode, is_safe_path, list_images, resize
 
 
 @pytest.fixture

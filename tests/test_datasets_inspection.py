@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import inspection
-from datasets.image_header import FORMATS, MODES, read_header
-from datasets.inspection import RECORD, inspect_image, inspect_images, perceptual_hash
-from datasets.record_store import RecordStore
+from processor.doctor import inspection
+from processor.doctor.image_header import FORMATS, MODES, read_header
+from processor.doctor.inspection import RECORD, RecordStore, inspect_image, inspect_images, perceptual_hash
 
 RNG = np.random.default_rng(0)
 

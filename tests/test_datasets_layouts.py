@@ -6,7 +6,7 @@ import re
 import pytest
 from set_files import IMAGES, JUNK, write_set
 
-from datasets.layouts import LAYOUTS, Counts, layout_home, load_layout
+from datasets.sets.public import LAYOUTS, Counts, layout_home, load_layout
 
 
 @pytest.fixture

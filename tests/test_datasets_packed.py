@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.images import FolderSource, decode
-from datasets.packed import HEADER, RECORD, PackedSource, open_packed
-from datasets.packing import pack, to_bmp, verify
+from datasets.files.images import FolderSource, decode
+from datasets.files.pack_reader import HEADER, RECORD, PackedSource, open_packed
+from datasets.files.pack_writer import pack, to_bmp, verify
 
 SIZE = (20, 11)  # a width whose rows in a BMP are padded
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from datasets.plain import load_csv, load_tree
+from datasets.sets.custom import load_csv, load_tree
 
 
 def touch(folder, *files):

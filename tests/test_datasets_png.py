@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import png
-from datasets.images import decode
+from datasets.files import png
+from datasets.files.images import decode
 
 NOISE = np.random.default_rng(0).integers(0, 256, (97, 61, 4), dtype=np.uint8)
 

@@ -3,9 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.color import luma
-from datasets.planes import to_planes
-from datasets.rectangles import (
+from datasets.augment.color import luma
+from datasets.augment.rectangles import (
     ERASE_DRAWS,
     GRAY_DRAWS,
     PATCH_DRAWS,
@@ -16,6 +15,7 @@ from datasets.rectangles import (
     grayscale_,
     paste_patches_,
 )
+from datasets.augment.tensors import to_planes
 
 HEIGHT, WIDTH = 64, 32
 

@@ -6,8 +6,7 @@ import pickle
 import pytest
 from set_files import write_image, write_set
 
-from datasets.images import FolderSource
-from datasets.mounted_source import MountedSource
+from datasets.files.images import FolderSource, MountedSource
 from datasets.naic import load_naic
 from datasets.registry import (
     DATASETS,

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-import datasets.synthetic as synthetic
-from datasets.synthetic import TRAIN_SETS, Sizes, make_demo_data, plan_demo, render, sample_sheet
+import datasets.demo.synthetic as synthetic
+from datasets.demo.plan import TRAIN_SETS, Sizes, plan_demo
+from datasets.demo.synthetic import make_demo_data, render, sample_sheet
 
 TINY = Sizes(ids=5, images=4, singles=2, shared=2, query_ids=6, query_images=2, gallery_images=7, distractors=3,
              distractor_images=2, cameras=6, height=32, width=16)

@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets import transforms
-from datasets.color import color_jitter_, draw_jitter
-from datasets.geometry import draw_crops, draw_scale, flip_and_crop, scale, warp
-from datasets.planes import to_pixels, to_planes
-from datasets.rectangles import ERASE_DRAWS, draw_erased
+from datasets.augment.color import color_jitter_, draw_jitter
+from datasets.augment.geometry import draw_crops, draw_scale, flip_and_crop, scale, warp
+from datasets.augment.rectangles import ERASE_DRAWS, draw_erased
+from datasets.augment.tensors import to_pixels, to_planes
 from datasets.transforms import Normalize, Recipe, TrainAugment
 from utils.seed import uniform
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from datasets.bases import UNKNOWN_PID
-from datasets.unlabelled import find_unlabelled
+from datasets.sets.unlabelled import find_unlabelled
 
 
 def folder_of(path, *names):

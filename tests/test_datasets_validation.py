@@ -11,12 +11,12 @@ from conftest import TINY
 from set_files import write_image
 
 from datasets.bases import ReIDData, Sample
-from datasets.domains import domain_of
-from datasets.images import FolderSource, decode
-from datasets.make_validation import Plan, choose_queries, cut
+from datasets.files.images import FolderSource, decode
 from datasets.naic import load_naic
-from datasets.people import people_of
-from datasets.validation import leave_out, read_split, write_split
+from datasets.sets.domains import domain_of
+from datasets.validation.cut import Plan, choose_queries, cut
+from datasets.validation.people import people_of
+from datasets.validation.split import leave_out, read_split, write_split
 
 SETTINGS = {"sets": "tree", "seed": 5}
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from configs import load_cfg
-from datasets.domains import split_domains
-from datasets.synthetic import make_demo_data
+from datasets.demo.synthetic import make_demo_data
+from datasets.sets.domains import split_domains
 from model.make_model import make_model
 from processor.inference import do_inference
 from processor.pipeline import RECIPES

@@ -6,12 +6,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("configs", "datasets", "model", "loss", "solver", "processor", "utils", "tools")
+# Folder -> what it may import of ours beside itself; the longest folder that holds a file decides.
 ALLOWED = {
-    "configs": set(), "utils": set(),
-    "datasets": {"utils"}, "model": {"utils"}, "loss": {"utils"}, "solver": {"utils"},
-    "processor": {"configs", "datasets", "model", "loss", "solver", "utils"},
-    "processor/retrieval": {"utils"},
-    "tools": {"configs", "datasets", "model", "loss", "solver", "processor", "utils"},
+    "configs": (), "utils": (),
+    "datasets": ("utils",), "model": ("utils",), "loss": ("utils",), "solver": ("utils",),
+    "processor": ("configs", "datasets", "model", "loss", "solver", "utils"),
+    "processor/retrieval": ("utils",),
+    "tools": ("configs", "datasets", "model", "loss", "solver", "processor", "utils"),
+}
+# Folder -> the only siblings that it may import, where the room above would allow them all.
+SIBLINGS = {
+    "datasets/sets": ("datasets.bases", "datasets.files"),
+    "datasets/files": ("datasets.bases",),
+    "datasets/augment": ("datasets.bases", "datasets.files"),
+    "processor/retrieval/search": (),
 }
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
@@ -27,16 +35,30 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def inside(name: str, folders: tuple[str, ...]) -> bool:
+    return any(name == folder or name.startswith(f"{folder}.") for folder in (f.replace("/", ".") for f in folders))
+
+
+def longest(place: str, folders: dict) -> str:
+    return max((folder for folder in folders if place.startswith(f"{folder}/")), key=len, default="")
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_room_imports_only_what_it_may(path):
-    inside = path.relative_to(ROOT).as_posix()
-    room = "processor/retrieval" if inside.startswith("processor/retrieval/") else inside.split("/")[0]
+    place = path.relative_to(ROOT).as_posix()
+    room, folder = longest(place, ALLOWED), longest(place, SIBLINGS)
     for name in imported(path):
-        top = name.split(".")[0]
-        if top not in ROOMS:
+        if name.split(".")[0] not in ROOMS:
             continue
-        own = name.startswith(room.replace("/", "."))
-        assert own or top in ALLOWED[room], f"{inside} imports {name}"
+        assert inside(name, (room, *ALLOWED[room])), f"{place} imports {name}"
+        if folder and inside(name, (place.split("/")[0],)):
+            assert inside(name, (folder, *SIBLINGS[folder])), f"{place} imports {name}"
+
+
+def test_every_folder_says_in_one_line_what_belongs_there():
+    for folder in {path.parent for path in FILES} - {ROOT / "tools"}:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert text, folder
 
 
 def test_tools_put_the_repository_first():

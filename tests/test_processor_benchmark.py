@@ -11,16 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-from processor.benchmarks import measure as measure_module
-from processor.benchmarks import retrieval
-from processor.benchmarks.dense_reranking import PRODUCTS, dense_bytes, dense_re_ranking
-from processor.benchmarks.features import IMAGES, make_features, make_pids
-from processor.benchmarks.machine import Meter, product_rates
-from processor.benchmarks.measure import IMPLEMENTATIONS, RATES, Job, Setting, independent_tiles, measure, ranked
-from processor.benchmarks.report import to_markdown
-from processor.benchmarks.retrieval import Plan, benchmark_retrieval, make_plan
 from processor.retrieval.metrics import evaluate_rank
 from processor.retrieval.reranking import re_ranking
+from tools.benchmarks import retrieval
+from tools.benchmarks import retrieval_measure as measure_module
+from tools.benchmarks.machine import Meter, product_rates
+from tools.benchmarks.reports import to_markdown
+from tools.benchmarks.retrieval import Plan, benchmark_retrieval, make_plan
+from tools.benchmarks.retrieval_baseline import PRODUCTS, dense_bytes, dense_re_ranking
+from tools.benchmarks.retrieval_measure import (
+    IMAGES,
+    IMPLEMENTATIONS,
+    RATES,
+    Job,
+    Setting,
+    independent_tiles,
+    make_features,
+    make_pids,
+    measure,
+    ranked,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTING = Setting(size=300, dim=16, k1=20, k2=6, lambda_value=0.3, device="cpu", square=64)

@@ -14,12 +14,12 @@ import pytest
 import torch
 from test_tools import tool
 
-from datasets.images import FolderSource, decode
-from processor.benchmarks import data as data_module
-from processor.benchmarks.data import Pictures, Plan, benchmark_data, make_plan, to_markdown
-from processor.benchmarks.data_measure import ROWS, Endless, Job, measure
-from processor.benchmarks.lineage_pipeline import Image as PilImage
-from processor.benchmarks.lineage_pipeline import RandomErasing, make_transforms
+from datasets.files.images import FolderSource, decode
+from tools.benchmarks import data as data_module
+from tools.benchmarks.data import Pictures, Plan, benchmark_data, make_plan, to_markdown
+from tools.benchmarks.data_baseline import Image as PilImage
+from tools.benchmarks.data_baseline import RandomErasing, make_transforms
+from tools.benchmarks.data_measure import ROWS, Endless, Job, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (32, 16)

@@ -14,12 +14,22 @@ import torch
 from datasets.naic import load_naic
 from datasets.registry import DATASETS
 from model.backbones import build_backbone
-from processor.benchmarks import training, training_measure
-from processor.benchmarks.training import Plan, benchmark_training, flop_per_image, make_plan
-from processor.benchmarks.training_data import enlarged, enlarged_naic
-from processor.benchmarks.training_measure import ARMS, PHASES, Job, Setting, arm_cfg, batches, drive, measure
-from processor.benchmarks.training_report import to_markdown
-from processor.training_run import Training, build
+from processor.training.build import Training, build
+from tools.benchmarks import training, training_measure
+from tools.benchmarks.training import Plan, benchmark_training, flop_per_image, make_plan
+from tools.benchmarks.training_measure import (
+    ARMS,
+    PHASES,
+    Job,
+    Setting,
+    arm_cfg,
+    batches,
+    drive,
+    enlarged,
+    enlarged_naic,
+    measure,
+)
+from tools.benchmarks.training_reports import to_markdown
 from utils.meter import Laps
 
 ROOT = Path(__file__).resolve().parent.parent

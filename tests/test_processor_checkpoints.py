@@ -14,9 +14,9 @@ from trainings import ROOT, TINY_BACKBONE, assert_same_state, flat
 
 from configs import load_cfg
 from processor import trainer
-from processor.checkpoints import find_checkpoint, newest_good
 from processor.trainer import do_train
-from processor.training_step import train_step
+from processor.training.checkpoints import find_checkpoint, newest_good
+from processor.training.step import train_step
 from utils import checkpoint as checkpoint_files
 from utils.checkpoint import CHECKSUM, read_checkpoint, save_checkpoint
 from utils.files import remove_leftovers

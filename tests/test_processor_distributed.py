@@ -14,13 +14,13 @@ from processes import processes_under_torchrun, start_by_hand, torchrun_command
 
 from configs import load_cfg
 from datasets.batches import Batch, SequentialBatches
-from processor import training_run
-from processor.training_run import build
-from processor.training_step import forward_backward, train_step
+from processor.training import build as training_run
+from processor.training.build import build
+from processor.training.step import forward_backward, train_step
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
 from utils.meter import Laps
-from utils.stopping import EXIT_STOPPED
+from utils.process import EXIT_STOPPED
 
 ROOT = Path(__file__).parent.parent
 BATCH = 16

@@ -22,11 +22,11 @@ from doctor_data import (
     png,
 )
 
-from datasets.findings import KINDS, SEVERITIES, STOPS, Findings, Picture
-from datasets.image_checks import MIN_SIDE
-from processor.doctor.charts import histograms, shared_table, stacked_bars
+from processor.doctor.checks import MIN_SIDE
+from processor.doctor.examine import RECORDS, Wishes, examine
+from processor.doctor.findings import KINDS, SEVERITIES, STOPS, Findings, Picture
+from processor.doctor.page import histograms, shared_table, stacked_bars
 from processor.doctor.report import as_text
-from processor.doctor.visit import RECORDS, Wishes, examine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -269,7 +269,7 @@ def test_the_three_reports_agree_and_nothing_is_written_beside_the_data(data):
 
 
 def test_the_report_does_not_depend_on_processes_or_on_what_is_known(data, monkeypatch):
-    monkeypatch.setattr("datasets.inspection._PROCESS_WORTH", 1)
+    monkeypatch.setattr("processor.doctor.inspection._PROCESS_WORTH", 1)
     swapped_labels(data)
     overwrite(data, image(data)[:100])
     names = ("doctor.txt", "doctor.json", "doctor.html")
@@ -298,7 +298,7 @@ def test_names_are_shown_as_text_in_the_page(data):
 def test_only_lists_are_read_where_that_is_asked(data, monkeypatch):
     overwrite(data, b"")
     add_line(data, "2020_cs", "none.png:3")
-    monkeypatch.setattr("processor.doctor.visit.inspect_images", lambda *_: pytest.fail("an image was opened"))
+    monkeypatch.setattr("processor.doctor.examine.inspect_images", lambda *_: pytest.fail("an image was opened"))
     report = visit(data, lists_only=True)
     assert set(found(report)) == {"missing image"}
     assert not (data.parent / "out" / RECORDS).exists()
@@ -403,6 +403,6 @@ def test_the_exit_code_tells_whether_a_training_would_stop(data):
 
 def test_the_tool_does_not_load_torch():
     """A process of 300 MB and two seconds, for every worker."""
-    code = ("import sys; sys.path.insert(0, '.'); import processor.doctor.visit; "
+    code = ("import sys; sys.path.insert(0, '.'); import processor.doctor.examine; "
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -10,7 +10,7 @@ from test_processor_distributed import ROOT, batch_of, frozen_run
 
 from configs import load_cfg
 from processor.trainer import do_train
-from processor.training_step import train_step
+from processor.training.step import train_step
 from utils.meter import Laps
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

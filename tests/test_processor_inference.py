@@ -11,10 +11,10 @@ from conftest import tiny_options
 from configs import load_cfg
 from datasets.make_dataloader import make_dataloader
 from model.make_model import make_model
-from processor.comparison import compare_runs, format_comparison
-from processor.feature_bank import read_bank
+from processor.evaluation.comparison import compare_runs, format_comparison
+from processor.evaluation.ensemble import ensemble
+from processor.evaluation.feature_bank import read_bank
 from processor.inference import do_inference, extract_features
-from processor.ranking import ensemble
 from processor.retrieval.submission import check_submission
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.files import read_json

@@ -8,11 +8,11 @@ from conftest import tiny_options
 from test_tools import tool
 
 from configs import load_cfg
+from datasets.files.pack_reader import PackedSource
 from datasets.make_dataloader import make_dataloader
-from datasets.packed import PackedSource
-from processor.feature_bank import read_bank
+from processor.evaluation.feature_bank import read_bank
 from processor.inference import do_inference
-from processor.packing import pack_set, verify_pack
+from processor.prepare import pack_set, verify_pack
 from processor.trainer import do_train
 
 KINDS = {"as files": False, "decoded": True}
@@ -101,7 +101,7 @@ def test_nothing_is_written_among_the_data(tiny_opts, tiny_data):
 def test_the_files_are_not_read_once_they_are_packed_and_compared(packs, tiny_opts, monkeypatch):
     cfg = load_cfg(None, [*tiny_opts, "DATASETS.PACKED", str(packs["as files"])])
     loaders = make_dataloader(cfg, test=False)
-    monkeypatch.setattr("datasets.images.FolderSource.read", None)
+    monkeypatch.setattr("datasets.files.images.FolderSource.read", None)
     loaders.sampler.set_epoch(1)
     assert len(list(loaders.train)) == len(loaders.train)
 

@@ -8,9 +8,10 @@ import torch
 from conftest import tiny_options
 
 from configs import load_cfg
-from processor.feature_bank import Ranking, read_bank
+from processor.evaluation.ensemble import ensemble
+from processor.evaluation.feature_bank import Ranking, read_bank
+from processor.evaluation.sources import bank_source
 from processor.inference import do_inference
-from processor.ranking import bank_source, ensemble
 from processor.retrieval.distance import distance, l2_normalize
 from processor.trainer import do_train
 

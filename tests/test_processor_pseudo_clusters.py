@@ -9,19 +9,19 @@ from scipy.sparse import csr_matrix
 from scipy.spatial.distance import squareform
 from sklearn.cluster import AgglomerativeClustering
 
-from processor.pseudo_clusters import (
+from processor.pseudo.clusters import (
     NOBODY,
     Labels,
     Rules,
-    average_linkage,
     keep_numbers,
     label,
     merged_queries,
     nearest_rows,
     renumbered,
 )
-from processor.pseudo_report import describe_labels, label_quality
-from processor.retrieval.graph import jaccard_graph
+from processor.pseudo.linkage import average_linkage
+from processor.pseudo.report import describe_labels, label_quality
+from processor.retrieval.jaccard_graph import jaccard_graph
 
 
 def labelled(feats, num_query=9, normalize=True, **rules):

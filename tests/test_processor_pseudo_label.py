@@ -10,12 +10,12 @@ from conftest import tiny_options
 
 from configs import load_cfg
 from datasets.bases import Sample
-from datasets.images import decode
+from datasets.files.images import decode
 from datasets.make_dataloader import make_dataloader
 from datasets.naic import load_naic
 from model.make_model import make_model
 from processor import pseudo_label as module
-from processor.packing import pack_set
+from processor.prepare import pack_set
 from processor.pseudo_label import file_names, pseudo_label, rules_of, unlabelled_images
 from utils.checkpoint import save_checkpoint
 from utils.files import read_json

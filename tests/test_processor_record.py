@@ -12,10 +12,10 @@ from trainings import board_of
 
 from configs import load_cfg
 from processor import trainer
-from processor.curves import draw_curves, since_the_last_line
-from processor.record import MetricsRecord, in_short, read_lines
 from processor.trainer import do_train
-from processor.training_step import train_step
+from processor.training.curves import draw_curves, since_the_last_line
+from processor.training.metrics_log import MetricsRecord, in_short, read_lines
+from processor.training.step import train_step
 
 
 def texts(folder):

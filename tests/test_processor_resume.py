@@ -11,10 +11,10 @@ from trainings import ROOT, TrainingServer, assert_same_state, board_of, record_
 
 from configs import load_cfg
 from processor import trainer
-from processor.checkpoints import find_checkpoint
 from processor.trainer import do_train
+from processor.training.checkpoints import find_checkpoint
 from utils.checkpoint import read_checkpoint
-from utils.stopping import EXIT_STOPPED
+from utils.process import EXIT_STOPPED
 
 EPOCHS, BATCHES = 2, 7
 EVERY_STEP = ["SOLVER.CHECKPOINT_SECONDS", "1e-9"]

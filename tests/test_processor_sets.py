@@ -14,7 +14,7 @@ from test_tools import tool
 from configs import ConfigError, load_cfg
 from datasets.make_dataloader import make_dataloader
 from processor import trainer
-from processor.feature_bank import read_bank
+from processor.evaluation.feature_bank import read_bank
 from processor.inference import do_inference
 from processor.retrieval.distance import distance
 from processor.retrieval.metrics import RankAccumulator

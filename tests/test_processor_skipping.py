@@ -12,10 +12,10 @@ from trainings import TINY_BACKBONE, assert_same_state
 
 from configs import load_cfg
 from processor import trainer
-from processor.checkpoints import state_of
 from processor.trainer import do_train
-from processor.training_run import build
-from processor.training_step import train_step
+from processor.training.build import build
+from processor.training.checkpoints import state_of
+from processor.training.step import train_step
 from solver import make_optimizer
 from utils.meter import Laps
 

@@ -139,7 +139,7 @@ def test_an_unknown_data_set_is_named_with_the_choices(tiny_opts):
 
 
 def test_a_wrong_name_or_missing_weights_are_said_before_the_data_are_read(tiny_opts, monkeypatch):
-    monkeypatch.setattr("processor.training_run.make_dataloader", lambda *_, **__: pytest.fail("read the data first"))
+    monkeypatch.setattr("processor.training.build.make_dataloader", lambda *_, **__: pytest.fail("read the data first"))
     with pytest.raises(ValueError, match=r"did you mean resnest50\?"):
         do_train(load_cfg(None, [*tiny_opts, "MODEL.NAME", "resnest5O"]))
     with pytest.raises(FileNotFoundError, match=r"get the ImageNet weights of resnest50 from https://"):

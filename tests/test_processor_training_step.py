@@ -12,10 +12,10 @@ from trainings import assert_same_state
 from configs import load_cfg
 from datasets.transforms import Recipe
 from processor import trainer
-from processor.checkpoints import state_of
 from processor.trainer import do_train
-from processor.training_run import build
-from processor.training_step import clip_gradients, forward_backward, train_step
+from processor.training.build import build
+from processor.training.checkpoints import state_of
+from processor.training.step import clip_gradients, forward_backward, train_step
 from solver.make_optimizer import OPTIMIZERS
 from utils import meter
 from utils.checkpoint import read_checkpoint

@@ -14,16 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processor import tuning, tuning_set
-from processor.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
-from processor.ranking import Compute, ensemble
+from processor.evaluation import tuning, tuning_set
+from processor.evaluation.ensemble import ensemble
+from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
+from processor.evaluation.sources import Compute
+from processor.evaluation.tuning import Grid, format_tuning, moves, tune
 from processor.retrieval import reranking
 from processor.retrieval.distance import l2_normalize
 from processor.retrieval.ensemble import sum_blocks
 from processor.retrieval.metrics import RankAccumulator, RankResult, merge_results
 from processor.retrieval.reranking import re_ranked_blocks
 from processor.retrieval.significance import intervals
-from processor.tuning import Grid, format_tuning, moves, tune
 from utils.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,11 +10,11 @@ import pytest
 import torch
 from retrieval_oracle import people
 
-from processor.retrieval import budget
-from processor.retrieval.budget import MIB, Work, free_bytes, plan_search
-from processor.retrieval.features import FeatureRows
-from processor.retrieval.precision import PRECISIONS
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k
+from processor.retrieval.search import budget
+from processor.retrieval.search.budget import MIB, Work, free_bytes, plan_search
+from processor.retrieval.search.feature_rows import FeatureRows
+from processor.retrieval.search.precision import PRECISIONS
 
 ROOT = Path(__file__).parent.parent
 

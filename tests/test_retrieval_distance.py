@@ -3,15 +3,15 @@ import numpy as np
 import pytest
 import torch
 
-from processor.retrieval import distance as tiles
-from processor.retrieval.distance import distance, distance_blocks, l2_normalize, top_k
+from processor.retrieval.distance import METRICS, distance, distance_blocks, l2_normalize, top_k
+from processor.retrieval.search import rows
 
-METRICS = sorted(tiles.METRICS)
+METRICS = sorted(METRICS)
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(tiles, "TILE", 8)
+    monkeypatch.setattr(rows, "TILE", 8)
 
 
 def features(count, dim=16, seed=0, scale=1.0):

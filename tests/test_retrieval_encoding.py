@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieval_oracle import people, slow_codes, slow_jaccard, slow_neighbours, slow_order, slow_set, squared_distances
 
-from processor.retrieval import encoding
-from processor.retrieval.encoding import ONE, Codes, JaccardIndex, encode, jaccard_distance
-from processor.retrieval.features import FeatureRows
-from processor.retrieval.pairs import PairDistances
+from processor.retrieval.search import encoding
+from processor.retrieval.search.encoding import ONE, Codes, JaccardIndex, encode, jaccard_distance
+from processor.retrieval.search.feature_rows import FeatureRows
+from processor.retrieval.search.rows import PairDistances
 
 CODE_TOLERANCE = 2.0**-30 * 2      # two roundings to whole numbers of 2**-30
 JACCARD_TOLERANCE = 3e-7           # the same for each of a code's entries, and float32

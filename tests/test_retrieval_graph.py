@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from retrieval_oracle import people, slow_codes, slow_farthest, slow_jaccard, squared_distances
 
-from processor.retrieval import budget
-from processor.retrieval.graph import jaccard_graph, re_ranked_among_queries
+from processor.retrieval.jaccard_graph import jaccard_graph, re_ranked_among_queries
 from processor.retrieval.reranking import ReRanker
+from processor.retrieval.search import budget
 
 TOLERANCE = 1e-6
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieval_oracle import people, slow_farthest, slow_re_ranking, squared_distances
 
-from processor.retrieval import budget, encoding, features, search
-from processor.retrieval import distance as tiles
-from processor.retrieval.encoding import jaccard_distance
-from processor.retrieval.pairs import PairDistances
-from processor.retrieval.ranks import top_k
+from processor.retrieval.distance import l2_normalize
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k, re_ranking
-from processor.retrieval.tiles import Tiles
+from processor.retrieval.search import budget, encoding, rows, search
+from processor.retrieval.search import feature_rows as features
+from processor.retrieval.search.encoding import jaccard_distance
+from processor.retrieval.search.rows import PairDistances, row_block, squared_euclidean
+from processor.retrieval.search.tiles import Tiles
+from processor.retrieval.search.top_k import top_k
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
@@ -26,7 +27,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 def use_small_tiles(patch, tile=8):
     """Many tiles, strips and pieces also of a few images, and their nearest with a proof as those of many."""
-    patch.setattr(tiles, "TILE", tile)
+    patch.setattr(rows, "TILE", tile)
     patch.setattr(budget, "TILES", {"cpu": (tile,)})
     patch.setattr(budget, "STRIPS", (2,))
     patch.setattr(budget, "GATHERED", {"cpu": 0})
@@ -98,7 +99,7 @@ def test_equal_images_give_no_nan(small_tiles, value):
 def test_lambda_one_is_the_original_distance():
     query, gallery = people(10, 30)
     table = features.FeatureRows(query, gallery)
-    squared = tiles.row_block(table, slice(0, 10), tiles.squared_euclidean).numpy()
+    squared = row_block(table, slice(0, 10), squared_euclidean).numpy()
     expected = squared / squared_distances(query, gallery)[:10].max(1, keepdims=True)
     assert np.array_equal(re_ranking(query, gallery, 5, 3, 1), expected)
 
@@ -180,7 +181,7 @@ def test_an_unknown_precision_is_refused_at_the_call():
 def test_normalising_on_the_way_gives_the_bits_of_normalised_features(small_tiles):
     query, gallery = people(13, 40, norms=9.0)
     gallery[7] = 0
-    unit = tiles.l2_normalize(query), tiles.l2_normalize(gallery)
+    unit = l2_normalize(query), l2_normalize(gallery)
     blocks = re_ranked_blocks(query, gallery, 8, 3, 0.3, normalize=True)
     assert np.array_equal(np.concatenate([block for _, block in blocks]), re_ranking(*unit, 8, 3, 0.3))
     for found, expected in zip(re_ranked_top_k(query, gallery, 8, 3, 0.3, 9, normalize=True),

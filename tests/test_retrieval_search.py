@@ -8,12 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from retrieval_oracle import people, slow_neighbours, squared_distances
 
-from processor.retrieval.bounds import Bounds
-from processor.retrieval.features import FeatureRows
-from processor.retrieval.pairs import PairDistances
-from processor.retrieval.precision import PRECISIONS, choose
-from processor.retrieval.search import SearchPlan, search
-from processor.retrieval.tiles import Tiles
+from processor.retrieval.search.bounds import Bounds
+from processor.retrieval.search.feature_rows import FeatureRows
+from processor.retrieval.search.precision import PRECISIONS, choose
+from processor.retrieval.search.rows import PairDistances
+from processor.retrieval.search.search import SearchPlan, search
+from processor.retrieval.search.tiles import Tiles
 
 NAMES = sorted(PRECISIONS)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -329,7 +329,7 @@ def test_an_unknown_precision_is_refused_with_the_choices():
 
 @pytest.mark.parametrize(("low", "expected"), [(0.9, "float32"), (0.51, "float32"), (0.49, "bf16"), (0.1, "bf16")])
 def test_auto_takes_a_low_precision_where_it_is_twice_as_fast(monkeypatch, low, expected):
-    monkeypatch.setattr("processor.retrieval.precision.product_seconds",
+    monkeypatch.setattr("processor.retrieval.search.precision.product_seconds",
                         lambda precision, *shape: {"float32": 1.0, "bf16": low}[precision.name])
     chosen, seconds = choose("auto", torch.device("cpu"), 8, 8)
     assert chosen is PRECISIONS[expected]

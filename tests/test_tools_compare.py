@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from processor.comparison import compare_runs, format_comparison, per_query_result, per_query_table
+from processor.evaluation.comparison import compare_runs, format_comparison, per_query_result, per_query_table
 from processor.retrieval.metrics import RankResult, evaluate_rank
 from utils.files import write_json
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from datasets.naic import load_naic
+from processor.evaluation.submission_check import validate_submission
 from processor.retrieval.submission import write_submission
-from processor.submission_check import validate_submission
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST = Path("MyDataSet/image_B_v1_1")

@@ -9,10 +9,10 @@ import torch
 from processes import processes_by_hand, processes_under_torchrun
 from retrieval_oracle import people
 
-from processor.retrieval import budget, encoding
 from processor.retrieval.distance import distance, distance_blocks
-from processor.retrieval.ranks import top_k
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k
+from processor.retrieval.search import budget, encoding
+from processor.retrieval.search.top_k import top_k
 from utils.dist import ALONE, worker_group
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import torch
 
 from utils import meter
 from utils.meter import Laps, MeanMeter
-from utils.stopping import Stopped, StopRequest
+from utils.process import Stopped, StopRequest
 
 
 def values_of(step):

@@ -12,8 +12,8 @@ from configs import load_cfg
 from loss.make_loss import make_loss
 from model.make_model import make_model
 from processor.trainer import do_train
+from utils.dist import Replicas
 from utils.precision import Precision
-from utils.replicas import Replicas
 
 CPU = torch.device("cpu")
 PIDS = torch.arange(4).repeat_interleave(2)

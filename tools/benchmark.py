@@ -43,8 +43,8 @@ def add_retrieval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_retrieval(**args: Any) -> Report:
-    from processor.benchmarks.report import to_markdown  # torch takes seconds to import
-    from processor.benchmarks.retrieval import benchmark_retrieval, make_plan
+    from tools.benchmarks.reports import to_markdown  # torch takes seconds to import
+    from tools.benchmarks.retrieval import benchmark_retrieval, make_plan
 
     report = benchmark_retrieval(make_plan(**args))
     return report, to_markdown(report)
@@ -64,7 +64,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_data(**args: Any) -> Report:
-    from processor.benchmarks.data import benchmark_data, make_plan, to_markdown  # torch takes seconds to import
+    from tools.benchmarks.data import benchmark_data, make_plan, to_markdown  # torch takes seconds to import
 
     report = benchmark_data(make_plan(**args))
     return report, to_markdown(report)
@@ -91,8 +91,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(**args: Any) -> Report:
-    from processor.benchmarks.training import benchmark_training, make_plan  # torch takes seconds to import
-    from processor.benchmarks.training_report import to_markdown
+    from tools.benchmarks.training import benchmark_training, make_plan  # torch takes seconds to import
+    from tools.benchmarks.training_reports import to_markdown
 
     report = benchmark_training(make_plan(**args))
     return report, to_markdown(report)

@@ -20,7 +20,7 @@ def main() -> None:
                         help="plain or re_ranked (an ensemble may have others); default: the last that both have")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the permutations (default 0)")
     args = parser.parse_args()
-    from processor.comparison import compare_runs, format_comparison
+    from processor.evaluation.comparison import compare_runs, format_comparison
 
     print(format_comparison(compare_runs(args.run_a, args.run_b, args.kind, args.seed)))
 

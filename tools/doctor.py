@@ -53,8 +53,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from processor.doctor.examine import Wishes, examine
     from processor.doctor.report import summary_lines  # not before the arguments are right
-    from processor.doctor.visit import Wishes, examine
 
     setup_logger()
     report = examine(args.root, args.output, Wishes(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.arguments import add_ranking_arguments
+from tools.arguments import add_ranking_arguments
 from utils.logger import run_tool, setup_logger
 
 
@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--distmats", action="store_true", help="read saved distmats even beside a feature bank")
     add_ranking_arguments(parser)
     args = parser.parse_args()
-    from processor.ranking import Compute, ensemble  # torch takes seconds to import
+    from processor.evaluation.ensemble import ensemble  # torch takes seconds to import
+    from processor.evaluation.sources import Compute
     from utils.dist import worker_group
     from utils.precision import select_device
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.synthetic import Sizes, make_demo_data, sample_sheet
+from datasets.demo.plan import Sizes
+from datasets.demo.synthetic import make_demo_data, sample_sheet
 from utils.logger import run_tool, setup_logger
 
 
@@ -26,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--picture", metavar="FILE", help="also write a PNG contact sheet of some test persons")
     for size in fields(Sizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", type=int, default=size.default,
-                            metavar="N", help=f"see datasets.synthetic.Sizes (default {size.default})")
+                            metavar="N", help=f"see datasets.demo.plan.Sizes (default {size.default})")
     return parser.parse_args()
 
 

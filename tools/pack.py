@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
     args = parser.parse_intermixed_args()
     cfg = load_cfg(args.config_file, args.opts)
-    from processor.packing import PARTS, pack_set, verify_pack  # torch takes seconds: not before the config is right
+    from processor.prepare import PARTS, pack_set, verify_pack  # torch takes seconds: not before the config is right
 
     setup_logger()
     if args.verify or args.compare:

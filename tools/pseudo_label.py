@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import load_cfg
-from utils.arguments import add_unlabelled_arguments
+from tools.arguments import add_unlabelled_arguments
 from utils.logger import run_tool, setup_logger
 
 
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
     args = parser.parse_intermixed_args()
     cfg = load_cfg(args.config_file, args.opts)
+    from processor.pseudo.report import said
     from processor.pseudo_label import default_place, pseudo_label, unlabelled_images  # torch takes seconds to import
-    from processor.pseudo_report import said
     from utils.dist import worker_group
 
     setup_logger(cfg.OUTPUT_DIR, "pseudo_label_log.txt").debug("config:\n%s", cfg)

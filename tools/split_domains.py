@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.domains import split_domains
+from datasets.sets.domains import split_domains
 from utils.logger import run_tool, setup_logger
 
 

@@ -42,7 +42,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_cfg(args.config_file, args.opts)
-    from datasets.make_validation import Plan, make_validation, share  # not before the arguments are right
+    from datasets.validation.cut import Plan  # not before the arguments are right
+    from processor.prepare import make_validation, share
 
     setup_logger()
     if args.output.exists() and not args.force:

@@ -36,8 +36,8 @@ def main() -> None:
         print(format_zoo())
         return
     cfg = load_cfg(args.config_file, args.opts)
-    from processor.dry_run import dry_run  # torch takes seconds to import: not before the config is right
     from processor.trainer import do_train
+    from processor.training.dry_run import dry_run  # torch takes seconds to import: not before the config is right
     from utils.dist import worker_group
 
     setup_logger(None if args.dry_run else cfg.OUTPUT_DIR, "train_log.txt").debug("config:\n%s", cfg)

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import load_cfg
-from utils.arguments import add_unlabelled_arguments
+from tools.arguments import add_unlabelled_arguments
 from utils.logger import run_tool, setup_logger
 
 

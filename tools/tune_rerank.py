@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.arguments import add_ranking_arguments
+from tools.arguments import add_ranking_arguments
 from utils.logger import run_tool, setup_logger
 
 
@@ -43,8 +43,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from processor.ranking import Compute  # torch takes seconds to import
-    from processor.tuning import Grid, format_tuning, tune
+    from processor.evaluation.sources import Compute  # torch takes seconds to import
+    from processor.evaluation.tuning import Grid, format_tuning, tune
     from utils.dist import worker_group
     from utils.precision import select_device
 

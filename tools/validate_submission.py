@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--derived", type=Path, metavar="DIR",
                         help="folder of the domain lists; default: `derived` beside FILE or beside its folder")
     args = parser.parse_args()
-    from processor.submission_check import validate_submission  # not before the arguments are right
+    from processor.evaluation.submission_check import validate_submission  # not before the arguments are right
 
     setup_logger()
     report = validate_submission(args.file, args.data, args.test_dir, args.top_k, args.derived)

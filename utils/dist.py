@@ -6,12 +6,12 @@ import datetime
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 # Other processes may wait while one does something long, such as extracting features; a lost one is noticed at once.
@@ -162,3 +162,29 @@ def worker_group() -> Iterator[Workers]:
         # torch 2.11 three of nine trainings that were told to stop hung so.
         time.sleep(0.1)
         dist.destroy_process_group()
+
+
+class Replicas(nn.DataParallel):
+    """A module copied to several devices of this process for each batch.
+
+    torch's own passes autocast on to its threads without the type: bfloat16 would become float16 there.
+
+    Args:
+        module: on the first device.
+        devices: all of them.
+        autocast: makes the context of one replica's forward pass.
+    """
+
+    def __init__(self, module: nn.Module, devices: list[torch.device],
+                 autocast: Callable[[], contextlib.AbstractContextManager]):
+        super().__init__(module, device_ids=devices)
+        self._autocast = autocast
+
+    def parallel_apply(self, replicas: list[nn.Module], inputs: Any, kwargs: Any) -> list[Any]:
+        return super().parallel_apply([self._in_autocast(replica) for replica in replicas], inputs, kwargs)
+
+    def _in_autocast(self, replica: nn.Module) -> Callable:
+        def forward(*inputs: Any, **kwargs: Any) -> Any:
+            with self._autocast():
+                return replica(*inputs, **kwargs)
+        return forward

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.stopping import EXIT_STOPPED, Stopped
+from utils.process import EXIT_STOPPED, Stopped
 
 _FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 

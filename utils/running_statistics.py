@@ -4,8 +4,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from utils.foreach import copy_all
-
 
 class RunningStatistics:
     """The buffers of a model. A batch with a NaN in it makes them NaN for good, and with them every test.
@@ -34,3 +32,22 @@ class RunningStatistics:
 
 def _joined(buffers: list[Tensor]) -> Tensor:
     return torch.cat([buffer.reshape(-1) for buffer in buffers])
+
+
+@torch.no_grad()
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """target.copy_(source) for all pairs, in few launches."""
+    if hasattr(torch, "_foreach_copy_"):  # torch 2.1 or newer
+        torch._foreach_copy_(targets, sources)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+@torch.no_grad()
+def scale_all(targets: list[Tensor], factor: Tensor) -> None:
+    """target.mul_(factor) for all, in few launches; factor is 0-d, on the targets' device and not waited for."""
+    try:
+        torch._foreach_mul_(targets, factor)
+    except TypeError:  # torch 2.0 takes numbers and lists only
+        torch._foreach_mul_(targets, [factor] * len(targets))

@@ -19,25 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from processor.retrieval.bounds import Bounds
-from processor.retrieval.budget import Work, plan_search
-from processor.retrieval.certified import CertifiedNearest
-from processor.retrieval.distance import (
+from processor.retrieval.distance import Block
+from processor.retrieval.search.bounds import Bounds
+from processor.retrieval.search.budget import Work, plan_search
+from processor.retrieval.search.certified_top_k import CertifiedNearest
+from processor.retrieval.search.encoding import JaccardIndex, encode, jaccard_distance
+from processor.retrieval.search.feature_rows import FeatureRows, Features
+from processor.retrieval.search.precision import CHOICES, PRECISIONS
+from processor.retrieval.search.rows import (
     QUERY_ROWS,
-    Block,
+    PairDistances,
     check_block_rows,
     own_rows,
     row_block,
     split_rows,
     squared_euclidean,
 )
-from processor.retrieval.encoding import JaccardIndex, encode, jaccard_distance
-from processor.retrieval.features import FeatureRows, Features
-from processor.retrieval.pairs import PairDistances
-from processor.retrieval.precision import CHOICES, PRECISIONS
-from processor.retrieval.ranks import nearest_keys, split_keys
-from processor.retrieval.search import InexactProducts, Neighbours, SearchPlan, search
-from processor.retrieval.tiles import Tiles
+from processor.retrieval.search.search import InexactProducts, Neighbours, SearchPlan, search
+from processor.retrieval.search.tiles import Tiles
+from processor.retrieval.search.top_k import nearest_keys, split_keys
 from utils.dist import ALONE, Workers
 from utils.parallel import in_threads
 from utils.progress import progress

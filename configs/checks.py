@@ -1,0 +1,237 @@
+"""What goes across keys: combinations that cannot work, and those that are probably not meant."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from configs.schema import OBSOLETE, RULES
+
+Values = Mapping[str, Any]
+
+
+def _check_pk_batches(v: Values) -> Iterator[str]:
+    """A P x K batch has at least two identities with at least two images each, and no remainder."""
+    if "triplet" not in v["DATALOADER.SAMPLER"]:
+        return
+    batch, instances = v["SOLVER.IMS_PER_BATCH"], v["DATALOADER.NUM_INSTANCE"]
+    if instances < 2:
+        yield (f"DATALOADER.NUM_INSTANCE={instances} leaves no positive pairs for DATALOADER.SAMPLER="
+               f"{v['DATALOADER.SAMPLER']}; use 2 or more")
+        return
+    lower = batch // instances * instances
+    if batch < 2 * instances:
+        yield (f"SOLVER.IMS_PER_BATCH={batch} holds fewer than 2 identities of DATALOADER.NUM_INSTANCE={instances}"
+               f" images; use {2 * instances} or more")
+    elif lower != batch:
+        yield (f"SOLVER.IMS_PER_BATCH={batch} is not divisible by DATALOADER.NUM_INSTANCE={instances}; "
+               f"use {lower} or {lower + instances}")
+
+
+def _check_balance(v: Values) -> Iterator[str]:
+    """Sets are balanced by their identities in P x K batches, and a set has one share."""
+    if v["DATALOADER.BALANCE_SETS"] and "triplet" not in v["DATALOADER.SAMPLER"]:
+        yield (f"DATALOADER.BALANCE_SETS=True chooses identities, but DATALOADER.SAMPLER={v['DATALOADER.SAMPLER']} "
+               "shuffles images; use softmax_triplet or triplet, or False")
+    names = [text.rsplit(":", 1)[0] for text in v["DATALOADER.SET_SHARES"]]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield f"DATALOADER.SET_SHARES: {name} has {names.count(name)} shares; use one"
+
+
+def _check_micro_batches(v: Values) -> Iterator[str]:
+    """A batch is made of equal micro-batches, and each of those of whole groups of an identity, two at least."""
+    batch, parts = v["SOLVER.IMS_PER_BATCH"], v["SOLVER.ACCUMULATION_STEPS"]
+    grouped = "triplet" in v["DATALOADER.SAMPLER"]
+    unit = parts * (v["DATALOADER.NUM_INSTANCE"] if grouped else 1)
+    of = f" of whole groups of DATALOADER.NUM_INSTANCE={v['DATALOADER.NUM_INSTANCE']}" if grouped else ""
+    least = 2 * unit
+    if parts == 1:
+        return
+    if batch < least:
+        yield (f"SOLVER.ACCUMULATION_STEPS={parts} leaves fewer than 2 {'identities' if grouped else 'images'} of "
+               f"SOLVER.IMS_PER_BATCH={batch} for a micro-batch; use a batch of {least} or more")
+    elif batch % unit:
+        lower = batch // unit * unit
+        yield (f"SOLVER.IMS_PER_BATCH={batch} is not divisible into SOLVER.ACCUMULATION_STEPS={parts} "
+               f"micro-batches{of}; use {lower} or {lower + unit}")
+
+
+def _check_training(v: Values) -> Iterator[str]:
+    """Keys of the engine that cannot go together."""
+    if v["SOLVER.AMP_BACKEND"] == "apex" and v["SOLVER.AMP_DTYPE"] == "bfloat16":
+        yield "SOLVER.AMP_DTYPE=bfloat16: SOLVER.AMP_BACKEND=apex computes in float16 only; use torch"
+    if v["MODEL.SYNC_BN"] and v["MODEL.DEVICE"] == "cpu":
+        yield "MODEL.SYNC_BN=True: torch's synchronised batch norm runs on CUDA devices only, not with MODEL.DEVICE=cpu"
+    if v["MODEL.FREEZE_EPOCHS"] >= v["SOLVER.MAX_EPOCHS"]:
+        yield (f"MODEL.FREEZE_EPOCHS={v['MODEL.FREEZE_EPOCHS']} leaves no epoch of SOLVER.MAX_EPOCHS="
+               f"{v['SOLVER.MAX_EPOCHS']} for the backbone; use fewer, or MODEL.FROZEN to freeze it for good")
+    if v["SOLVER.EMA_DECAY"] == 1:
+        yield "SOLVER.EMA_DECAY=1.0 never takes in a weight; use less, such as 0.999, or 0 for no average"
+
+
+def _check_center(v: Values) -> Iterator[str]:
+    """The two switches of the center loss agree, and its weight is not zero where it is used."""
+    has_center = "center" in v["MODEL.METRIC_LOSS_TYPE"]
+    if v["MODEL.IF_WITH_CENTER"] and not has_center:
+        yield (f"MODEL.IF_WITH_CENTER=True contradicts MODEL.METRIC_LOSS_TYPE={v['MODEL.METRIC_LOSS_TYPE']}; "
+               "use center or triplet_center, or IF_WITH_CENTER False")
+    if has_center and "triplet" in v["DATALOADER.SAMPLER"] and v["SOLVER.CENTER_LOSS_WEIGHT"] == 0:
+        yield (f"SOLVER.CENTER_LOSS_WEIGHT=0.0 switches off the center loss that MODEL.METRIC_LOSS_TYPE="
+               f"{v['MODEL.METRIC_LOSS_TYPE']} asks for; use a weight > 0, or triplet")
+    if v["DATALOADER.SAMPLER"] == "triplet" and v["MODEL.METRIC_LOSS_TYPE"] == "center":
+        yield ("DATALOADER.SAMPLER=triplet with MODEL.METRIC_LOSS_TYPE=center: a center loss alone draws all features "
+               "to one point; use SAMPLER softmax_triplet, or METRIC_LOSS_TYPE triplet_center")
+
+
+def _check_parts(v: Values) -> Iterator[str]:
+    """Part heads learn from ID losses, and what is tested must have been trained."""
+    if not v["MODEL.IF_USE_PCB"]:
+        if v["MODEL.PCB_RPP"]:
+            yield "MODEL.PCB_RPP=True refines the parts of MODEL.IF_USE_PCB, which is False; use True there"
+        return
+    if v["DATALOADER.SAMPLER"] == "triplet":
+        yield ("MODEL.IF_USE_PCB=True with DATALOADER.SAMPLER=triplet: part heads are trained by ID losses alone; use "
+               "softmax_triplet or softmax")
+    if not v["MODEL.MERGE_PCB_FEAT"]:
+        if v["TEST.USE_PCB_MERGE_FEAT"] and not v["TEST.PCB_GLOBAL_FEAT_ENSEMBLE"]:
+            yield ("TEST.USE_PCB_MERGE_FEAT=True tests the merged parts, which MODEL.MERGE_PCB_FEAT=False does not "
+                   "train; set one of them to the other")
+        if v["TEST.PCB_PART_FEAT"] == "weighted":
+            yield ("TEST.PCB_PART_FEAT=weighted needs the gates, which MODEL.MERGE_PCB_FEAT=False does not train; "
+                   "use plain")
+
+
+def _check_pooling(v: Values) -> Iterator[str]:
+    if v["MODEL.GEM_LEARN_P"] and v["MODEL.POOLING_METHOD"] != "GeM":
+        yield (f"MODEL.GEM_LEARN_P=True has no exponent to learn with MODEL.POOLING_METHOD="
+               f"{v['MODEL.POOLING_METHOD']}; use GeM")
+
+
+def _check_cosine_schedule(v: Values) -> Iterator[str]:
+    """The cosine runs over the epochs after the warm-up, downwards."""
+    if v["SOLVER.LR_SCHEDULER"] != "cosine":
+        return
+    if v["SOLVER.WARMUP_EPOCHS"] >= v["SOLVER.MAX_EPOCHS"]:
+        yield (f"SOLVER.WARMUP_EPOCHS={v['SOLVER.WARMUP_EPOCHS']} leaves no epoch for the cosine of "
+               f"SOLVER.MAX_EPOCHS={v['SOLVER.MAX_EPOCHS']}; use fewer")
+    if v["SOLVER.MIN_LR"] > v["SOLVER.BASE_LR"]:
+        yield (f"SOLVER.MIN_LR={v['SOLVER.MIN_LR']} is above SOLVER.BASE_LR={v['SOLVER.BASE_LR']}; "
+               "the cosine falls from BASE_LR to MIN_LR")
+
+
+def _check_optimizer(v: Values) -> Iterator[str]:
+    """Switches of one optimiser are not given to another, which would ignore them."""
+    name = v["SOLVER.OPTIMIZER_NAME"]
+    if v["SOLVER.NESTEROV"] and name != "SGD":
+        yield f"SOLVER.NESTEROV=True: SOLVER.OPTIMIZER_NAME={name} has no Nesterov momentum; use SGD"
+    if v["SOLVER.NESTEROV"] and v["SOLVER.MOMENTUM"] == 0:
+        yield "SOLVER.NESTEROV=True needs SOLVER.MOMENTUM > 0"
+    if v["SOLVER.GRADIENT_CENTRALIZATION"] and name != "Ranger":
+        yield f"SOLVER.GRADIENT_CENTRALIZATION=True: SOLVER.OPTIMIZER_NAME={name} does not do it; use Ranger"
+
+
+def _check_re_ranking(v: Values) -> Iterator[str]:
+    """Query expansion averages over the first k2 of the k1 neighbours and the image itself."""
+    k1, k2, _ = v["TEST.RE_RANKING_PARAMETER"]
+    if v["TEST.RE_RANKING"] and k2 > k1 + 1:
+        yield (f"TEST.RE_RANKING_PARAMETER: k2={k2} is above k1+1={k1 + 1}, the image and its k1 neighbours; "
+               "use a smaller k2")
+
+
+def _check_expansion(v: Values) -> Iterator[str]:
+    """An average is a direction: its length says how well its features agree, not what they look like."""
+    for key in ("TEST.QUERY_EXPANSION", "TEST.DATABASE_AUGMENTATION"):
+        if v[key] and not v["TEST.FEAT_NORM"]:
+            yield (f"{key}={v[key]} makes features of length 1, which cannot be compared with the others' own lengths "
+                   "under TEST.FEAT_NORM=False; use True there")
+
+
+def _check_padding(v: Values) -> Iterator[str]:
+    height, width = v["INPUT.SIZE_TRAIN"]
+    if v["INPUT.PADDING"] >= min(height, width):
+        yield (f"INPUT.PADDING={v['INPUT.PADDING']} is not smaller than INPUT.SIZE_TRAIN=[{height}, {width}]: "
+               "a crop could miss the image; use less")
+
+
+# The largest value of a distance of pseudo-labelling, as it is said.
+_LARGEST = {"angle": (math.pi, "pi, the largest angle (it is in radians)"), "cosine": (2.0, "2, the largest 1 - cos"),
+            "re_ranked": (1.0, "1, the largest re-ranked distance"), "euclidean": (math.inf, "")}
+
+
+def _check_pseudo_labels(v: Values) -> Iterator[str]:
+    """A threshold beyond its distance's range takes every image; k2 as in re-ranking."""
+    clusters, threshold = v["UDA.METHOD"] != "nearest_query", v["UDA.THRESHOLD"]
+    key = "UDA.THRESHOLD" if threshold or clusters or v["UDA.DISTANCE"] != "angle" else "MODEL.THRESH"
+    if clusters and threshold >= 1:
+        yield (f"UDA.THRESHOLD={threshold} with UDA.METHOD={v['UDA.METHOD']}: 1 is the Jaccard distance of images that "
+               "share no neighbour; use less")
+    elif not clusters and v[key] > _LARGEST[v["UDA.DISTANCE"]][0]:
+        yield f"{key}={v[key]} is above {_LARGEST[v['UDA.DISTANCE']][1]}: every image would be taken; use less"
+    k1, k2, _ = v["UDA.RE_RANKING_PARAMETER"]
+    if k2 > k1 + 1:
+        yield (f"UDA.RE_RANKING_PARAMETER: k2={k2} is above k1+1={k1 + 1}, the image and its k1 neighbours; "
+               "use a smaller k2")
+
+
+def _check_validation(v: Values) -> Iterator[str]:
+    """An evaluation measures on one thing."""
+    if v["DATASETS.VALIDATION"] and v["DATASETS.TEST_NAMES"]:
+        yield (f"DATASETS.TEST_NAMES={v['DATASETS.TEST_NAMES']} is not measured on while DATASETS.VALIDATION="
+               f"{v['DATASETS.VALIDATION']} is set; set one of them to ''")
+
+
+CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
+    _check_pk_batches, _check_balance, _check_micro_batches, _check_training, _check_center, _check_parts,
+    _check_pooling, _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding,
+    _check_validation, _check_pseudo_labels,
+)
+
+
+def cross_problems(values: Values) -> list[str]:
+    """What does not fit together among the values: a message each.
+
+    Args:
+        values: {dotted key: value}, each as `coerce` returns it. A check that needs a key that is not there (its
+            value was refused) is left out.
+    """
+    problems = []
+    for check in CHECKS:
+        try:
+            problems.extend(check(values))
+        except KeyError as missing:
+            if missing.args[0] not in RULES:
+                raise  # a check misspells a key: our own mistake
+    return problems
+
+
+def remarks(values: Values, given: Sequence[str]) -> list[str]:
+    """What works but is probably not meant: one text for all obsolete keys, one for each value that nothing reads.
+
+    Args:
+        values: {dotted key: value} for every key.
+        given: the keys that a file or a command line set.
+    """
+    found = []
+    obsolete = [f"{key} ({reason})" for key, reason in OBSOLETE.items() if key in given]
+    if obsolete:
+        found.append("obsolete keys, without effect: " + "; ".join(obsolete))
+    names = values["DATASETS.NAMES"]
+    if values["DATASETS.TRAIN_SETS"] and "naic" not in names.replace(" ", "").split("+"):
+        found.append(f"DATASETS.TRAIN_SETS={values['DATASETS.TRAIN_SETS']} is about naic, which is not among "
+                     f"DATASETS.NAMES={names}")
+    epochs = values["SOLVER.MAX_EPOCHS"]
+    late = [step for step in values["SOLVER.STEPS"] if step >= epochs]
+    if late and values["SOLVER.LR_SCHEDULER"] == "multistep":
+        found.append(f"SOLVER.STEPS: {late} never come, SOLVER.MAX_EPOCHS is {epochs}")
+    if values["TEST.EXPANSION_ALPHA"] and not (values["TEST.QUERY_EXPANSION"] or values["TEST.DATABASE_AUGMENTATION"]):
+        found.append(f"TEST.EXPANSION_ALPHA={values['TEST.EXPANSION_ALPHA']} weighs nothing: TEST.QUERY_EXPANSION and "
+                     "TEST.DATABASE_AUGMENTATION are 0")
+    if values["DATALOADER.SET_SHARES"] and not values["DATALOADER.BALANCE_SETS"]:
+        found.append(f"DATALOADER.SET_SHARES={values['DATALOADER.SET_SHARES']} is not read: "
+                     "DATALOADER.BALANCE_SETS is False")
+    if "MODEL.THRESH" in given and values["MODEL.THRESH"]:
+        nearest, distance = values["UDA.METHOD"] == "nearest_query", values["UDA.DISTANCE"]
+        if not nearest or distance != "angle" or values["UDA.THRESHOLD"]:
+            found.append(f"MODEL.THRESH={values['MODEL.THRESH']} is not read: UDA.THRESHOLD is the threshold of "
+                         f"UDA.METHOD={values['UDA.METHOD']}" + f" with UDA.DISTANCE={distance}" * nearest)
+    return found

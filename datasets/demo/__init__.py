@@ -1,0 +1,1 @@
+"""The embedded demo set: rendered pedestrians in NAIC's layout."""

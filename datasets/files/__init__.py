@@ -1,0 +1,1 @@
+"""From a key to pixels: image files and packs of them."""

@@ -1,0 +1,1 @@
+"""Where the pictures of a set are, and who is on them."""

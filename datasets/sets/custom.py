@@ -1,0 +1,144 @@
+"""Sets of one's own: a tree with a folder for each identity, or a CSV.
+
+    FOLDER/alice/*.jpg                          all of it is for training
+    FOLDER/{train,query,gallery}/alice/*.jpg    with an evaluation; a split may be missing
+
+    FILE.csv    path,pid,camid,split
+                shots/0001.jpg,alice,3,train
+                shots/0002.jpg,alice,,query
+
+**Tree.** A folder's name is the identity; the pictures lie in it and not deeper. Cameras are unknown.
+
+**CSV.** UTF-8 with a header; the columns may stand in any order, and others are passed over. `path` is relative to the
+CSV's folder and stays in it; `pid` is any text, -1 for junk, which is ignored; `camid` is a number from 1, empty where
+it is unknown; `split` is train, query or gallery. An image may stand in several splits, not twice in one.
+
+Whether an evaluation leaves out the query's own camera follows from whether all cameras are known.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from datasets.bases import UNKNOWN_CAMID, Problems, ReIDData, some
+from datasets.files.images import is_inside, is_safe_path, scan_images
+from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted
+from datasets.sets.numbering import SPLITS, Record, to_data, wanted_splits
+
+COLUMNS = ("path", "pid", "camid", "split")
+
+
+def load_tree(name: str, folder: str | os.PathLike, parts: Collection[str] = ("train", "test"),
+              skip: bool = False) -> ReIDData:
+    """Read a tree of identity folders; no image is opened.
+
+    Args:
+        name: what its keys and identities begin with.
+        folder: the tree.
+        parts: of "train" and "test".
+        skip: where parts are "train" alone, leave out, with a warning, what leads out of the folder.
+    Raises:
+        NotADirectoryError: there is no such folder.
+        ValueError: the folder mixes splits and identities, or a link leads out of it (all).
+    """
+    folder, problems = Path(folder), Problems()
+    identities = _folders(folder, problems)
+    names = set(identities)
+    splits = names & set(SPLITS)
+    if splits and names != splits:
+        raise ValueError(f"{folder} has both {some(splits)} and {some(names - splits)}: put all identities into "
+                         "train/, query/ or gallery/, or none of them")
+    records: dict[str, list[Record]] = {split: [] for split in wanted_splits(parts)}
+    for split in splits & set(records):
+        records[split] = list(_read_identities(folder, f"{split}/", _folders(folder / split, problems), problems))
+    if not splits and "train" in records:
+        records["train"] = list(_read_identities(folder, "", identities, problems))
+    problems.settle(str(folder), "Rename it, or put there what links lead to.", parts, skip)
+    return to_data(name, records)
+
+
+def _read_identities(folder: Path, split: str, pids: list[str], problems: Problems) -> Iterator[Record]:
+    """The images of these identities; split: what the paths begin with."""
+    for pid in pids:
+        for file, problem in sorted(scan_images(folder / split / pid)):
+            if problem:
+                problems.add(f"{split}{pid}/{file}: {problem}")
+            else:
+                yield Record(f"{split}{pid}/{file}", pid, UNKNOWN_CAMID)
+
+
+def _folders(folder: Path, problems: Problems) -> list[str]:
+    """Sorted names of the folders in a folder; hidden ones are passed over."""
+    if not folder.is_dir():
+        raise NotADirectoryError(f"no folder {folder}: a tree has a folder for each identity, or train/, query/ and "
+                                 "gallery/ with such folders; DATASETS.NAMES tree:FOLDER names it, below "
+                                 "DATASETS.ROOT_DIR")
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.is_dir():
+                continue
+            if not is_safe_path(entry.name):
+                problems.add(f"{entry.path}: a name may not hold a backslash or begin like a drive; rename it")
+            elif entry.is_symlink() and not is_inside(entry.path, folder):
+                problems.add(f"{entry.path}: is a link that leads out of its folder; put the folder itself there")
+            else:
+                names.append(entry.name)
+    return sorted(names)
+
+
+def load_csv(name: str, path: str | os.PathLike, parts: Collection[str] = ("train", "test"),
+             skip: bool = False) -> ReIDData:
+    """Read a CSV of images; no image is opened.
+
+    Args:
+        name: what its keys and identities begin with.
+        path: the file.
+        parts: of "train" and "test".
+        skip: where parts are "train" alone, leave out, with a warning, lines that are wrong.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is malformed, or names an image that is not there or not inside the file's folder (all).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: DATASETS.NAMES csv:FILE names it, below DATASETS.ROOT_DIR")
+    problems = Problems()
+    records: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for split, record in _read_rows(path, problems):
+        records[split].append(record)
+    problems.settle(str(path), "Correct the lines, or put the images there.", parts, skip)
+    return to_data(name, {split: records[split] for split in wanted_splits(parts)})
+
+
+def _read_rows(path: Path, problems: Problems) -> Iterator[tuple[str, Record]]:
+    """(split, record) of each good line."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    lacking = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
+    if lacking:
+        raise ValueError(f"{path}:1: expected a header {','.join(COLUMNS)}; it lacks {', '.join(lacking)}")
+    images = ImageFolder(path.parent)
+    seen: dict[tuple[str, str], int] = {}
+    for row in rows:
+        file, pid, camid, split = ((row[column] or "").strip() for column in COLUMNS)
+        line = f"{path.name}:{rows.line_num}"
+        if split not in SPLITS:
+            problems.add(f"{line}: split {quoted(split)} is not one of {', '.join(SPLITS)}")
+        elif not pid:
+            problems.add(f"{line}: the pid is empty")
+        elif camid and not (camid.isascii() and camid.isdigit() and int(camid)):
+            problems.add(f"{line}: expected a camid from 1, or none, got {quoted(camid)}")
+        elif fault := images.problem(file) if is_safe_path(file) else OUTSIDE:
+            problems.add(f"{line}: {fault}: {quoted(file)} in {path.parent}")
+        elif (split, file) in seen:
+            problems.add(f"{line}: {quoted(file)} is in {split} already, in line {seen[split, file]}")
+        else:
+            seen[split, file] = rows.line_num
+            yield split, Record(file, pid, int(camid or UNKNOWN_CAMID))

@@ -1,0 +1,90 @@
+"""List files that name images: their lines, and whether what they name is there and inside its folder."""
+from __future__ import annotations
+
+import codecs
+import os
+from pathlib import Path
+
+from datasets.bases import Problems
+from datasets.files.images import is_inside
+
+OUTSIDE = "a list may only name files inside its own folder"
+
+
+def quoted(text: str) -> str:
+    """A piece of a list, for a message: what is no list may hold very long lines."""
+    return repr(text if len(text) <= 200 else text[:200] + "…")
+
+
+def read_lines(path: Path, shown: str, problems: Problems) -> list[tuple[int, str]]:
+    """Numbered, stripped, non-blank lines of a UTF-8 text; a byte-order mark and CRLF do not matter.
+
+    Args:
+        path: the file.
+        shown: its name in problems.
+        problems: told once of lines that are not UTF-8; they are left out.
+    """
+    lines, bad = decode_lines(path.read_bytes())
+    if bad:
+        more = f" (and {len(bad) - 1} more lines)" * (len(bad) > 1)
+        problems.add(f"{shown}:{bad[0][0]}: {bad[0][1]}{more}")
+    return lines
+
+
+def decode_lines(data: bytes) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """The lines of a list file, as `read_lines` gives them, and (number, problem) of each that is not UTF-8."""
+    lines: list[tuple[int, str]] = []
+    bad: list[tuple[int, str]] = []
+    # Not splitlines(): it would break lines at characters that a file name may hold, too.
+    for number, piece in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        try:
+            line = piece.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            bad.append((number, f"not UTF-8 text (byte 0x{piece[error.start]:02x}); save it as UTF-8"))
+            if number == 1 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                break  # what follows are no lines of single bytes
+        else:
+            if line:
+                lines.append((number, line))
+    return lines, bad
+
+
+class ImageFolder:
+    """What lies in an image folder; it and each sub-folder are listed once, instead of asking for every image."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._listed: dict[str, tuple[set[str], set[str], str]] = {}
+
+    def problem(self, file: str) -> str:
+        """Why `file`, a safe relative path, is no file inside this folder, or ""."""
+        folder, _, name = file.rpartition("/")
+        if folder not in self._listed:
+            self._listed[folder] = self._list(folder)
+        files, links, reason = self._listed[folder]
+        if name in files:
+            return ""
+        if name in links:
+            target = self.path / file
+            if not is_inside(target, self.path):
+                return f"{OUTSIDE}, and this is a link that leads out of it"
+            return "" if target.is_file() else "a link to no file"
+        return reason or "no such image"
+
+    def _list(self, folder: str) -> tuple[set[str], set[str], str]:
+        """Names of the files and of the links in a sub-folder, and why there are none."""
+        path = self.path / folder if folder else self.path
+        files: set[str] = set()
+        links: set[str] = set()
+        if folder and not is_inside(path, self.path):
+            return files, links, f"{OUTSIDE}, and a link leads out of it"
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        links.add(entry.name)
+                    elif entry.is_file():
+                        files.add(entry.name)
+        except OSError as error:
+            return files, links, f"no such image ({error.strerror or error})"
+        return files, links, ""

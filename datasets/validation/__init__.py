@@ -1,0 +1,1 @@
+"""People who are kept out of training and measured on."""

@@ -1,0 +1,167 @@
+"""Cutting a validation split from the training sets of a config: which identities, and which images ask."""
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+
+from datasets.bases import UNKNOWN_CAMID, ReIDData, Sample
+from datasets.files.images import ImageSource
+from datasets.sets.domains import DOMAINS, classify
+from datasets.validation.people import Person, people_of
+from datasets.validation.split import VALIDATION, ValidationSplit, evaluation
+from utils.seed import generator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to cut out.
+
+    Attributes:
+        identities: with queries.
+        distractors: identities that stand in the gallery only.
+        compare: read every image first, so that identities that are one person count, and stay, together.
+        green: share of both that are green, the rest are normal; None: one evaluation without domains.
+        queries: of an identity, at most; one match at least stays in the gallery.
+        seed: of the choice.
+    """
+
+    identities: int
+    distractors: int
+    green: float | None
+    queries: int = 1
+    seed: int = 0
+    compare: bool = True
+
+    def __post_init__(self) -> None:
+        if self.identities < 1 or self.distractors < 0 or self.queries < 1 or self.seed < 0:
+            raise ValueError(f"identities={self.identities}, distractors={self.distractors}, queries={self.queries}, "
+                             f"seed={self.seed}: at least 1, 0, 1 and 0")
+        if self.green is not None and not 0 <= self.green <= 1:
+            raise ValueError(f"green={self.green} is no share in 0..1")
+
+    def quotas(self) -> dict[str, list[int]]:
+        """evaluation -> [identities with queries, distractors]; those of no identity are left out."""
+        wanted = [self.identities, self.distractors]
+        if self.green is None:
+            return {VALIDATION: wanted}
+        green = [round(count * self.green) for count in wanted]
+        shares = zip(DOMAINS, (green, [count - part for count, part in zip(wanted, green, strict=True)]), strict=True)
+        return {domain: quota for domain, quota in shares if quota[0]}
+
+
+@dataclass
+class _Draft:
+    """One evaluation as it grows: [queried, distractor] identities that are still to find, and images by key."""
+
+    missing: list[int]
+    query: dict[str, str] = field(default_factory=dict)
+    gallery: dict[str, str] = field(default_factory=dict)
+
+
+def cut(data: ReIDData, source: ImageSource, plan: Plan, settings: dict, workers: int | None = None) -> ValidationSplit:
+    """Choose people in the order of a shuffle until the plan is met.
+
+    The identities of one person (see datasets.validation.people) go together, under the first one's name, each of their
+    pictures once. A person belongs to the domain of most pictures (green where they are as many); those of the other
+    domain stand in that domain's gallery, where nothing matches them. People with a match for a query are asked about
+    as long as such are missing, others are distractors. The choice depends on names, keys and the seed, not on the
+    order of lists.
+
+    Raises:
+        ValueError: as `make_validation`.
+    """
+    people = people_of(data, source if plan.compare else None)
+    if plan.identities + plan.distractors >= len(people):
+        raise ValueError(f"{plan.identities} identities and {plan.distractors} distractors of {len(people)} leave none "
+                         "to train on")
+    drafts = {name: _Draft(quota) for name, quota in plan.quotas().items()}
+    chosen: tuple[list[str], list[str]] = ([], [])  # queried, distractors
+    with closing(_walk(people, source, plan, workers)) as walk:
+        for person, images in walk:
+            if not any(any(draft.missing) for draft in drafts.values()):
+                break
+            role = _place(person.names[0], images, drafts, plan)
+            if role is not None:
+                chosen[role].extend(person.names)
+    roles = ("with a match for a query", "as distractors")
+    lacking = [f"{missing} {role} in {name}" for name, draft in drafts.items()
+               for missing, role in zip(draft.missing, roles, strict=True) if missing]
+    if lacking:
+        raise ValueError(f"too few of the {len(people)} identities fit: missing are {', '.join(lacking)}; ask for "
+                         "fewer, or for another share of green ones")
+    queried, distractors = map(sorted, chosen)
+    pid_names = sorted([*queried, *distractors])
+    cameras = {sample.key: sample.camid for sample in data.train if sample.camid != UNKNOWN_CAMID}
+    eval_sets = {name: evaluation(draft.query, draft.gallery, cameras, pid_names) for name, draft in drafts.items()}
+    return ValidationSplit(queried, distractors, eval_sets, settings)
+
+
+def _walk(people: list[Person], source: ImageSource, plan: Plan,
+          workers: int | None) -> Iterator[tuple[Person, list[tuple[Sample, str]]]]:
+    """(person, its images with their evaluations, in a random order) for each person, in a random order.
+
+    Images are decoded as the walk goes on; a person with one that cannot be read is passed over.
+    """
+    random = generator(plan.seed, 0, "validation split")
+    walk = []
+    for index in random.permutation(len(people)):
+        samples = people[index].samples
+        walk.append((people[index], [samples[i] for i in random.permutation(len(samples))]))
+    if plan.green is None:
+        yield from ((person, [(sample, VALIDATION) for sample in samples]) for person, samples in walk)
+        return
+    keys = [sample.key for _, samples in walk for sample in samples]
+    with closing(classify(keys, source.read, workers)) as results:
+        for person, samples in walk:
+            told = list(islice(results, len(samples)))
+            faults = [f"{sample.key}: {fault}" for sample, (_, fault) in zip(samples, told, strict=True) if fault]
+            if faults:
+                logger.warning("identity %s is passed over: %s", person.names[0], faults[0])
+                continue
+            yield person, [(sample, domain) for sample, (domain, _) in zip(samples, told, strict=True)]
+
+
+def _place(pid_name: str, images: list[tuple[Sample, str]], drafts: dict[str, _Draft], plan: Plan) -> int | None:
+    """Enter an identity where it is missing: 0 = with queries, 1 = as a distractor, None = nowhere."""
+    counts = Counter(domain for _, domain in images)
+    main = max(counts, key=lambda domain: (counts[domain], domain == DOMAINS[0]))
+    if main not in drafts:
+        return None
+    draft = drafts[main]
+    queries = choose_queries([sample for sample, domain in images if domain == main], plan.queries)
+    role = 0 if queries and draft.missing[0] else 1
+    if not draft.missing[role]:
+        return None
+    draft.missing[role] -= 1
+    asked = {sample.key for sample in queries} if role == 0 else set()
+    draft.query |= dict.fromkeys(sorted(asked), pid_name)
+    for sample, domain in images:
+        if sample.key not in asked and domain in drafts:
+            drafts[domain].gallery[sample.key] = pid_name
+    return role
+
+
+def choose_queries(samples: list[Sample], most: int) -> list[Sample]:
+    """The first images that can be queries together: each keeps a match among the images that are none.
+
+    A match is another image of the identity, from another camera where both cameras are known.
+    """
+    queries: list[Sample] = []
+    for sample in samples:
+        if len(queries) == most:
+            break
+        tried = [*queries, sample]
+        rest = [other for other in samples if other not in tried]
+        if all(any(_matches(query, other) for other in rest) for query in tried):
+            queries = tried
+    return queries
+
+
+def _matches(query: Sample, other: Sample) -> bool:
+    return UNKNOWN_CAMID in (query.camid, other.camid) or query.camid != other.camid

@@ -1,0 +1,298 @@
+"""Looking at every image of a data set once: whether it can be read, what it is, and three digests to compare it by.
+
+A record of 92 bytes is all that is kept of an image, so that close to a million of them fit into memory.
+"""
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from datasets.files.images import FolderSource, decode
+from datasets.sets.domains import domain_of
+from processor.doctor.image_header import FORMATS, MODES, read_header
+from utils.process import die_with_parent
+from utils.progress import progress as show_progress
+
+RECORD = np.dtype([
+    ("file", "<u8", 2),     # digest of the file's bytes
+    ("pixels", "<u8", 2),   # digest of what is decoded: 8-bit RGB, as a model sees it; 0 where it cannot be
+    ("near", "<u8", 4),     # perceptual hash; 0: too little in the picture, or unreadable
+    ("size", "<i8"), ("changed", "<i8"),  # of the file, bytes and ns: other ones now mean another file
+    ("width", "<u4"), ("height", "<u4"),
+    ("format", "u1"), ("mode", "u1"),     # of FORMATS and MODES
+    ("green", "?"),         # the picture's domain
+    ("good", "?"),          # it can be read
+])
+MAX_PIXELS = 50_000_000  # more is not decoded: a file of some kilobytes can ask for gigabytes
+MAX_BYTES = 1 << 28      # a larger file is not read
+NEAR_SIDE = 16           # the perceptual hash has NEAR_SIDE ** 2 bits
+
+_BATCH = 32              # images a process gets at a time
+_PROCESS_WORTH = 500     # images; inspecting fewer takes less time than starting a process
+_SECONDS_BETWEEN_SAVES = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class Inspected(NamedTuple):
+    """All images of a data set.
+
+    Attributes:
+        records: [N] of RECORD.
+        problems: index -> why the image cannot be read.
+    """
+
+    records: np.ndarray
+    problems: dict[int, str]
+
+
+def inspect_images(root: Path, count: int, key_of: Callable[[int], str], store: RecordStore, workers: int = 1,
+                   progress: bool = True) -> Inspected:
+    """Inspect the images `key_of(0)` … `key_of(count - 1)`; those that the store knows, and that did not change, are
+    not read again. What is found is saved every other second, so that a killed run goes on.
+
+    Args:
+        root: the folder that keys are relative to.
+        workers: processes that read and decode; the result is the same.
+        progress: True: a bar on a terminal, now and then a log line elsewhere.
+    Raises:
+        OSError: a process was killed; the images that it was at are named.
+    """
+    records = np.zeros(count, RECORD)
+    problems: dict[int, str] = {}
+    unknown = []
+
+    def note(index: int, record: bytes, problem: str) -> None:
+        records[index] = np.frombuffer(record, RECORD)[0]
+        if problem:
+            problems[index] = problem
+
+    for index in range(count):
+        known = store.find(key_of(index))
+        if known is not None and _is_unchanged(root / key_of(index), known[0]):
+            note(index, *known)
+        else:
+            unknown.append(index)
+    if len(unknown) < count:
+        logger.info("%d of %d images are known from an earlier run", count - len(unknown), count)
+    started = saved = time.monotonic()
+    found = _inspect_all(root, [unknown[at:at + _BATCH] for at in range(0, len(unknown), _BATCH)], key_of, workers)
+    try:
+        for index, record, problem in (show_progress(found, "reading", "image", total=len(unknown)) if progress
+                                       else found):
+            note(index, record, problem)
+            store.add(key_of(index), record, problem)
+            if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                store.save()
+                saved = time.monotonic()
+    finally:
+        store.save()
+    if unknown:
+        seconds = time.monotonic() - started
+        logger.info("read %d images in %.1f s, %.0f images/s", len(unknown), seconds, len(unknown) / seconds)
+    return Inspected(records, problems)
+
+
+def _is_unchanged(path: Path, record: bytes) -> bool:
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    record = np.frombuffer(record, RECORD)[0]
+    return (there.st_size, there.st_mtime_ns) == (record["size"], record["changed"])
+
+
+def _inspect_all(root: Path, batches: list[list[int]], key_of: Callable[[int], str],
+                 workers: int) -> Iterator[tuple[int, bytes, str]]:
+    """(index, record, problem) of each image, in order; a few batches are under way at a time."""
+    source = FolderSource(root)
+    workers = min(workers, len(batches) * _BATCH // _PROCESS_WORTH)
+    if workers < 2:
+        for batch in batches:
+            for index in batch:
+                yield index, *inspect_file(source, key_of(index))
+        return
+    # Spawned, not forked: the caller may hold threads, and a fork of those can hang.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (source, os.getpid())) as pool:
+        waiting = iter(batches)
+        running: deque = deque()
+
+        def submit(number: int) -> None:
+            for batch in islice(waiting, number):
+                running.append((batch, pool.submit(_inspect_batch, [key_of(index) for index in batch])))
+
+        try:
+            submit(4 * workers)
+            while running:
+                batch, future = running.popleft()
+                results = future.result()
+                submit(1)
+                for index, result in zip(batch, results, strict=True):
+                    yield index, *result
+        except BrokenExecutor as error:
+            raise OSError(f"a process that reads images was killed, at {key_of(batch[0])} or up to "
+                          f"{4 * workers * _BATCH} images after it; where memory is short, take fewer --workers. "
+                          "What was read is kept: run the same command again") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(source: FolderSource, parent: int) -> None:
+    """A worker's start."""
+    global _source
+    _source = source
+    die_with_parent(parent)
+    cv2.setNumThreads(0)
+
+
+def _inspect_batch(keys: list[str]) -> list[tuple[bytes, str]]:
+    """A worker's unit of work."""
+    return [inspect_file(_source, key) for key in keys]
+
+
+def inspect_file(source: FolderSource, key: str) -> tuple[bytes, str]:
+    """The record (of RECORD, as bytes) of one image file, and why it cannot be read or ""."""
+    try:
+        there = os.stat(source.root / key)  # before it is read: a file that changes meanwhile is read again next time
+        if there.st_size > MAX_BYTES:
+            raise ValueError(f"{there.st_size:,} bytes; more than {MAX_BYTES:,} are not taken")
+        record, problem = inspect_image(source.read(key))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        return np.zeros((), RECORD).tobytes(), f"cannot be read: {reason}"
+    record["size"], record["changed"] = there.st_size, there.st_mtime_ns
+    return record.tobytes(), problem
+
+
+def inspect_image(data: bytes) -> tuple[np.ndarray, str]:
+    """The record ([] of RECORD, `size` and `changed` not set) of a file's bytes, and why it cannot be read or ""."""
+    record = np.zeros((), RECORD)
+    header = read_header(data)
+    record["file"] = digest(data)
+    record["width"], record["height"] = header.width, header.height
+    record["format"], record["mode"] = FORMATS.index(header.format), MODES.index(header.mode)
+    if header.width * header.height > MAX_PIXELS:
+        return record, f"{header.width} x {header.height} pixels; more than {MAX_PIXELS:,} are not decoded"
+    try:
+        image = decode(data, name="")
+    except ValueError as error:
+        return record, str(error).removeprefix(": ")
+    record["good"] = True
+    record["height"], record["width"] = image.shape[:2]
+    record["pixels"] = digest(repr(image.shape).encode() + image.tobytes())
+    record["near"] = perceptual_hash(image)
+    record["green"] = domain_of(image) == "green"
+    return record, ""
+
+
+def digest(data: bytes) -> np.ndarray:
+    """[2] uint64; equal for equal bytes, and for others never in practice (128 bits of BLAKE2b)."""
+    return np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), "<u8")
+
+
+def perceptual_hash(image: np.ndarray) -> np.ndarray:
+    """256 bits that stay nearly the same when a picture is compressed, resized or made brighter.
+
+    Which of the 16 x 16 lowest frequencies of the picture, in 64 x 64 grey pixels, are above a level that noise does
+    not reach. Measured on pedestrians (the demo set, also blurred or four times as dark) and characters (Omniglot):
+    JPEG at quality 90 changes up to 7 bits, half the size 10, JPEG at quality 60 up to 13 (19 where it is dark); two
+    different pictures have 29 bits or more between them.
+
+    Args:
+        image: uint8 [h, w, 3], RGB.
+    Returns:
+        [4] uint64. 0: the picture has too little in it to be told from others.
+    Source: Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010. There the level is the
+        median, about which the frequencies of a blurred picture are noise.
+    """
+    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
+    bits = cv2.dct(grey.astype(np.float32))[:NEAR_SIDE, :NEAR_SIDE].ravel() > _NEAR_LEVEL
+    bits[0] = False  # the brightness
+    if bits.sum() < _NEAR_LEAST:
+        return np.zeros(4, "<u8")
+    return np.packbits(bits[_SKEWED], bitorder="little").view("<u8")
+
+
+_NEAR_LEVEL = 8.0  # in units of a grey level's noise: the transform is orthonormal
+_NEAR_LEAST = 20   # set bits; a picture of one colour has none
+# Each row begins a column later, so that every 16th bit, too, is of another row and another column.
+_SKEWED = np.array([row * NEAR_SIDE + (place - row) % NEAR_SIDE
+                    for row in range(NEAR_SIDE) for place in range(NEAR_SIDE)])
+_source: FolderSource  # a worker's
+
+
+class RecordStore:
+    """key -> record and problem. A run that is killed leaves what it saved last; a file of another kind is replaced.
+
+    Args:
+        path: the file; it is made.
+        made_for: what the records depend on beside the images: the data's place, the decoder's version. Records that
+            were made for something else are forgotten.
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, made_for: str) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._open(made_for)
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{path}: cannot be opened ({error})") from error
+        except sqlite3.DatabaseError:
+            logger.warning("%s is damaged or no record store; all images are read again", path)
+            self._start_again(made_for)
+
+    def _open(self, made_for: str) -> None:
+        self._connection = sqlite3.connect(self.path)
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute("CREATE TABLE IF NOT EXISTS made_for (text TEXT)")
+        self._connection.execute("CREATE TABLE IF NOT EXISTS images (key TEXT PRIMARY KEY, record BLOB, problem TEXT) "
+                                 "WITHOUT ROWID")
+        row = self._connection.execute("SELECT text FROM made_for").fetchone()
+        if row is None:
+            self._connection.execute("INSERT INTO made_for VALUES (?)", (made_for,))
+        elif row[0] != made_for:
+            logger.info("%s was made for %s; all images are read again", self.path, row[0])
+            self._start_again(made_for)
+        self._connection.commit()
+
+    def _start_again(self, made_for: str) -> None:
+        self._connection.close()
+        for name in (self.path, self.path.with_name(self.path.name + "-journal")):
+            if os.path.lexists(name):
+                os.unlink(name)
+        self._open(made_for)
+
+    def find(self, key: str) -> tuple[bytes, str] | None:
+        """The image's record and problem, or None."""
+        return self._connection.execute("SELECT record, problem FROM images WHERE key = ?", (key,)).fetchone()
+
+    def add(self, key: str, record: bytes, problem: str) -> None:
+        """Note an image; it lasts from the next `save` on."""
+        self._connection.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", (key, record, problem))
+
+    def save(self) -> None:
+        self._connection.commit()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> RecordStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

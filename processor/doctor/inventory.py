@@ -1,0 +1,271 @@
+"""Which images a NAIC data set has, by its lists and folders; what is wrong with the lists goes to the findings.
+
+The lists are read by the same code as in a training, which refuses them at their faults; here what is good stays.
+"""
+from __future__ import annotations
+
+import codecs
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from datasets.files.images import is_safe_path, scan_images
+from datasets.naic import TEST_DIR, TRAIN_SETS, UNLABEL, TrainSet, cleaned_lists, data_root, shown_list
+from datasets.sets import naic_lists
+from datasets.sets.domains import PARTS, unlistable
+from datasets.sets.list_files import quoted
+from datasets.sets.naic_test import read_domains, read_truth
+from processor.doctor.findings import Findings, Picture
+
+NO_IDENTITY = -1
+_KIND_OF_FAULT = {
+    naic_lists.NOT_TEXT: "not text", naic_lists.MALFORMED: "malformed line", naic_lists.OUTSIDE: "outside",
+    naic_lists.MISSING: "missing image", naic_lists.TWO_PIDS: "two pids", naic_lists.REPEATED: "repeated line",
+}
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ImageSet:
+    """One set of images.
+
+    Attributes:
+        name: 2019_cs … 2020_fs, unlabel, query, gallery.
+        folder: the image folder, which its keys begin with.
+        is_test: query and gallery.
+        files: below the folder, without those that the lists name wrongly.
+        identities: [n] int32, index into Inventory.identities, or NO_IDENTITY.
+        list: the training list that was read, or None.
+        lines: [n] int32, the files' lines in it.
+        two_pids: the files that it names under several identities.
+    """
+
+    name: str
+    folder: str
+    is_test: bool
+    files: list[str]
+    identities: np.ndarray
+    list: Path | None = None
+    lines: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    two_pids: set[str] = field(default_factory=set)
+
+
+class Inventory:
+    """All images of a data set, numbered through its sets.
+
+    Attributes:
+        data: MyDataSet/.
+        sets: in the order of TRAIN_SETS, then unlabel, query, gallery; those that are there.
+        identities: their names, such as "2020_cs 17" or, of a test folder with known truth, "test 17".
+        set_of: [N] uint8, index into sets.
+        identity_of: [N] int32, index into identities, or NO_IDENTITY.
+    """
+
+    def __init__(self, data: Path, sets: list[ImageSet], identities: list[str]) -> None:
+        self.data, self.sets, self.identities = data, sets, identities
+        self._starts = np.cumsum([0, *(len(one.files) for one in sets)])
+        self.set_of = np.repeat(np.arange(len(sets), dtype=np.uint8), np.diff(self._starts))
+        self.identity_of = np.concatenate([np.zeros(0, np.int32), *(one.identities for one in sets)])
+
+    def __len__(self) -> int:
+        return len(self.set_of)
+
+    def span(self, position: int) -> slice:
+        """The images of the set at a position."""
+        return slice(*map(int, self._starts[position:position + 2]))
+
+    def key(self, index: int) -> str:
+        """What `ImageSource.read` takes."""
+        position = self.set_of[index]
+        one = self.sets[position]
+        return f"{one.folder}/{one.files[index - self._starts[position]]}"
+
+    def label(self, index: int) -> str:
+        """An image's set and, where it is known, identity, in a few words."""
+        one, identity = self.sets[self.set_of[index]], self.identity_of[index]
+        name = "" if identity == NO_IDENTITY else self.identities[identity]
+        return f"{one.name} {name.removeprefix('test ')}".strip() if one.is_test else name or one.name
+
+    def picture(self, index: int) -> Picture:
+        return Picture(self.key(index), self.label(index))
+
+
+def take_inventory(root: str | Path, findings: Findings, *, train_sets: Sequence[str] = (), test_dir: str = TEST_DIR,
+                   derived_dir: Path | None = None, own_lists: bool = False) -> Inventory:
+    """Read the lists of a data set in NAIC's layout and look for their images; no image is opened.
+
+    Args:
+        root: the folder that holds MyDataSet/, or MyDataSet itself.
+        findings: takes all that is wrong with lists and names.
+        train_sets: names of TRAIN_SETS; empty = those that are there.
+        test_dir: the test folder's name.
+        derived_dir: where training finds derived lists (DATASETS.DERIVED_DIR), or None.
+        own_lists: True: read each set's train_list.txt even where there is a cleaned list.
+    Raises:
+        ValueError: train_sets or test_dir cannot be.
+        OSError: there is no such data.
+    """
+    data = data_root(root)
+    unknown = [name for name in train_sets if name not in TRAIN_SETS]
+    if unknown:
+        raise ValueError(f"unknown training set {', '.join(map(repr, unknown))}; choose from {', '.join(TRAIN_SETS)}")
+    if not is_safe_path(test_dir):
+        raise ValueError(f"the test folder {test_dir!r} must be the name of a folder inside {data}")
+    sets: list[ImageSet] = []
+    identities: list[str] = []
+    for name, train_set in {**TRAIN_SETS, "unlabel": UNLABEL}.items():
+        if train_sets and name not in (*train_sets, "unlabel"):
+            continue
+        if (data / train_set.folder).is_dir():
+            one = _take_train_set(data, name, train_set, derived_dir, own_lists, identities, findings)
+            sets += [one] if one else []
+        elif train_set != UNLABEL:
+            findings.add("absent", f"no folder {data / train_set.folder}")
+    sets += _take_test(data, test_dir, derived_dir, identities, findings)
+    inventory = Inventory(data, sets, identities)
+    for index in range(len(inventory)):
+        key = inventory.key(index)
+        if not key.isascii():
+            findings.add("foreign name", quoted(key), (inventory.picture(index),))
+    _count_identities(inventory, findings)
+    return inventory
+
+
+def _count_identities(inventory: Inventory, findings: Findings) -> None:
+    """Identities of one training image, and whether there is another."""
+    train = np.array([not one.is_test for one in inventory.sets], bool)[inventory.set_of]
+    known = np.flatnonzero(train & (inventory.identity_of != NO_IDENTITY))
+    counts = np.bincount(inventory.identity_of[known], minlength=len(inventory.identities))
+    for index in known[counts[inventory.identity_of[known]] == 1]:
+        findings.add("one image", inventory.label(index), (inventory.picture(index),))
+    if len(known) and counts.max() < 2:
+        findings.add("nothing to train on", str(inventory.data))
+
+
+# -------------------------------------------------------------------------------------------------------- training
+def _take_train_set(data: Path, name: str, train_set: TrainSet, derived: Path | None, own_lists: bool,
+                    identities: list[str], findings: Findings) -> ImageSet | None:
+    """One training set, None where its list or image folder is missing; new identities are appended."""
+    folder = data / train_set.folder
+    key_folder = f"{train_set.folder}/{train_set.images}"
+    if not (folder / train_set.images).is_dir():
+        findings.add("incomplete set", f"no image folder {folder / train_set.images}")
+        return None
+    cleaned = [] if own_lists else cleaned_lists(data, train_set, derived)
+    path = cleaned[0] if cleaned else folder / train_set.list_file
+    if cleaned:
+        findings.add("list in use", f"{name}: {shown_list(data, path)}")
+    elif not path.is_file():
+        if train_set == UNLABEL:
+            findings.add("absent", f"no list {path}: its images are looked at without identities")
+            return _take_folder(data, name, key_folder, findings, is_test=False)
+        findings.add("incomplete set", f"no list {path}")
+        return None
+    return _read_train_set(data, name, train_set, path, identities, findings)
+
+
+def _read_train_set(data: Path, name: str, train_set: TrainSet, path: Path, identities: list[str],
+                    findings: Findings) -> ImageSet:
+    shown = shown_list(data, path)
+    _check_format(path, shown, findings)
+    one = ImageSet(name, f"{train_set.folder}/{train_set.images}", False, [], np.zeros(0), path)
+    identity_of: dict[str, int] = {}
+    lines, chosen = [], []
+    named = set()
+    for line in naic_lists.read_list(path, train_set.prefix, data / one.folder):
+        named.add(line.file)
+        place = f"{shown}:{line.number}"
+        if line.file in train_set.mislabelled:
+            findings.add("mislabelled", f"{place}: {line.file}")
+            continue
+        if line.fault:
+            pictures = (Picture(f"{one.folder}/{line.file}", f"{name} {line.pid}"),) * (line.fault in _LISTED_AGAIN)
+            findings.add(_KIND_OF_FAULT[line.fault], f"{place}: {line.text}", pictures)
+            if line.fault == naic_lists.TWO_PIDS:
+                one.two_pids.add(line.file)
+            continue
+        if line.pid not in identity_of:
+            identity_of[line.pid] = len(identities)
+            identities.append(f"{name} {line.pid}")
+        one.files.append(line.file)
+        lines.append(line.number)
+        chosen.append(identity_of[line.pid])
+    one.lines, one.identities = np.array(lines, np.int32), np.array(chosen, np.int32)
+    logger.info("%s: %d images of %d identities", shown, len(lines), len(identity_of))
+    for file, problem in _sorted_scan(data / one.folder):
+        # A cleaned list leaves images out on purpose.
+        if not problem and file not in named and path.name == train_set.list_file:
+            findings.add("unlisted image", f"{one.folder}/{file}")
+    return one
+
+
+_LISTED_AGAIN = (naic_lists.TWO_PIDS, naic_lists.REPEATED)
+
+
+def _check_format(path: Path, shown: str, findings: Findings) -> None:
+    content = path.read_bytes()
+    marks = []
+    if content.startswith(codecs.BOM_UTF8):
+        marks.append("a byte-order mark")
+    if b"\r\n" in content:
+        marks.append("CRLF line ends")
+    if b"\n\n" in content or b"\n\r\n" in content or content.startswith((b"\n", b"\r\n")):
+        marks.append("blank lines")
+    if marks:
+        findings.add("list format", f"{shown}: {' and '.join(marks)}")
+
+
+# ------------------------------------------------------------------------------------------------------------ test
+def _take_test(data: Path, test_dir: str, derived: Path | None, identities: list[str],
+               findings: Findings) -> list[ImageSet]:
+    """query and gallery, with their identities where the truth is known."""
+    folder = data / test_dir
+    if not any((folder / part).is_dir() for part in PARTS):
+        findings.add("absent", f"no test folder {folder}")
+        return []
+    sets = []
+    for part in PARTS:
+        if (folder / part).is_dir():
+            sets.append(_take_folder(data, part, f"{test_dir}/{part}", findings, is_test=True))
+        else:
+            findings.add("incomplete set", f"no folder {folder / part}")
+    if len(sets) < len(PARTS):
+        return sets
+    images = {one.name: one.files for one in sets}
+    try:
+        truth = read_truth(data, folder, images)
+    except ValueError as error:
+        findings.add("wrong truth", str(error))
+        truth = {}
+    try:
+        read_domains(folder, images, derived)
+    except FileNotFoundError as error:
+        findings.add("absent", str(error))
+    except ValueError as error:
+        findings.add("wrong truth", str(error))
+    if truth:
+        numbers = {pid: len(identities) + number for number, pid in enumerate(sorted({pid for pid, _ in
+                                                                                      truth.values()}))}
+        identities += [f"test {pid}" for pid in numbers]
+        for one in sets:
+            one.identities = np.array([numbers[truth[f"{one.name}/{file}"][0]] for file in one.files], np.int32)
+    return sets
+
+
+def _take_folder(data: Path, name: str, folder: str, findings: Findings, is_test: bool) -> ImageSet:
+    """All images of a folder that has no list."""
+    files = []
+    for file, problem in _sorted_scan(data / folder):
+        if problem:
+            findings.add("outside" if "leads out" in problem else "bad name", f"{folder}: {quoted(file)}: {problem}")
+        else:
+            files.append(file)
+    return ImageSet(name, folder, is_test, files, np.full(len(files), NO_IDENTITY, np.int32))
+
+
+def _sorted_scan(folder: Path) -> list[tuple[str, str]]:
+    """(name, problem or "") of each image file, sorted by name."""
+    return sorted((name, problem or unlistable(name)) for name, problem in scan_images(folder))

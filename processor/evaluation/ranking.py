@@ -1,0 +1,190 @@
+"""From one or several models' distances to lists, metrics and the submission. A single model is an ensemble of one."""
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from processor.evaluation.comparison import PER_QUERY, per_query_table
+from processor.evaluation.sources import DOMAIN_LABELS, Blocks, DomainSource, Truth
+from processor.retrieval.distance import top_k
+from processor.retrieval.ensemble import check_same_order, sum_blocks
+from processor.retrieval.metrics import RankAccumulator, RankResult, merge_results
+from processor.retrieval.significance import intervals
+from processor.retrieval.submission import write_submission
+from utils.dist import ALONE, Workers
+from utils.files import make_mapped_array, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """top_k: length of a list, and the k of mAP@k."""
+
+    top_k: int
+
+
+@dataclass
+class Ranked:
+    """What ranking every domain gives; results[domain][kind] where the truth is known."""
+
+    query_names: list[str] = field(default_factory=list)
+    gallery_names: list[str] = field(default_factory=list)
+    indices: list[np.ndarray] = field(default_factory=list)
+    results: dict[str, dict[str, RankResult]] = field(default_factory=dict)
+    per_query: dict[str, dict[str, dict]] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, dict[str, dict]]:
+        """{domain or 'all': {'plain' | 're_ranked': figures}}; 'all' weighs the domains by their valid queries."""
+        if not self.results:
+            return {}
+        kinds = list(next(iter(self.results.values())))
+        merged = {kind: merge_results([by_kind[kind] for by_kind in self.results.values()]) for kind in kinds}
+        return {domain: {kind: {**result.to_dict(), "ci95": intervals(result)} for kind, result in by_kind.items()}
+                for domain, by_kind in {"all": merged, **self.results}.items()}
+
+
+# ------------------------------------------------------------------ ranking
+def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], evaluation: Evaluation,
+                 save_distmat: Path | None = None, workers: Workers = ALONE) -> Ranked:
+    """Sum the sources' distances of each domain by query blocks, take the exact top-k and, with truth, the metrics.
+
+    Args:
+        domains: {domain: one source a model}, the queries and galleries of a domain in the same order.
+        weights: one a model.
+        save_distmat: folder for the original's distmat_{1,2}.npy and its lists, written block by block.
+        workers: processes that share the queries; each gets the whole result.
+    Raises:
+        ValueError: names or their order differ between the sources; the message names the first difference.
+    """
+    ranked = Ranked()
+    for domain, sources in domains.items():
+        check_same_order({source.name: source.query_names for source in sources})
+        check_same_order({source.name: source.gallery_names for source in sources})
+        first = sources[0]
+        truth = next((source.truth for source in sources if source.truth), None)
+        _check_same_protocol(domain, sources)
+        if truth is None and save_distmat is None and len(sources) == 1 and first.nearest:
+            indices = first.nearest(evaluation.top_k)
+        else:
+            saving = (save_distmat, DOMAIN_LABELS.get(domain, domain)) if save_distmat else None
+            indices, results = _rank_full_rows(sources, weights, evaluation, truth, saving, workers)
+            if truth:
+                ranked.results[domain] = results
+                ranked.per_query[domain] = {kind: per_query_table(result, first.query_names)
+                                            for kind, result in results.items()}
+        ranked.indices += list(indices + len(ranked.gallery_names))
+        ranked.query_names += list(map(str, first.query_names))
+        ranked.gallery_names += list(map(str, first.gallery_names))
+    return ranked
+
+
+def _rank_full_rows(
+    sources: list[DomainSource], weights: list[float], evaluation: Evaluation, truth: Truth | None,
+    saving: tuple[Path, str] | None, workers: Workers,
+) -> tuple[np.ndarray, dict[str, RankResult]]:
+    """One domain: the top-k of the sum, and the metrics of each kind of distance."""
+    indices, results = np.empty(0), {}
+    final = _final_streams(sources)
+    for kind, chosen in _kinds(sources, final, with_plain=truth is not None).items():
+        blocks = sum_blocks([source.streams[one]() for source, one in zip(sources, chosen, strict=True)], weights)
+        accumulator = None
+        if truth:
+            accumulator = RankAccumulator(**vars(truth), k=evaluation.top_k)
+            blocks = _watched(blocks, accumulator)
+        if chosen is final:
+            if saving:
+                blocks = _saved(blocks, *saving, sources[0], workers)
+            indices, _ = top_k(blocks, evaluation.top_k, len(sources[0].query_names), workers)
+        else:
+            for _ in blocks:
+                pass
+        if accumulator:
+            results[kind] = _joined(accumulator, workers).result()
+    return indices, results
+
+
+def _check_same_protocol(domain: str, sources: list[DomainSource]) -> None:
+    drops = {source.name: source.truth.drop_same_camera for source in sources if source.truth}
+    if len(set(drops.values())) > 1:
+        raise ValueError("the inputs were tested with different settings of TEST.DROP_SAME_CAMERA in "
+                         f"{domain}: {drops}")
+
+
+def _final_streams(sources: list[DomainSource]) -> list[str]:
+    """A source's last stream is what it was tested with, be it re-ranked or not; that is what the answer sums."""
+    return [next(reversed(source.streams)) for source in sources]
+
+
+def _kinds(sources: list[DomainSource], final: list[str], with_plain: bool) -> dict[str, list[str]]:
+    """{what it is called: the stream of each source}, the one that the answer sums last."""
+    if with_plain and set(final) != {"plain"} and all("plain" in source.streams for source in sources):
+        return {"plain": ["plain"] * len(sources), "re_ranked" if "re_ranked" in final else final[0]: final}
+    return {final[0]: final}
+
+
+def _joined(accumulator: RankAccumulator, workers: Workers) -> RankAccumulator:
+    """What all processes have seen."""
+    first, *others = workers.gather_objects(accumulator)
+    for other in others:
+        first.absorb(other)
+    return first
+
+
+def _watched(blocks: Blocks, accumulator: RankAccumulator) -> Blocks:
+    for rows, distances in blocks:
+        accumulator.update(rows, distances)
+        yield rows, distances
+
+
+def _saved(blocks: Blocks, folder: Path, label: str, source: DomainSource, workers: Workers) -> Blocks:
+    """Pass the blocks on and keep them as the original's files; the lists are written last."""
+    shape = (len(source.query_names), len(source.gallery_names))
+    path = folder / f"distmat_{label}.npy"
+    partial = path.with_suffix(".partial")
+    if workers.is_main:
+        make_mapped_array(partial, shape)
+    workers.wait()
+    distmat = np.lib.format.open_memmap(partial, "r+")
+    for rows, distances in blocks:
+        distmat[rows] = distances
+        yield rows, distances
+    distmat.flush()
+    workers.wait()
+    if workers.is_main:
+        partial.replace(path)
+        np.save(folder / f"query_path_{label}.npy", source.query_names, allow_pickle=False)
+        np.save(folder / f"gallery_path_{label}.npy", source.gallery_names, allow_pickle=False)
+
+
+def write_results(submission: Path, ranked: Ranked, workers: Workers = ALONE, **about: object) -> dict:
+    """Write the submission and, beside it where the truth is known, metrics.json and per_query.json.
+
+    Returns the metrics. Only the first of the workers writes.
+    """
+    metrics = ranked.metrics()
+    if not workers.is_main:
+        return metrics
+    write_submission(submission, ranked.query_names, ranked.gallery_names, ranked.indices)
+    figures, per_query = submission.with_name("metrics.json"), submission.with_name(PER_QUERY)
+    if metrics:
+        write_json(figures, {**about, **metrics})
+        write_json(per_query, ranked.per_query)
+        for domain, by_kind in metrics.items():
+            for kind, values in by_kind.items():
+                logger.info("%s, %s: %s", domain, kind.replace("_", "-"), describe(values))
+    else:
+        for path in (figures, per_query):
+            path.unlink(missing_ok=True)  # an earlier run's figures are not this submission's
+        logger.info("no ground truth: no metrics")
+    return metrics
+
+
+def describe(figures: dict) -> str:
+    """One line of metrics."""
+    shown = [f"{name} {100 * value:.2f}%" for name, value in figures.items()
+             if isinstance(value, float) and not name.startswith("TPR")]
+    return ", ".join(shown) + f" ({figures['num_valid']} queries)"

@@ -1,0 +1,153 @@
+"""One model's distances in one domain, from a feature bank or from saved files."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from processor.evaluation.feature_bank import FeatureBank, Ranking
+from processor.retrieval.distance import distance_blocks
+from processor.retrieval.ensemble import sum_blocks
+from processor.retrieval.expansion import expand
+from processor.retrieval.reranking import re_ranked_blocks, re_ranked_top_k
+from processor.retrieval.search.rows import own_rows
+from utils.dist import ALONE, Workers
+
+logger = logging.getLogger(__name__)
+
+Blocks = Iterator[tuple[slice, np.ndarray]]
+DOMAIN_LABELS = {"green": "1", "normal": "2"}  # in the names of the original's distmat files; others have their own
+
+
+@dataclass
+class Truth:
+    """pids and camids [Q] or [G] of one domain, and whether the query's own camera counts."""
+
+    q_pids: np.ndarray
+    g_pids: np.ndarray
+    q_camids: np.ndarray
+    g_camids: np.ndarray
+    drop_same_camera: bool
+
+    @classmethod
+    def of(cls, bank: FeatureBank) -> Truth:
+        q = bank.num_query
+        return cls(bank.pids[:q], bank.pids[q:], bank.camids[:q], bank.camids[q:], bank.drop_same_camera)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How distances are computed; no field changes a result.
+
+    precision, memory (bytes, None = from what is free), device: of processor.retrieval.reranking.ReRanker.
+    workers: processes that share the queries; the first writes the files.
+    """
+
+    precision: str = "auto"
+    memory: int | None = None
+    device: str | None = None
+    workers: Workers = ALONE
+
+    @classmethod
+    def from_cfg(cls, cfg, device: str | None = None, workers: Workers = ALONE) -> Compute:
+        return cls(cfg.TEST.SEARCH_PRECISION, cfg.TEST.MEMORY_BUDGET * 2**20 or None, device, workers)
+
+
+HERE = Compute()  # this process alone, where the features are
+
+
+@dataclass
+class DomainSource:
+    """One model's distances in one domain.
+
+    streams: {'plain' | 're_ranked' | 'saved': () -> blocks of rows}, of this process' queries.
+    nearest: k -> the indices [Q, k] of the last stream without computing all its distances, where there is such a way.
+    """
+
+    name: str
+    query_names: np.ndarray
+    gallery_names: np.ndarray
+    streams: dict[str, Callable[[], Blocks]]
+    truth: Truth | None = None
+    nearest: Callable[[int], np.ndarray] | None = None
+
+
+# ------------------------------------------------------------------ sources
+def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute = HERE) -> DomainSource:
+    """The streams of a feature bank: distances as they are and, where the ranking says so, re-ranked ones."""
+    weights = ranking.branch_weights(bank.feats)
+    features = _expanded_once(bank, ranking)
+    options = {"normalize": ranking.feat_norm, "device": compute.device, "workers": compute.workers}
+    search = {**options, "precision": compute.precision, "memory": compute.memory}
+
+    def plain(branch: str) -> Blocks:
+        return distance_blocks(*features(branch), ranking.distance, **options)
+
+    def re_ranked(branch: str) -> Blocks:
+        return re_ranked_blocks(*features(branch), *ranking.re_ranking, **search)
+
+    def stream(blocks_of: Callable[[str], Blocks]) -> Blocks:
+        if blocks_of is re_ranked and len(weights) > 1:
+            logger.info("%s: re-ranking %d branches (%s) takes %d times the work of one", name, len(weights),
+                        ", ".join(weights), len(weights))
+        branches = [blocks_of(branch) for branch in weights]
+        return branches[0] if len(branches) == 1 else sum_blocks(branches, list(weights.values()))
+
+    streams, nearest = {"plain": lambda: stream(plain)}, None
+    if ranking.re_ranking:
+        streams["re_ranked"] = lambda: stream(re_ranked)
+        if len(weights) == 1:
+            only = next(iter(weights))
+
+            def nearest(k: int) -> np.ndarray:
+                return re_ranked_top_k(*features(only), *ranking.re_ranking, k=k, **search)[0]
+    truth = Truth.of(bank) if bank.has_truth else None
+    return DomainSource(name, bank.query_names, bank.gallery_names, streams, truth, nearest)
+
+
+def _expanded_once(bank: FeatureBank, ranking: Ranking) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+    """branch -> its query and gallery features, expanded where the ranking says so; the last branch is kept."""
+    kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def features(branch: str) -> tuple[np.ndarray, np.ndarray]:
+        query, gallery = bank.branch(branch)
+        if not (ranking.query_expansion or ranking.database_augmentation):
+            return query, gallery
+        if branch not in kept:
+            kept.clear()
+            kept[branch] = expand(query, gallery, ranking.query_expansion, ranking.database_augmentation,
+                                  ranking.expansion_alpha)
+        return kept[branch]
+
+    return features
+
+
+def distmat_source(folder: Path, label: str, workers: Workers = ALONE) -> DomainSource:
+    """The stream of a saved distmat_{label}.npy with its query_path_ and gallery_path_ lists.
+
+    Its blocks are those of a feature bank, so that the two can be summed.
+
+    Raises:
+        ValueError: the lists do not fit the matrix, or a file is a pickle.
+    """
+    arrays = {}
+    for leaf in ("distmat", "query_path", "gallery_path"):
+        path = folder / f"{leaf}_{label}.npy"
+        try:
+            arrays[leaf] = np.load(path, mmap_mode="r" if leaf == "distmat" else None, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    distmat = arrays["distmat"]
+    names = [np.array([Path(str(name)).name for name in arrays[leaf]]) for leaf in ("query_path", "gallery_path")]
+    if distmat.shape != (len(names[0]), len(names[1])):
+        raise ValueError(f"{folder / f'distmat_{label}.npy'}: {distmat.shape}, but its lists name {len(names[0])} "
+                         f"queries and {len(names[1])} gallery images")
+
+    def blocks() -> Blocks:
+        for rows in own_rows(len(distmat), workers):
+            yield rows, np.asarray(distmat[rows], dtype=np.float32)
+
+    return DomainSource(str(folder), *names, {"saved": blocks})

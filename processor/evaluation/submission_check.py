@@ -1,0 +1,142 @@
+"""A submission against a test folder, as a competition would look at it: all that is wrong, or its score."""
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets.files.images import is_safe_path, list_images
+from datasets.naic import TEST_DIR, data_root
+from datasets.sets.domains import DOMAINS, PARTS
+from datasets.sets.naic_test import read_domains, read_truth
+from processor.retrieval.submission import Problem, read_submission, score_submission, submission_problems
+
+logger = logging.getLogger(__name__)
+Domains = dict[tuple[str, str], list[str]]  # (part, domain) -> names of its images
+
+
+@dataclass(frozen=True)
+class SubmissionReport:
+    """What was found.
+
+    Attributes:
+        problems: in the order of the file; none: the competition takes it.
+        about: what a valid file holds, in a few words.
+        figures: its score where the truth is known, else {}.
+        hint: what to do where the problems may come from how it was checked, or "".
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    about: str = ""
+    figures: dict[str, float | int] = field(default_factory=dict)
+    hint: str = ""
+
+    def lines(self, shown: int = 20) -> list[str]:
+        """The report: the first problems and how many there are of each kind, or a line each on file and score."""
+        if not self.problems:
+            return [f"valid: {self.about}", *([_score_line(self.figures)] if self.figures else [])]
+        count = len(self.problems)
+        kinds = Counter(problem.kind for problem in self.problems)
+        return [
+            *(problem.text for problem in self.problems[:shown]),
+            *([f"… and {count - shown:,} more"] if count > shown else []),
+            *([self.hint] if self.hint else []),
+            f"invalid: {count:,} problem{'s' * (count > 1)} "
+            f"({', '.join(f'{number:,} × {kind}' for kind, number in kinds.most_common())})",
+        ]
+
+
+def validate_submission(path: str | os.PathLike, root: str | os.PathLike, test_dir: str = TEST_DIR, top_k: int = 200,
+                        derived_dir: str | os.PathLike | None = None) -> SubmissionReport:
+    """Check an answer file against the images of a test folder, and score it where the truth is known.
+
+    Every image of query/ needs a list of top_k different images of gallery/. Our models search a query's own domain:
+    where the domain lists are found, a list may also be as short as that domain's gallery. The competition knows no
+    domains; neither does the score: matches are counted in the whole gallery, and the camera does not matter.
+
+    Args:
+        path: the submission JSON.
+        root: the folder that holds MyDataSet/, or MyDataSet itself.
+        test_dir: the test folder's name inside MyDataSet/.
+        top_k: names that a list should hold, cut to the size of the gallery, and the k of mAP@k.
+        derived_dir: folder of the domain lists where the test folder has none; None: `derived` beside the file or
+            beside its folder, where run.sh puts it, is tried.
+    Raises:
+        ValueError: an argument, or the ground truth or the domain lists of the data, cannot be used.
+        OSError: the file, the test folder or the domain lists of derived_dir are missing.
+    """
+    path = Path(path)
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k}: a list holds at least one name")
+    if not path.is_file():
+        raise FileNotFoundError(f"no submission file {path}")
+    data = data_root(root)
+    folder = _test_folder(data, test_dir)
+    images = {part: list_images(folder / part) for part in PARTS}
+    for part, names in images.items():
+        if not names:
+            raise ValueError(f"{folder / part} holds no image: nothing to check the submission against")
+    truth = read_truth(data, folder, images)
+    domains = _find_domains(folder, images, path, derived_dir)
+    fewest = domains and {query: max(1, min(top_k, len(domains["gallery", domain])))
+                          for domain in DOMAINS for query in domains["query", domain]}
+    problems = list(submission_problems(path, images["query"], images["gallery"], top_k, fewest))
+    if problems:
+        short = domains is None and any(problem.kind == "wrong length" for problem in problems)
+        return SubmissionReport(problems, hint=_NO_DOMAINS if short else "")
+    answer = read_submission(path)
+    lengths = sorted({len(names) for names in answer.values()})
+    about = (f"{len(answer):,} queries × {' to '.join(f'{n:,}' for n in dict.fromkeys((lengths[0], lengths[-1])))} "
+             f"names of {len(images['gallery']):,}, {path.stat().st_size:,} bytes")
+    return SubmissionReport(about=about, figures=_score(answer, truth, images, top_k))
+
+
+_NO_DOMAINS = ("lists were expected to be full, since no domain lists were found (tools/split_domains.py makes them, "
+               "--derived names their folder): a list may be as short as the gallery of its query's domain")
+
+
+def _test_folder(data: Path, test_dir: str) -> Path:
+    if not is_safe_path(test_dir):
+        raise ValueError(f"test_dir={test_dir!r} must be the name of a folder inside {data}")
+    for part in PARTS:
+        if not (data / test_dir / part).is_dir():
+            raise FileNotFoundError(f"no test folder {data / test_dir / part}; name the folder in {data} that has "
+                                    "query/ and gallery/ with --test_dir")
+    return data / test_dir
+
+
+def _find_domains(folder: Path, images: dict[str, list[str]], path: Path,
+                  derived_dir: str | os.PathLike | None) -> Domains | None:
+    """The domain lists of the test folder or of the derived one; None where those in the usual places do not fit."""
+    if derived_dir is not None:
+        return read_domains(folder, images, Path(derived_dir))
+    for place in (path.absolute().parent / "derived", path.absolute().parent.parent / "derived"):
+        try:
+            return read_domains(folder, images, place)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:  # nobody said that these lists belong to this test folder
+            logger.info("domain lists are not used: %s", error)
+    return None
+
+
+def _score(answer: dict[str, list[str]], truth: dict[str, tuple[str, int]], images: dict[str, list[str]],
+           top_k: int) -> dict[str, float | int]:
+    """The figures of a valid answer, {} without a truth to compare it with."""
+    if not truth:
+        return {}
+    query_pids, gallery_pids = ({name: truth[f"{part}/{name}"][0] for name in images[part]} for part in PARTS)
+    try:
+        return score_submission(answer, query_pids, gallery_pids, top_k)
+    except ValueError as error:  # no query has a match: that is a fault of the truth, not of the answer
+        logger.warning("no score: %s", error)
+        return {}
+
+
+def _score_line(figures: dict[str, float | int]) -> str:
+    names = {"rank1": "rank-1", "naic_score": "NAIC score"}
+    shown = ", ".join(f"{names.get(name, name)} {100 * value:.2f}%" for name, value in figures.items()
+                      if isinstance(value, float))
+    return f"{shown} ({figures['num_valid']:,} of {figures['num_queries']:,} queries have a match)"

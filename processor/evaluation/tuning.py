@@ -1,0 +1,288 @@
+"""Which k1, k2, lambda and weights rank a validation set best.
+
+`TuningSet` measures many of them in one pass, from one candidate search a model; `Results` remembers what was
+measured; `best_weights` and `tune` decide what to try next.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from processor.evaluation.sources import Compute
+from processor.evaluation.tuning_set import HERE, Setting, TuningSet, Weights, grouped, said, shown, weights_of
+from processor.retrieval.reranking import check_parameters
+from processor.retrieval.significance import intervals
+from utils.files import read_json, write_json, write_text
+from utils.progress import progress
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("naic_score", "mAP", "rank1", "mINP")  # what can be tuned for
+FORMAT = 1
+ROUNDS = 10  # of the search for weights, at most
+SHOWN = 20
+
+@dataclass(frozen=True)
+class Row:
+    """How well a setting ranked: RankResult.to_dict() and, for its means, the 95 % bootstrap intervals."""
+
+    setting: Setting
+    figures: dict[str, float]
+    ci95: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to try.
+
+    weights: one a model, kept as they are; None: searched.
+    """
+
+    k1: Sequence[int] = (10, 20, 30)
+    k2: Sequence[int] = (2, 6)
+    lambdas: Sequence[float] = (0.1, 0.3, 0.5)
+    weights: Sequence[float] | None = None
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(k1, k2) in order, each once, without those that have no meaning.
+
+        Raises:
+            ValueError: a parameter is out of its range, or nothing is left.
+        """
+        for k1 in self.k1:
+            for lambda_value in self.lambdas:
+                check_parameters(k1, 1, lambda_value)
+        if min(self.k2) < 1:
+            raise ValueError(f"k2={min(self.k2)}: must be at least 1, the image itself")
+        pairs = list(dict.fromkeys((k1, k2) for k1 in self.k1 for k2 in self.k2))
+        left_out = [pair for pair in pairs if pair[1] > pair[0] + 1]
+        if left_out:
+            logger.info("left out, for k2 may be k1 + 1 at most: (k1, k2) = %s", ", ".join(map(str, left_out)))
+        if len(left_out) == len(pairs):
+            raise ValueError(f"no k2 of {list(self.k2)} goes with a k1 of {list(self.k1)}: k2 may be k1 + 1 at most")
+        return [pair for pair in pairs if pair not in left_out]
+
+
+# ------------------------------------------------------------------ results
+class Results:
+    """What was measured on one validation set, kept in tuning.json and tuning.csv as it comes.
+
+    Args:
+        folder: where they are; what is there already of the same inputs is taken over.
+        metric: the rows are written best first by it.
+    Raises:
+        ValueError: tuning.json is of other inputs, or damaged.
+    """
+
+    def __init__(self, folder: Path, validation: TuningSet, metric: str):
+        self.path, self.validation, self.metric = folder / "tuning.json", validation, metric
+        self.asked: dict[Setting, None] = {}  # in this run
+        self.rows: dict[Setting, Row] = {}
+        if self.path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        content, advice = read_json(self.path), "name another --output, or delete it"
+        try:
+            if (content["format"], content["validation"]) != (FORMAT, self.validation.fingerprint):
+                raise ValueError(f"{self.path} holds the results of other inputs, of another order of them or of other "
+                                 f"domains; {advice}")
+            for row in content["rows"]:
+                re_ranking = tuple(tuple(one) if one else None for one in row["re_ranking"])
+                setting = Setting(re_ranking, tuple(row["weights"]))
+                self.rows[setting] = Row(setting, row["figures"], row["ci95"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} is damaged ({error!r}); {advice}") from error
+        logger.info("%s: %d rankings measured before need not be measured again", self.path, len(self.rows))
+
+    def measure(self, settings: Iterable[Setting]) -> list[Row]:
+        """A row for each setting; what is not known yet is measured, one pass for each encoding, and written."""
+        settings = list(settings)
+        self.asked.update(dict.fromkeys(settings))
+        missing = [one for one in dict.fromkeys(settings) if one not in self.rows]
+        for some in grouped(missing, lambda setting: setting.encoding).values():
+            for setting, result in self.validation.measure(some):
+                self.rows[setting] = Row(setting, result.to_dict(), intervals(result))
+            self._write()
+        return [self.rows[one] for one in settings]
+
+    def score(self, row: Row) -> tuple[float, float]:
+        """What is compared: the metric, then mAP."""
+        return row.figures[self.metric], row.figures["mAP"]
+
+    def best_first(self, settings: Iterable[Setting]) -> list[Row]:
+        return sorted((self.rows[one] for one in settings), key=self.score, reverse=True)
+
+    def _write(self) -> None:
+        if self.validation.compute.workers.is_main:
+            rows = self.best_first(self.rows)
+            write_json(self.path, {
+                "format": FORMAT, "models": self.validation.names, "validation": self.validation.fingerprint,
+                "metric": self.metric, "rows": [{**asdict(row.setting), "figures": row.figures, "ci95": row.ci95}
+                                                for row in rows]})
+            write_text(self.path.with_suffix(".csv"), self._csv(rows))
+
+    def _csv(self, rows: Sequence[Row]) -> str:
+        columns = list(rows[0].figures)
+        out = io.StringIO()
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow(["k1", "k2", "lambda", *(f"weight of {name}" for name in self.validation.names), *columns,
+                        *(f"{self.metric} {bound}" for bound in ("low", "high"))])
+        for row in rows:
+            table.writerow([*shown(row.setting), *row.setting.weights, *row.figures.values(), *row.ci95[self.metric]])
+        return out.getvalue()
+
+
+# ------------------------------------------------------------------ the search
+def moves(weights: Weights) -> list[Weights]:
+    """The next weights to try: each model's times 0, 1/2 and 2, scaled to sum 1. A weight of 0 stays 0."""
+    found: dict[Weights, None] = {}
+    for i, weight in enumerate(weights):
+        for factor in (0, Fraction(1, 2), 2):
+            changed = [*weights[:i], weight * factor, *weights[i + 1:]]
+            if total := sum(changed):
+                found[tuple(one / total for one in changed)] = None
+    found.pop(weights, None)
+    return list(found)
+
+
+def best_weights(results: Results, grid: Grid, encoding: tuple[int, int], also: Sequence[Setting] = ()) -> Row:
+    """The best row for one (k1, k2): every lambda with equal weights, then a search over weights.
+
+    Each round tries the `moves` of the best weights so far with every lambda, all in one pass over the blocks, and
+    goes on from the best; it ends where a round gains nothing. The first round shares the pass of the equal weights.
+    This is a hill climb: it depends on nothing but the figures, and may end in a local optimum.
+
+    Args:
+        also: settings to measure in the first pass, where they are of this encoding.
+    """
+    count = len(results.validation.names)
+    equal: Weights = (Fraction(1, count),) * count
+    candidates = [equal, *moves(equal)] if grid.weights is None else [tuple(grid.weights)]
+    best = None
+    for _ in range(ROUNDS):
+        tried = {Setting(((*encoding, one),) * count, tuple(map(float, weights))): weights
+                 for weights in candidates for one in grid.lambdas}
+        rows = results.measure([*tried, *(one for one in also if one.encoding == (encoding,) * count)])
+        found = max(rows[: len(tried)], key=results.score)
+        if best and results.score(found) <= results.score(best):
+            break
+        best = found
+        candidates = moves(tried[best.setting]) if grid.weights is None else []
+        if not candidates:
+            break
+    return best
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The answer.
+
+    rows: all that this run asked for, best first.  best: of the grid.
+    plain, tested: to compare with, both with the weights as given, or equal ones: without re-ranking, and with the
+        re-ranking that each model was tested with.
+    """
+
+    models: list[str]
+    metric: str
+    rows: list[Row]
+    best: Row
+    plain: Row
+    tested: Row
+    path: Path  # of tuning.json
+
+
+def tune(inputs: Sequence[Path], output: Path, grid: Grid = Grid(), metric: str = "naic_score", domain: str = "all",
+         compute: Compute = HERE) -> Tuning:
+    """Search k1, k2, lambda and the weights of an ensemble on tested models whose truth is known.
+
+    Each model's neighbours are searched once, for the largest k1, and encoded once for every (k1, k2). All models are
+    walked through side by side, a block of queries at a time, and all lambdas and weights are tried on the same block.
+    What is done is kept in `output`: a run with the same inputs goes on from there.
+
+    Args:
+        inputs: OUTPUT_DIRs of tools/test.py, of the same images.
+        output: folder for tuning.json and tuning.csv.
+        grid: what to try.
+        metric: one of METRICS.
+        domain: "all": the figures are those of all domains together, each weighed by its valid queries.
+        compute: how; its workers share the queries.
+    Raises:
+        ValueError: as `Grid.pairs`, `TuningSet` and `Results`, and for weights that do not fit the inputs.
+    """
+    weights = _given_weights(grid, len(inputs))
+    pairs = grid.pairs()
+    validation = TuningSet(inputs, max(k1 for k1, _ in pairs), domain, compute)
+    results = Results(output, validation, metric)
+    plain, tested = Setting((None,) * len(inputs), weights), Setting(validation.tested, weights)
+    results.measure([plain])
+    bests = []
+    for pair in progress(pairs, "tuning", "settings of k1 and k2"):
+        bests.append(best_weights(results, grid, pair, [tested]))
+        logger.info("best for %s", _line(bests[-1], metric))
+    results.measure([tested])
+    return Tuning(validation.names, metric, results.best_first(results.asked), max(bests, key=results.score),
+                  results.rows[plain], results.rows[tested], results.path)
+
+
+def _given_weights(grid: Grid, count: int) -> tuple[float, ...]:
+    """The weights that are not searched for: the user's, or equal ones."""
+    if grid.weights is None:
+        return (1 / count,) * count
+    if len(grid.weights) != count:
+        raise ValueError(f"{len(grid.weights)} weights for {count} inputs")
+    if not all(map(math.isfinite, grid.weights)) or not any(grid.weights):
+        raise ValueError(f"weights {list(grid.weights)}: all must be finite, and one at least not 0")
+    return tuple(map(float, grid.weights))
+
+
+# ------------------------------------------------------------------ for a person
+def _line(row: Row, metric: str) -> str:
+    weights = f", weights {weights_of(row.setting)}" if len(row.setting.weights) > 1 else ""
+    return f"{said(row.setting)}: lambda {shown(row.setting)[2]}{weights}, {metric} {100 * row.figures[metric]:.2f}%"
+
+
+def format_tuning(tuning: Tuning) -> str:
+    """The table of the best and of what they are compared with, and what to paste; figures in per cent."""
+    marks: dict[Setting, str] = {}
+    for row, mark in ((tuning.best, "best of the grid"), (tuning.tested, "as tested"),
+                      (tuning.plain, "without re-ranking")):
+        marks[row.setting] = ", ".join(filter(None, (marks.get(row.setting), mark)))
+    metrics = list(tuning.best.ci95)
+    table = [["k1", "k2", "lambda", "weights", *metrics, ""]]
+    for row in [*tuning.rows[:SHOWN], *(row for row in tuning.rows[SHOWN:] if row.setting in marks)]:
+        figures = (f"{100 * row.figures[name]:.2f}" for name in metrics)
+        table.append([*shown(row.setting), weights_of(row.setting), *figures, marks.get(row.setting, "")])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join([*(f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]).rstrip()
+             for row in table]
+    hidden = len(tuning.rows) - len(table) + 1
+    return "\n".join([*lines, *([f"… and {hidden} more"] if hidden else []), "", *_conclusion(tuning)])
+
+
+def _conclusion(tuning: Tuning) -> list[str]:
+    best, metric = tuning.best, tuning.metric
+    low, high = (100 * bound for bound in best.ci95[metric])
+    lines = [f"The best has {metric} {100 * best.figures[metric]:.2f}, 95 % interval [{low:.2f}, {high:.2f}]: a "
+             f"bootstrap over {best.figures['num_valid']} queries, which does",
+             f"not know that this is the best of {len(tuning.rows)}. These values fit these images: take them from a "
+             f"validation set, never", "from the test set you report on.", ""]
+    for row, what in ((tuning.plain, "Without re-ranking"), (tuning.tested, "As tested")):
+        if row.setting != best.setting and row.figures[metric] >= best.figures[metric]:
+            lines += [f"{what}, {metric} is {100 * row.figures[metric]:.2f}: nothing in the grid is better.", ""]
+    k1, k2, lambda_value = best.setting.re_ranking[0]
+    lines += ["For tools/test.py:", f'  TEST.RE_RANKING True TEST.RE_RANKING_PARAMETER "[{k1}, {k2}, {lambda_value}]"']
+    if len(tuning.models) > 1:
+        used = [(name, weight) for name, weight in zip(tuning.models, best.setting.weights, strict=True) if weight]
+        lines += ["For tools/ensemble.py, once these models are tested so"
+                  + (" (the others have weight 0):" if len(used) < len(tuning.models) else ":"),
+                  f"  --inputs {' '.join(shlex.quote(name) for name, _ in used)} "
+                  f"--weights {' '.join(str(weight) for _, weight in used)}"]
+    return [*lines, "", f"Everything: {tuning.path} and {tuning.path.with_suffix('.csv').name}"]

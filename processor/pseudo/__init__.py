@@ -1,0 +1,1 @@
+"""Pictures without identities: clusters of them, and what is reported about these."""

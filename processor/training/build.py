@@ -1,0 +1,198 @@
+"""All that a training run holds, and how it is made from the config: everything before the first step."""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.bases import statistics
+from datasets.make_dataloader import DataLoaders, make_dataloader
+from loss.make_loss import make_loss
+from model.identities import transfer_identities
+from model.make_model import ReIDModel, check_model, make_model, place_model
+from solver.ema import WeightAverage
+from solver.make_optimizer import make_optimizer, make_scheduler
+from utils.checkpoint import read_checkpoint
+from utils.dist import ALONE, Replicas, Workers
+from utils.meter import MeanMeter
+from utils.precision import Precision, make_precision, select_devices
+from utils.running_statistics import RunningStatistics
+from utils.seed import choose_algorithms, seed_everything
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Training:
+    """Everything that one training run holds.
+
+    model is the bare one; net is the same for a training step, wrapped for several devices or processes.
+    """
+
+    cfg: Any
+    loaders: DataLoaders
+    model: ReIDModel
+    criterion: nn.Module
+    optimizers: list[torch.optim.Optimizer]  # the model's, and the class centres' where there are any
+    scheduler: Any
+    precision: Precision
+    devices: list[torch.device]
+    workers: Workers
+    data_digest: str
+    average: WeightAverage | None = None
+    net: nn.Module | None = None
+    statistics: RunningStatistics = field(init=False)
+    meter: MeanMeter = field(default_factory=MeanMeter)  # of the epoch so far
+    skipped: Tensor = field(init=False)  # [2] on the device: steps skipped in a row, and in all
+    images: Tensor | None = None  # the last batch's, augmented; the next batch's take its place
+    best: dict = field(default_factory=dict)  # the best evaluation so far: {"epoch", metric: value}
+
+    def __post_init__(self) -> None:
+        self.statistics = RunningStatistics(self.model)
+        self.skipped = torch.zeros(2, dtype=torch.int64, device=self.precision.device)
+        self.wrap()
+
+    @property
+    def batches(self) -> int:
+        """Steps an epoch."""
+        return len(self.loaders.sampler)
+
+    def wrap(self) -> None:
+        """Make `net`; anew when other parameters learn, which DistributedDataParallel looks at once."""
+        if self.workers.size > 1:
+            on_cuda = self.precision.device.type == "cuda"
+            self.net = DistributedDataParallel(self.model, device_ids=self.devices if on_cuda else None,
+                                               gradient_as_bucket_view=True)
+        elif len(self.devices) > 1:
+            self.net = Replicas(self.model, self.devices, self.precision.autocast)
+        else:
+            self.net = self.model
+
+    def hold_backbone(self, epoch: int) -> None:
+        """MODEL.FREEZE_EPOCHS: the backbone stays as it is in the first epochs."""
+        held = epoch <= self.cfg.MODEL.FREEZE_EPOCHS
+        if self.model.hold_backbone(held):
+            logger.info("Epoch[%d] the backbone %s", epoch, "is held" if held else "learns from now on")
+            self.wrap()
+
+    def gradients_stay_here(self, wait: bool) -> contextlib.AbstractContextManager:
+        """While micro-batches wait for a later one, the processes do not exchange gradients."""
+        if wait and isinstance(self.net, DistributedDataParallel):
+            return self.net.no_sync()
+        return contextlib.nullcontext()
+
+    def same_everywhere(self) -> None:
+        """Let every process have the first one's running statistics, own or averaged, as its checkpoints have them."""
+        for buffer in self.model.buffers():
+            self.workers.broadcast(buffer, 0)
+
+    def tested_weights(self) -> contextlib.AbstractContextManager:
+        """Within: the model has the weights that are to be tested."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+
+def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
+    """Everything a run needs, at its beginning; nothing is written.
+
+    Args:
+        pretrained: False leaves the weights random, for they will come from a checkpoint.
+        workers: the processes that train together.
+    Raises:
+        ValueError, FileNotFoundError: the config, the data or the weights cannot be used; names and files first.
+    """
+    devices = _devices(cfg, workers)
+    precision = make_precision(devices[0], cfg.SOLVER.FP16, cfg.SOLVER.AMP_BACKEND, cfg.SOLVER.AMP_DTYPE, training=True)
+    check_model(cfg, pretrained)
+    _check_parallel(cfg, devices, workers)
+    loaders = make_dataloader(cfg, test=cfg.SOLVER.EVAL_PERIOD > 0, rank=workers.rank, world_size=workers.size)
+    logger.info("training data:\n%s", statistics(loaders.data))
+    if cfg.SOLVER.EVAL_PERIOD:
+        _say_what_is_measured(loaders)
+    seed_everything(cfg.SOLVER.SEED)
+    choose_algorithms(cfg.SOLVER.DETERMINISTIC)
+    model, criterion = _model_and_criterion(cfg, loaders, devices[0], pretrained)
+    _check_held(cfg, model)
+    optimizers = [optimizer for optimizer in make_optimizer(cfg, model, criterion) if optimizer is not None]
+    precision.prepare(model, optimizers)
+    average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+    digest = hashlib.sha256(repr(loaders.data.train).encode()).hexdigest()
+    return Training(cfg, loaders, model, criterion, optimizers, make_scheduler(cfg, optimizers[0]), precision, devices,
+                    workers, digest, average)
+
+
+def _say_what_is_measured(loaders: DataLoaders) -> None:
+    if not any(test.has_truth for test in loaders.test.values()):
+        reason = loaders.no_test_reason or f"{loaders.measured_on} has no ground truth"
+        logger.info("no evaluation during training: %s", reason)
+        return
+    logger.info("evaluation during training measures on %s", loaders.measured_on)
+    if not loaders.on_validation:
+        logger.info("no best.pth is kept: an epoch is chosen by a validation split (DATASETS.VALIDATION), never by a "
+                    "test set")
+
+
+def _devices(cfg, workers: Workers) -> list[torch.device]:
+    if workers.size == 1:
+        return select_devices(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
+    return [torch.device(workers.device(select_devices(cfg.MODEL.DEVICE, "0")[0]))]
+
+
+def _check_parallel(cfg, devices: list[torch.device], workers: Workers) -> None:
+    """What several devices or processes cannot do."""
+    if cfg.MODEL.SYNC_BN and (devices[0].type != "cuda" or workers.size == 1):
+        raise ValueError(
+            "MODEL.SYNC_BN=True: torch's synchronised batch norm works over the CUDA devices of several processes; "
+            f"here is {workers.size} process on {devices[0].type}. Start with torchrun on CUDA devices, or use False")
+    if len(devices) > 1 and cfg.MODEL.COMPILE:
+        raise ValueError(f"MODEL.COMPILE=True with MODEL.DEVICE_ID={cfg.MODEL.DEVICE_ID}: nn.DataParallel cannot copy "
+                         f"a compiled model; start one process a device: torchrun --nproc_per_node {len(devices)}")
+    parts = workers.size * cfg.SOLVER.ACCUMULATION_STEPS
+    grouped = "triplet" in cfg.DATALOADER.SAMPLER
+    unit = parts * (cfg.DATALOADER.NUM_INSTANCE if grouped else 1)
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if batch % unit or batch < 2 * parts:
+        lower = max(batch // unit, 2 if not grouped else 1) * unit
+        groups = f" made of whole groups of DATALOADER.NUM_INSTANCE={cfg.DATALOADER.NUM_INSTANCE}" if grouped else ""
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH={batch} cannot be shared by {workers.size} processes in "
+            f"{cfg.SOLVER.ACCUMULATION_STEPS} micro-batches each,{groups or ' of two images or more'}; use {lower} or "
+            f"{lower + unit}")
+
+
+def _check_held(cfg, model: ReIDModel) -> None:
+    """While the backbone is held, something else must learn."""
+    others = [name for name, parameter in model.named_parameters()
+              if parameter.requires_grad and not name.startswith("base.")]
+    if cfg.MODEL.FREEZE_EPOCHS and not others:
+        raise ValueError(f"MODEL.FREEZE_EPOCHS={cfg.MODEL.FREEZE_EPOCHS}: nothing but the backbone learns here "
+                         f"(DATALOADER.SAMPLER={cfg.DATALOADER.SAMPLER}, MODEL.TRAIN_ONLY={cfg.MODEL.TRAIN_ONLY}), so "
+                         "nothing would in these epochs; use 0")
+
+
+def _model_and_criterion(cfg, loaders: DataLoaders, device: torch.device,
+                         pretrained: bool) -> tuple[ReIDModel, nn.Module]:
+    classes = loaders.data.num_classes
+    model = make_model(cfg, classes, pretrained)
+    criterion = make_loss(cfg, classes, model.feat_dims)
+    if cfg.MODEL.PRETRAIN_CHOICE == "finetune" and pretrained:
+        transfer_identities({"model": model, "criterion": criterion}, read_checkpoint(cfg.MODEL.PRETRAIN_PATH),
+                            loaders.data.pid_names, cfg.MODEL.PRETRAIN_PATH)
+    if cfg.MODEL.SYNC_BN:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    place_model(cfg, model, device)
+    return model, criterion.to(device)
+
+
+def describe_run(run: Training) -> str:
+    """One line: what is trained on what, in which precision."""
+    cfg, parameters = run.cfg, sum(parameter.numel() for parameter in run.model.parameters())
+    several = f"{run.workers.size} processes" if run.workers.size > 1 else " + ".join(map(str, run.devices))
+    return (f"{cfg.MODEL.NAME} on {several} in {run.precision}: {parameters / 1e6:.1f} M parameters, "
+            f"{run.loaders.data.num_classes} identities, {run.batches} batches an epoch, seed {cfg.SOLVER.SEED}")
+

@@ -1,0 +1,102 @@
+"""One training step: gradients of a batch, and a step of the optimisers where they are finite."""
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from datasets.batches import Batch
+from processor.training.build import Training
+from processor.training.checkpoints import newest_good
+from utils.meter import Laps
+from utils.seed import seed_step
+
+logger = logging.getLogger(__name__)
+
+
+def train_step(run: Training, batch: Batch, epoch: int, iteration: int, laps: Laps) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimiser step, or none where the loss or a gradient is not finite.
+
+    Returns:
+        0-d tensors on the device, nothing waited for: the loss, its terms, the accuracy and the gradient's norm; and
+        whether the step was taken (bool).
+    """
+    for optimizer in run.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    run.statistics.remember()
+    values = forward_backward(run, batch, epoch, iteration, laps)
+    run.criterion.unweight_center_gradient()
+    values["grad_norm"] = clip_gradients(run)
+    centers = [parameter.grad.norm() for parameter in run.criterion.parameters() if parameter.grad is not None]
+    ok = torch.isfinite(torch.stack([values["loss"], values["grad_norm"], *centers])).all()
+    if run.workers.size > 1:  # a loss may be infinite in one process only
+        ok = run.workers.mean(ok.float()) == 1
+    run.precision.step(run.optimizers, ~ok)
+    run.statistics.restore_where(~ok)
+    run.skipped = torch.stack([torch.where(ok, 0, run.skipped[0] + 1), run.skipped[1] + ~ok])
+    if run.average is not None:
+        run.average.update(ok)
+    laps("optimizer")
+    return values, ok
+
+
+def forward_backward(run: Training, batch: Batch, epoch: int, iteration: int, laps: Laps) -> dict[str, Tensor]:
+    """Gradients of a whole batch, micro-batch by micro-batch; returns the means of the loss, its terms and accuracy."""
+    device, parts = run.precision.device, run.cfg.SOLVER.ACCUMULATION_STEPS
+    images = run.images = run.loaders.augment(batch.images.to(device, non_blocking=True), epoch, batch.positions,
+                                              batch.pids, run.images)
+    pids = batch.pids.to(device, non_blocking=True)
+    found: dict[str, Tensor] = {}
+    for part, (some_images, some_pids) in enumerate(zip(images.chunk(parts), pids.chunk(parts), strict=True)):
+        seed_step(run.cfg.SOLVER.SEED, epoch, iteration, part, run.workers.rank)
+        last = part == parts - 1
+        with run.gradients_stay_here(wait=not last):
+            with run.precision.autocast():
+                outputs = run.net(some_images, some_pids)
+            total, terms = losses(run, outputs, some_pids)
+            laps("forward")
+            run.precision.backward(total / parts, run.optimizers, last)
+            laps("backward")
+        # Plain logits: a margin would understate what the classifier knows.
+        correct = (outputs["global"].plain_logits.argmax(1) == some_pids).float().mean()
+        for name, value in {"loss": total.detach(), **terms, "acc": correct}.items():
+            found[name] = found.get(name, 0.0) + value / parts
+    return found
+
+
+def losses(run: Training, outputs: dict, pids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The criterion over one micro-batch: metric losses see it in all processes, ID losses each its own part."""
+    if run.workers.size == 1:
+        return run.criterion(outputs, pids)
+    gathered = {branch: out if out.metric_feat is None else
+                out._replace(metric_feat=run.workers.gather_rows(out.metric_feat)) for branch, out in outputs.items()}
+    return run.criterion(gathered, pids, run.workers.gather_rows(pids))
+
+
+def clip_gradients(run: Training) -> Tensor:
+    """The norm of the model's gradient, before it is scaled down to CLIP_GRAD_NORM where that is set."""
+    learning = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
+    if run.cfg.SOLVER.CLIP_GRAD_NORM:
+        return nn.utils.clip_grad_norm_(learning, run.cfg.SOLVER.CLIP_GRAD_NORM)
+    return torch.stack(torch._foreach_norm([parameter.grad for parameter in learning])).norm()
+
+
+def check_health(run: Training, batch: Batch, values: dict[str, Tensor], epoch: int, iteration: int) -> None:
+    """End a training whose steps keep failing, with all that helps to find out why; this waits for the device.
+
+    Raises:
+        FloatingPointError: MAX_SKIPPED_STEPS in a row, or all of an epoch, had no finite loss or gradient.
+    """
+    limit = min(run.cfg.SOLVER.MAX_SKIPPED_STEPS, run.batches)
+    if int(run.skipped[0]) < limit:
+        return
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    good = newest_good(run.cfg)
+    logger.debug("the last batch: %s", ", ".join(batch.keys))
+    names = ", ".join(batch.keys[:8]) + (f" and {len(batch.keys) - 8} more" if len(batch.keys) > 8 else "")
+    raise FloatingPointError(
+        f"epoch {epoch}, iteration {iteration}: {limit} steps in a row were skipped, for the loss or its gradient is "
+        f"not finite ({terms}). The last batch: {names}. Lower SOLVER.BASE_LR, lengthen the warm-up or set "
+        "SOLVER.CLIP_GRAD_NORM; "
+        + (f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"))

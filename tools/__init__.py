@@ -1,0 +1,1 @@
+"""The commands; each reads its arguments and calls one function of a room."""
