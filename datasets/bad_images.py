@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.files.images import BadImage
 from datasets.sampler import EpochBatchSampler
 from utils.seed import uniform
 
@@ -60,15 +61,15 @@ class Replaced(Dataset):
         problems: list[str] = []
         try:
             return self.images[position, index], problems
-        except (ValueError, OSError) as error:
+        except (BadImage, OSError) as error:
             problems.append(str(error))
         for other in self.stand_ins(epoch, position, index):
             try:
                 return self.images[position, other], problems
-            except (ValueError, OSError) as error:
+            except (BadImage, OSError) as error:
                 problems.append(str(error))
-        raise ValueError(f"an identity has no image that can be read, nor have the next {_MORE_IDENTITIES} "
-                         f"({len(problems)} tried); the first: {problems[0]}")
+        raise BadImage(f"an identity has no image that can be read, nor have the next {_MORE_IDENTITIES} "
+                       f"({len(problems)} tried); the first: {problems[0]}")
 
 
 class _WithEpoch:

@@ -10,7 +10,10 @@ import torch
 from conftest import tiny_options
 
 from configs import load_cfg
-from datasets.bad_images import StandIns
+from datasets.bad_images import Replaced, StandIns
+from datasets.bases import Sample
+from datasets.batches import DecodedImages
+from datasets.files.images import BadImage
 from datasets.make_dataloader import make_dataloader
 from processor.trainer import do_train
 
@@ -138,22 +141,33 @@ def _items(loaders) -> list:
 
 def test_where_nothing_can_be_read_training_stops(data):
     damage(data, [sample.key for sample in loaders_of(data).data.train])
-    with pytest.raises(ValueError, match=r"no image that can be read, nor have the next 10 \(\d+ tried\); the first: "):
+    with pytest.raises(BadImage, match=r"no image that can be read, nor have the next 10 \(\d+ tried\); the first: "):
         epoch_of(loaders_of(data))
 
 
 def test_error_stops_at_the_first_bad_image(data):
     keys = loaders_of(data).data.train
     damage(data, [keys[0].key])
-    with pytest.raises(ValueError, match=rf"{keys[0].key}: the PNG file is cut off"):
+    with pytest.raises(BadImage, match=rf"{keys[0].key}: the PNG file is cut off"):
         epoch_of(loaders_of(data, "DATALOADER.ON_BAD_IMAGE", "error"))
+
+
+def test_a_mistake_that_is_no_bad_image_is_not_replaced():
+    class Wrong:
+        def read(self, key: str) -> bytes:
+            raise ValueError("the program is at fault")
+
+    samples = [Sample(f"{number}.png", 0, 0) for number in range(4)]
+    images = Replaced(DecodedImages(Wrong(), samples, (8, 4)), StandIns(np.zeros(4, int), 0))
+    with pytest.raises(ValueError, match="the program is at fault"):
+        images[0, 0, 1]
 
 
 def test_a_test_stops_whatever_the_key_says(data):
     loaders = loaders_of(data, test=True)
     test = next(iter(loaders.test.values()))
     damage(data, [test.samples[2].key])
-    with pytest.raises(ValueError, match=f"{test.samples[2].key}: the PNG file is cut off"):
+    with pytest.raises(BadImage, match=f"{test.samples[2].key}: the PNG file is cut off"):
         list(test.loader)
 
 

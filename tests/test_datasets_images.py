@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datasets.files import images
-from datasets.files.images import FolderSource, decode, is_safe_path, list_images, resize
+from datasets.files.images import BadImage, FolderSource, decode, is_safe_path, list_images, resize
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ GIF = (b"GIF89a\1\0\1\0\x80\0\0\xff\xff\xff\0\0\0"  # one white pixel
     (b"\xff\xd8\xff", "cut off"), (b"BM", "cannot be decoded"),
 ])
 def test_what_is_no_image_is_named(data, problem):
-    with pytest.raises(ValueError, match=rf"^query/a\.png: .*{problem}"):
+    with pytest.raises(BadImage, match=rf"^query/a\.png: .*{problem}"):
         decode(data, (8, 4), "query/a.png")
 
 
@@ -117,7 +117,7 @@ def test_every_cut_file_is_refused(rgb, suffix, capfd):
     """OpenCV may return such a picture with a grey lower half; its last byte counts, too."""
     data = encode(rgb, suffix)
     for length in {*range(1, len(data), max(1, len(data) // 40)), len(data) - 1}:
-        with pytest.raises(ValueError, match=r"^x\.png: "):
+        with pytest.raises(BadImage, match=r"^x\.png: "):
             decode(data[:length], None, "x.png")
     assert "rror" not in capfd.readouterr().err or suffix == ".bmp"
 
@@ -127,7 +127,7 @@ def test_a_cut_jpeg_with_a_whole_thumbnail_is_refused(rgb):
     segment = b"Exif\0\0" + thumbnail
     data = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
     assert decode(data).shape == rgb.shape
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(BadImage, match="cut off"):
         decode(data[:-40])
 
 
@@ -135,7 +135,7 @@ def test_a_flipped_byte_in_a_png_is_noticed(rgb):
     data = bytearray(encode(rgb))
     for position in range(40, len(data) - 12, 29):
         data[position] ^= 0x55
-        with pytest.raises(ValueError, match=r"^x\.png: the PNG file is (damaged|cut off)"):
+        with pytest.raises(BadImage, match=r"^x\.png: the PNG file is (damaged|cut off)"):
             decode(bytes(data), None, "x.png")
         data[position] ^= 0x55
 
@@ -268,7 +268,7 @@ def test_folder_source_refuses_keys_that_leave_it(tmp_path):
         with pytest.raises(ValueError, match="leads out of"):
             source.read(key)
     (tmp_path / "root" / "set" / "link.png").symlink_to(secret)
-    with pytest.raises(ValueError, match=r"'set/link.png' is a link that leads out of"):
+    with pytest.raises(BadImage, match=r"'set/link.png' is a link that leads out of"):
         source.read("set/link.png")
 
 

@@ -23,6 +23,10 @@ _WHOLE = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 
+class BadImage(ValueError):
+    """An image file that cannot be used: empty, cut off, damaged, no image, or a link that leads out of its set."""
+
+
 def is_safe_path(path: str) -> bool:
     """True: a relative path with forward slashes that cannot climb out of the folder it is joined to."""
     return _UNSAFE.match(path) is None
@@ -37,6 +41,7 @@ class ImageSource(Protocol):
         Raises:
             OSError: there is no such image, or it cannot be read; the message names it.
             ValueError: the key leads out of the source.
+            BadImage: the image is a link that does.
         """
         ...
 
@@ -70,7 +75,7 @@ class FolderSource:
             raise ValueError(f"image key {key!r} leads out of {self.root}; keys are relative, with forward slashes")
         path = os.path.join(self.root, key)
         if os.path.islink(path) and not (is_inside(path, self.root) or is_inside(path, os.path.dirname(path))):
-            raise ValueError(f"image key {key!r} is a link that leads out of {self.root}")
+            raise BadImage(f"image key {key!r} is a link that leads out of {self.root}")
         with open(path, "rb") as image:
             return image.read()
 
@@ -117,7 +122,7 @@ def scan_images(folder: str | os.PathLike) -> Iterator[tuple[str, str]]:
                 yield entry.name, ""
 
 
-def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "image") -> np.ndarray:
+def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> np.ndarray:
     """Decode a PNG, JPEG, BMP or WebP file, told by its content and not by its name.
 
     Grey, palette and 16-bit pictures become 8-bit RGB; transparency is dropped and EXIF orientation ignored, as the
@@ -131,24 +136,25 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "image"
     Args:
         data: a whole image file.
         size: (height, width) to resize to; None = as it is.
-        name: the image's name, for errors.
+        name: the image's name; errors begin with it.
     Returns:
         uint8 [h, w, 3], RGB, contiguous.
     Raises:
-        ValueError: the file is empty, of another kind, cut off or damaged; the message begins with the name.
+        BadImage: the file is empty, of another kind, cut off or damaged.
     """
+    place = f"{name}: " if name else ""
     problem = _find_problem(data)
     if problem:
-        raise ValueError(f"{name}: {problem}")
+        raise BadImage(f"{place}{problem}")
     flag = _reading(data, size)
     if data.startswith(png.SIGNATURE):
         data = png.inflate(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise ValueError(f"{name}: cannot be decoded ({error.err or error})") from error
+        raise BadImage(f"{place}cannot be decoded ({error.err or error})") from error
     if image is None:
-        raise ValueError(f"{name}: cannot be decoded; the file is damaged")
+        raise BadImage(f"{place}cannot be decoded; the file is damaged")
     if size is not None:
         image = resize(image, size)
     is_bgr = flag == cv2.IMREAD_COLOR or flag in _REDUCED.values()

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from datasets.bases import some
-from datasets.files.images import ImageSource, decode
+from datasets.files.images import BadImage, ImageSource, decode
 from utils.files import read_json, sha256_of
 
 FORMAT = 1
@@ -209,7 +209,7 @@ def difference(packed: PackedSource, files: ImageSource, key: str) -> str | None
     """What of an image is not in the pack as it is in the files; None: it is, in every byte or every pixel.
 
     Raises:
-        OSError, ValueError: the image cannot be read.
+        OSError, BadImage: the image cannot be read.
     """
     stored, data = packed.read(key), files.read(key)
     if stored == data:
@@ -218,7 +218,7 @@ def difference(packed: PackedSource, files: ImageSource, key: str) -> str | None
         return f"{key} has {len(data):,} bytes there, {len(stored):,} in the pack, not the same ones"
     try:
         same = np.array_equal(decode(data, packed.size, key), decode(stored, packed.size, key))
-    except ValueError as error:  # what cannot be decoded is stored as it is
+    except BadImage as error:  # what cannot be decoded is stored as it is
         return f"one of the two cannot be decoded: {error}"
     return None if same else f"{key} gives other pixels, or this version decodes it in another way"
 

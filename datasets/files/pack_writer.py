@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from datasets.bases import Problems, some
-from datasets.files.images import ImageSource, decode
+from datasets.files.images import BadImage, ImageSource, decode
 from datasets.files.pack_reader import (
     BEGUN,
     FORMAT,
@@ -192,7 +192,7 @@ def _store(data: bytes, size: tuple[int, int] | None) -> _Stored:
     if size is not None:
         try:
             data = to_bmp(decode(data, size))
-        except ValueError:
+        except BadImage:
             broken = True
     return _Stored(data, zlib.crc32(data), broken)
 
@@ -271,7 +271,7 @@ def verify(packed: PackedSource, files: ImageSource | None = None, threads: int 
             if files is not None:
                 return difference(packed, files, key)
             packed.read(key)
-        except (OSError, ValueError) as error:
+        except (OSError, BadImage) as error:
             return str(error)
         return None
 

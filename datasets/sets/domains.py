@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from datasets.bases import Problems
-from datasets.files.images import decode, list_images
+from datasets.files.images import BadImage, decode, list_images
 from utils.files import write_text
 from utils.progress import progress as show_progress
 
@@ -118,9 +118,9 @@ def classify(images: list[Item], read: Callable[[Item], bytes], workers: int | N
 def _classify_one(read: Callable[[Item], bytes], image: Item) -> tuple[str, str]:
     """A worker's unit of work; a fault is returned, not raised, so that all of them can be named."""
     try:
-        return domain_of(decode(read(image), name="")), ""
-    except ValueError as error:
-        return "", str(error).removeprefix(": ")
+        return domain_of(decode(read(image))), ""
+    except BadImage as error:
+        return "", str(error)
     except OSError as error:
         return "", f"cannot be read: {error.strerror or error}"
 

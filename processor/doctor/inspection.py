@@ -20,7 +20,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from datasets.files.images import FolderSource, decode
+from datasets.files.images import BadImage, FolderSource, decode
 from datasets.sets.domains import domain_of
 from processor.doctor.image_header import FORMATS, MODES, read_header
 from utils.process import die_with_parent
@@ -168,9 +168,9 @@ def inspect_file(source: FolderSource, key: str) -> tuple[bytes, str]:
     try:
         there = os.stat(source.root / key)  # before it is read: a file that changes meanwhile is read again next time
         if there.st_size > MAX_BYTES:
-            raise ValueError(f"{there.st_size:,} bytes; more than {MAX_BYTES:,} are not taken")
+            raise BadImage(f"{there.st_size:,} bytes; more than {MAX_BYTES:,} are not taken")
         record, problem = inspect_image(source.read(key))
-    except (OSError, ValueError) as error:
+    except (OSError, BadImage) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         return np.zeros((), RECORD).tobytes(), f"cannot be read: {reason}"
     record["size"], record["changed"] = there.st_size, there.st_mtime_ns
@@ -187,9 +187,9 @@ def inspect_image(data: bytes) -> tuple[np.ndarray, str]:
     if header.width * header.height > MAX_PIXELS:
         return record, f"{header.width} x {header.height} pixels; more than {MAX_PIXELS:,} are not decoded"
     try:
-        image = decode(data, name="")
-    except ValueError as error:
-        return record, str(error).removeprefix(": ")
+        image = decode(data)
+    except BadImage as error:
+        return record, str(error)
     record["good"] = True
     record["height"], record["width"] = image.shape[:2]
     record["pixels"] = digest(repr(image.shape).encode() + image.tobytes())

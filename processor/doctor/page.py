@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.files.images import FolderSource, decode, resize
+from datasets.files.images import BadImage, FolderSource, decode, resize
 from processor.doctor.findings import KINDS, SEVERITIES, Item, Picture
 from processor.doctor.report import Report
 from utils.files import write_text
@@ -150,8 +150,8 @@ def _show(source: FolderSource, picture: Picture) -> str:
     """A picture with its label, or a grey field where it cannot be read."""
     caption = f"<figcaption>{escape(picture.label)}</figcaption>"
     try:
-        image = decode(source.read(picture.key), name="")
-    except (OSError, ValueError):
+        image = decode(source.read(picture.key))
+    except (OSError, BadImage):
         return f"<figure><div class='none'>cannot be read</div>{caption}</figure>"
     height, width = image.shape[:2]
     scale = min(1.0, _HEIGHT / height, _WIDTH / width)
