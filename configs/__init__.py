@@ -1,56 +1,80 @@
-"""Configs: the default tree, a YAML file over it, options of the command line over that; checked, then frozen."""
+"""Configs: the default tree, a YAML file and its bases over it, the command line over that; checked, then frozen."""
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from configs.checks import cross_problems, remarks
-from configs.defaults import get_cfg_defaults
-from configs.rules import ConfigError
-from configs.schema import OBSOLETE, RULES, coerce
+from configs.defaults import OBSOLETE, RULES, SECTIONS, get_cfg_defaults, make_tree
+from configs.rules import ConfigError, format_raw, is_null
+from configs.yaml_files import BASE, format_yaml, parse_yaml, read_chain
 
-__all__ = ["ConfigError", "change_cfg", "dump_cfg", "flatten_cfg", "load_cfg", "load_cfg_text"]
+__all__ = [
+    "ConfigError",
+    "chain_of_files",
+    "change_cfg",
+    "coerce",
+    "dump_cfg",
+    "flatten_cfg",
+    "load_cfg",
+    "load_cfg_text",
+    "load_cfg_with_origins",
+]
 
 logger = logging.getLogger(__name__)
+COMMAND_LINE = "command line"
 
 
 def load_cfg(config_file: str | Path | None, opts: Sequence[Any] | None = None) -> CfgNode:
     """The config of a run. The only place where configs are merged.
 
-    Keys that neither the file nor the options set keep their defaults. Relative paths in the result are relative
-    to the current folder. An empty OUTPUT_DIR becomes output/<name of the file>, output/default without one.
-    Obsolete keys that were set are named in one warning.
+    Keys that neither the file, nor the files that its `_BASE_` leads to, nor the options set keep their defaults.
+    Relative paths in the result are relative to the current folder. An empty OUTPUT_DIR becomes output/<name of the
+    file>, output/default without one. Obsolete keys that were set are named in one warning.
 
     Args:
         config_file: YAML file, or None for the defaults alone.
         opts: KEY VALUE pairs such as ["SOLVER.MAX_EPOCHS", "3"]; values are texts as on a command line, or have
-            the key's own type. The last of a key counts.
+            the key's type. The last of a key counts.
     Returns:
-        A frozen tree that shares nothing with other calls' results.
+        A frozen tree that shares nothing with the results of other calls.
     Raises:
-        ConfigError: all mistakes of the file and of the options, a line each.
+        ConfigError: all mistakes of the files and of the options, a line each.
     """
-    draft = _Draft()
-    stem = "default"
+    return load_cfg_with_origins(config_file, opts)[0]
+
+
+def load_cfg_with_origins(config_file: str | Path | None,
+                          opts: Sequence[Any] | None = None) -> tuple[CfgNode, dict[str, str]]:
+    """As `load_cfg`; and {dotted key: the file that set it last, or "command line"}, for `dump_cfg`."""
+    draft, files, stem = _Draft(), [], "default"
     if config_file is not None:
-        path = Path(config_file)
-        stem = path.stem
+        stem = Path(config_file).stem
+        draft.origins["OUTPUT_DIR"] = str(config_file)  # unless it is set
         try:
-            draft.add(str(path), _read_yaml(_read_file(path), str(path), draft.problems))
+            for file in read_chain(Path(config_file)):
+                files.append(file)
         except ConfigError as error:
             draft.give_up(str(error))
-    draft.add("command line", _read_opts(opts or [], draft.problems))
-    sources = ([str(config_file)] if config_file is not None else []) + (["command line"] if opts else [])
-    return draft.finish(" + ".join(sources) or "defaults", stem, speak=True)
+    for file in reversed(files):  # a base is changed by what names it
+        draft.problems += [f"{file.path}: {problem}" for problem in file.problems]
+        draft.add(str(file.path), file.settings)
+    draft.add(COMMAND_LINE, _pairs(opts or [], draft.problems))
+    sources = [str(config_file)] * (config_file is not None) + [COMMAND_LINE] * bool(opts)
+    source = " + ".join(sources) or "defaults"
+    cfg = draft.finish(source, stem)
+    for remark in remarks(draft.values, draft.origins):
+        logger.warning("%s: %s", source, remark)
+    return cfg, draft.origins
 
 
 def load_cfg_text(text: str, name: str = "config text") -> CfgNode:
-    """The config written by `dump_cfg`, for instance the one in a checkpoint. Does not warn.
+    """The config written by `dump_cfg`, for instance the one in a checkpoint. Does not warn, follows no `_BASE_`.
 
     Args:
         text: YAML.
@@ -60,36 +84,39 @@ def load_cfg_text(text: str, name: str = "config text") -> CfgNode:
     """
     draft = _Draft()
     try:
-        draft.add(name, _read_yaml(text, name, draft.problems))
+        settings, problems = parse_yaml(text)
+        draft.problems += [f"{name}: {problem}" for problem in problems]
+        draft.add(name, settings)
     except ConfigError as error:
-        draft.give_up(str(error))
-    return draft.finish(name, "default", speak=False)
+        draft.give_up(f"{name}: {error}")
+    return draft.finish(name, "default")
 
 
 def change_cfg(cfg: CfgNode, changes: Mapping[str, Any]) -> CfgNode:
-    """Another config with other values of some keys, {dotted key: value}; `cfg` stays as it is. Does not warn.
+    """A config with other values of some keys, {dotted key: value}; `cfg` stays as it is. Does not warn.
 
     Raises:
         ConfigError: as `load_cfg`.
     """
     draft = _Draft()
-    draft.add("config", iter({**flatten_cfg(cfg), **changes}.items()))
-    return draft.finish("config", "default", speak=False)
+    draft.add("config", {**flatten_cfg(cfg), **changes}.items())
+    return draft.finish("config", "default")
 
 
-def dump_cfg(cfg: CfgNode) -> str:
+def dump_cfg(cfg: CfgNode, origins: Mapping[str, str] | None = None) -> str:
     """The tree as YAML that `load_cfg` and `load_cfg_text` read back to the same tree.
 
     Obsolete keys at their default are left out, so that the text does not set them and loads without a warning.
+
+    Args:
+        origins: {dotted key: where its value is from}, a comment behind each value that is not the default.
     """
     defaults = flatten_cfg(get_cfg_defaults())
-    tree: dict[str, Any] = {}
-    for key, value in flatten_cfg(cfg).items():
-        if key in OBSOLETE and value == defaults[key]:
-            continue
-        section, _, name = key.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[name] = value
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+    values = flatten_cfg(cfg)
+    comments = {key: origin if origin.isprintable() else repr(origin) for key, origin in (origins or {}).items()
+                if values[key] != defaults[key]}
+    return format_yaml({key: value for key, value in values.items() if key not in OBSOLETE or value != defaults[key]},
+                       comments)
 
 
 def flatten_cfg(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
@@ -103,130 +130,97 @@ def flatten_cfg(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def chain_of_files(config_file: str | Path) -> list[Path]:
+    """A config file and all that its `_BASE_` leads to: the files that its values are from.
+
+    Raises:
+        ConfigError: one of them cannot be had.
+    """
+    return [file.path for file in read_chain(Path(config_file))]
+
+
+# ---------------------------------------------------------------- merging
+
 class _Draft:
-    """A config on its way: the values so far and every mistake so far."""
+    """A config on its way: the values so far, where they are from, and every mistake so far."""
 
     def __init__(self) -> None:
-        self.cfg = get_cfg_defaults()
-        self.values = {key: coerce(key, value) for key, value in flatten_cfg(self.cfg).items()}
-        self.given: list[str] = []
+        self.values = flatten_cfg(get_cfg_defaults())
+        self.origins: dict[str, str] = {}
         self.problems: list[str] = []
         self.refused: set[str] = set()
 
-    def add(self, source: str, settings: Iterator[tuple[str, Any]]) -> None:
+    def add(self, source: str, settings: Iterable[tuple[str, Any]]) -> None:
         """Put settings (key, raw value) over what is there; `source` is named in messages."""
         for key, raw in settings:
             try:
                 self.values[key] = coerce(key, raw)
-                self.given.append(key)
+                self.origins[key] = source
             except ConfigError as error:
                 self.problems.append(f"{source}: {error}")
                 self.refused.add(key)
 
     def give_up(self, problem: str) -> None:
-        """A source could not be read at all: nothing can be said about how its values go together."""
+        """A source could not be read at all: nobody knows how its values go together."""
         self.problems.append(problem)
         self.refused.update(RULES)
 
-    def finish(self, source: str, stem: str, speak: bool) -> CfgNode:
+    def finish(self, source: str, stem: str) -> CfgNode:
         """Check the keys against each other and freeze; raises ConfigError with every mistake."""
         known = {key: value for key, value in self.values.items() if key not in self.refused}
         self.problems += [f"{source}: {problem}" for problem in cross_problems(known)]
         if self.problems:
             raise ConfigError("\n".join(self.problems))
-        for remark in remarks(self.values, self.given) if speak else []:
-            logger.warning("%s: %s", source, remark)
         self.values["OUTPUT_DIR"] = self.values["OUTPUT_DIR"] or f"output/{stem}"
-        for key, value in self.values.items():
-            section, _, name = key.rpartition(".")
-            (self.cfg[section] if section else self.cfg)[name] = value
-        self.cfg.freeze()
-        return self.cfg
+        cfg = make_tree(self.values)
+        cfg.freeze()
+        return cfg
 
 
-# ---------------------------------------------------------------- reading
+def coerce(key: str, raw: Any) -> Any:
+    """The value of a key from what a file, a command line or a caller gave for it.
 
-class _TextLoader(yaml.SafeLoader):
-    """SafeLoader that leaves scalars as they are written (null is None): configs.schema decides what they mean."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that writes lists on one line, and escapes texts with unusual line ends."""
-
-
-for _tag in ("bool", "int", "float", "timestamp"):
-    _TextLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda loader, node: loader.construct_scalar(node))
-_Dumper.add_representer(
-    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
-# Unquoted, U+0085 and its like would be read back as a line end.
-_Dumper.add_representer(str, lambda dumper, data: dumper.represent_scalar(
-    "tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"'))
-
-
-def _read_file(path: Path) -> str:
-    """The file's text without a byte-order mark; ConfigError says why it cannot be had."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file (looked for from {Path.cwd()})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-
-
-def _read_yaml(text: str, source: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """Settings (dotted key, raw value) of a YAML text; keys given twice are added to `problems`.
-
+    Args:
+        key: dotted name of a leaf, such as "SOLVER.BASE_LR".
+        raw: its text, a list of texts, or a value of the key's type.
+    Returns:
+        A value of the key's type; lists are new.
     Raises:
-        ConfigError: the text is not one YAML document, or not a mapping.
+        ConfigError: the key is unknown (the nearest is named), or its rule does not take the value.
     """
+    if key in SECTIONS:
+        raise ConfigError(f"{key}: expected a section, its keys indented below it, got {format_raw(raw)}")
+    if key.rpartition(".")[2] == BASE:
+        raise ConfigError(f"{key}: only a YAML file that a tool is given has a base, and names it at its top level")
+    if key not in RULES:
+        raise ConfigError(f"{format_raw(key)}: unknown key{_suggestion(key)}")
+    rule = RULES[key]
+    if is_null(raw):
+        raise ConfigError(f"{key}: null is not a value here; expected {rule}")
     try:
-        loader = _TextLoader(text)
-        node = loader.get_single_node()
-        if isinstance(node, yaml.MappingNode):  # before construction, which unfolds `<<` in place
-            problems += [f"{source}: {problem}" for problem in _given_twice(node, {})]
-        data = None if node is None else loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(f"{source}: {line}not YAML that a config can hold: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise ConfigError(f"{source}: not YAML that a config can hold: {reason}") from None
-    if data is None:
-        return iter(())
-    if not isinstance(data, dict):
-        raise ConfigError(f"{source}: expected a mapping of sections at the top, got a {node.id}")
-    return _settings(data)
+        return rule.parse(raw)
+    except ValueError as error:
+        hint = f" ({error})" if str(error) else ""
+        raise ConfigError(f"{key}: expected {rule}, got {format_raw(raw)}{hint}") from None
 
 
-def _given_twice(node: yaml.MappingNode, lines: dict[str, int], prefix: str = "") -> Iterator[str]:
-    """A message for every section or key that the text holds twice; `lines` collects where each was first."""
-    for key_node, value_node in node.value:
-        name, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
-        if name in lines:
-            yield f"{name}: given twice, on line {lines[name]} and on line {line}"
-        lines.setdefault(name, line)
-        if isinstance(value_node, yaml.MappingNode) and not prefix:
-            yield from _given_twice(value_node, lines, f"{name}.")
+def _suggestion(key: str) -> str:
+    """`; did you mean ...?` for an unknown key: the same name in another section, else the nearest spelling."""
+    name = key.upper().rsplit(".", 1)[-1]
+    same_name = [known for known in RULES if known.rsplit(".", 1)[-1] == name]
+    if same_name and "." not in key:
+        return f"; did you mean {' or '.join(same_name)}?"
+    candidates, cutoff = (same_name, 0.0) if same_name else ((*RULES, *SECTIONS), 0.6)
+    near = difflib.get_close_matches(key.upper(), candidates, n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else "; configs/defaults.py has them all"
 
 
-def _settings(data: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested mapping. A mapping below a section's key stays one, and no rule takes it."""
-    for name, value in data.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and not prefix and key not in RULES:
-            yield from _settings(value, f"{key}.")
-        else:
-            yield key, value
-
-
-def _read_opts(opts: Sequence[Any], problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """Settings of KEY VALUE pairs; an odd count is added to `problems`."""
-    if len(opts) % 2:
-        joined = next((str(word) for word in opts if str(word).split("=")[0] in RULES and "=" in str(word)), None)
-        hint = f"write {joined.replace('=', ' ', 1)!r}" if joined else f"the last is {opts[-1]!r}"
-        problems.append(f"command line: expected KEY VALUE pairs, got {len(opts)} words; {hint}")
-        return iter(())
-    return ((str(key), value) for key, value in zip(opts[::2], opts[1::2], strict=True))
+def _pairs(opts: Sequence[Any], problems: list[str]) -> Iterable[tuple[str, Any]]:
+    """Settings of KEY VALUE pairs; KEY=VALUE and an odd count are added to `problems`."""
+    step = 1 if len(opts) % 2 else 2  # every word, or only those that stand where a key should
+    joined = next((word for word in map(format_raw, opts[::step]) if "=" in word and word.split("=")[0] in RULES), None)
+    if step == 2 and not joined:
+        return [(str(key), value) for key, value in zip(opts[::2], opts[1::2], strict=True)]
+    hint = f"write {joined.replace('=', ' ', 1)!r}" if joined else f"the last is {opts[-1]!r}"
+    problems.append(f"{COMMAND_LINE}: expected KEY VALUE pairs, got {len(opts)} words; {hint}")
+    return []

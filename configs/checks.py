@@ -2,30 +2,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from configs.schema import OBSOLETE, RULES
+from configs.defaults import OBSOLETE, RULES
 
 Values = Mapping[str, Any]
 
 
-def _check_pk_batches(v: Values) -> Iterator[str]:
-    """A P x K batch has at least two identities with at least two images each, and no remainder."""
-    if "triplet" not in v["DATALOADER.SAMPLER"]:
-        return
-    batch, instances = v["SOLVER.IMS_PER_BATCH"], v["DATALOADER.NUM_INSTANCE"]
-    if instances < 2:
-        yield (f"DATALOADER.NUM_INSTANCE={instances} leaves no positive pairs for DATALOADER.SAMPLER="
-               f"{v['DATALOADER.SAMPLER']}; use 2 or more")
-        return
-    lower = batch // instances * instances
-    if batch < 2 * instances:
-        yield (f"SOLVER.IMS_PER_BATCH={batch} holds fewer than 2 identities of DATALOADER.NUM_INSTANCE={instances}"
-               f" images; use {2 * instances} or more")
-    elif lower != batch:
-        yield (f"SOLVER.IMS_PER_BATCH={batch} is not divisible by DATALOADER.NUM_INSTANCE={instances}; "
-               f"use {lower} or {lower + instances}")
+def batch_problem(v: Values, processes: int = 1) -> str:
+    """Why a training batch cannot be divided, and the nearest sizes that can; "" if it can.
+
+    A batch has SOLVER.ACCUMULATION_STEPS micro-batches, and each of `processes` takes the same share of every one:
+    whole groups of DATALOADER.NUM_INSTANCE images of an identity, single images with SAMPLER softmax. A micro-batch
+    has two groups at least, from all processes together because metric losses compare identities over all of them, and
+    a share two images, because batch norms take statistics of them. For example 2 processes and 2 steps with groups of
+    4 images: multiples of 16.
+    """
+    grouped = "triplet" in v["DATALOADER.SAMPLER"]
+    batch, steps = v["SOLVER.IMS_PER_BATCH"], v["SOLVER.ACCUMULATION_STEPS"]
+    group = v["DATALOADER.NUM_INSTANCE"] if grouped else 1
+    unit = group * steps * processes
+    least = unit if grouped and processes > 1 else 2 * unit
+    factors = [f"DATALOADER.NUM_INSTANCE={group}"] * grouped + [f"SOLVER.ACCUMULATION_STEPS={steps}"] * (steps > 1)
+    by = " x ".join(factors + [f"{processes} processes"] * (processes > 1)) or "1 process"
+    if batch < least:
+        needed = "2 identities, and 1 a process" if grouped else "2 images a process"
+        return (f"SOLVER.IMS_PER_BATCH={batch} is too small for {by}: a micro-batch has {needed} at least; "
+                f"use {least} or more")
+    lower = batch // unit * unit
+    if lower != batch:
+        return f"SOLVER.IMS_PER_BATCH={batch} is not divisible by {by}; use {lower} or {lower + unit}"
+    return ""
+
+
+def _check_batch(v: Values) -> Iterator[str]:
+    """A P x K batch has positive pairs, and a batch can be divided; how many processes share it is known at the start.
+
+    Without groups and micro-batches any size will do: a config that only tests need not fit a training.
+    """
+    if "triplet" in v["DATALOADER.SAMPLER"] and v["DATALOADER.NUM_INSTANCE"] < 2:
+        yield (f"DATALOADER.NUM_INSTANCE={v['DATALOADER.NUM_INSTANCE']} leaves no positive pairs for "
+               f"DATALOADER.SAMPLER={v['DATALOADER.SAMPLER']}; use 2 or more")
+    elif "triplet" in v["DATALOADER.SAMPLER"] or v["SOLVER.ACCUMULATION_STEPS"] > 1:
+        problem = batch_problem(v)
+        if problem:
+            yield problem
 
 
 def _check_balance(v: Values) -> Iterator[str]:
@@ -36,24 +58,6 @@ def _check_balance(v: Values) -> Iterator[str]:
     names = [text.rsplit(":", 1)[0] for text in v["DATALOADER.SET_SHARES"]]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         yield f"DATALOADER.SET_SHARES: {name} has {names.count(name)} shares; use one"
-
-
-def _check_micro_batches(v: Values) -> Iterator[str]:
-    """A batch is made of equal micro-batches, and each of those of whole groups of an identity, two at least."""
-    batch, parts = v["SOLVER.IMS_PER_BATCH"], v["SOLVER.ACCUMULATION_STEPS"]
-    grouped = "triplet" in v["DATALOADER.SAMPLER"]
-    unit = parts * (v["DATALOADER.NUM_INSTANCE"] if grouped else 1)
-    of = f" of whole groups of DATALOADER.NUM_INSTANCE={v['DATALOADER.NUM_INSTANCE']}" if grouped else ""
-    least = 2 * unit
-    if parts == 1:
-        return
-    if batch < least:
-        yield (f"SOLVER.ACCUMULATION_STEPS={parts} leaves fewer than 2 {'identities' if grouped else 'images'} of "
-               f"SOLVER.IMS_PER_BATCH={batch} for a micro-batch; use a batch of {least} or more")
-    elif batch % unit:
-        lower = batch // unit * unit
-        yield (f"SOLVER.IMS_PER_BATCH={batch} is not divisible into SOLVER.ACCUMULATION_STEPS={parts} "
-               f"micro-batches{of}; use {lower} or {lower + unit}")
 
 
 def _check_training(v: Values) -> Iterator[str]:
@@ -70,7 +74,7 @@ def _check_training(v: Values) -> Iterator[str]:
 
 
 def _check_center(v: Values) -> Iterator[str]:
-    """The two switches of the center loss agree, and its weight is not zero where it is used."""
+    """The two switches of the center loss agree, and its weight is not zero if it is used."""
     has_center = "center" in v["MODEL.METRIC_LOSS_TYPE"]
     if v["MODEL.IF_WITH_CENTER"] and not has_center:
         yield (f"MODEL.IF_WITH_CENTER=True contradicts MODEL.METRIC_LOSS_TYPE={v['MODEL.METRIC_LOSS_TYPE']}; "
@@ -120,7 +124,7 @@ def _check_cosine_schedule(v: Values) -> Iterator[str]:
 
 
 def _check_optimizer(v: Values) -> Iterator[str]:
-    """Switches of one optimiser are not given to another, which would ignore them."""
+    """A switch of an optimiser is not given to another, which would ignore it."""
     name = v["SOLVER.OPTIMIZER_NAME"]
     if v["SOLVER.NESTEROV"] and name != "SGD":
         yield f"SOLVER.NESTEROV=True: SOLVER.OPTIMIZER_NAME={name} has no Nesterov momentum; use SGD"
@@ -132,17 +136,17 @@ def _check_optimizer(v: Values) -> Iterator[str]:
 
 def _check_re_ranking(v: Values) -> Iterator[str]:
     """Query expansion averages over the first k2 of the k1 neighbours and the image itself."""
-    k1, k2, _ = v["TEST.RE_RANKING_PARAMETER"]
-    if v["TEST.RE_RANKING"] and k2 > k1 + 1:
-        yield (f"TEST.RE_RANKING_PARAMETER: k2={k2} is above k1+1={k1 + 1}, the image and its k1 neighbours; "
-               "use a smaller k2")
+    for key, read in (("TEST.RE_RANKING_PARAMETER", v["TEST.RE_RANKING"]), ("UDA.RE_RANKING_PARAMETER", True)):
+        k1, k2, _ = v[key]
+        if read and k2 > k1 + 1:
+            yield f"{key}: k2={k2} is above k1+1={k1 + 1}, the image and its k1 neighbours; use a smaller k2"
 
 
 def _check_expansion(v: Values) -> Iterator[str]:
     """An average is a direction: its length says how well its features agree, not what they look like."""
     for key in ("TEST.QUERY_EXPANSION", "TEST.DATABASE_AUGMENTATION"):
         if v[key] and not v["TEST.FEAT_NORM"]:
-            yield (f"{key}={v[key]} makes features of length 1, which cannot be compared with the others' own lengths "
+            yield (f"{key}={v[key]} makes features of length 1, which cannot be compared with the others' lengths "
                    "under TEST.FEAT_NORM=False; use True there")
 
 
@@ -153,13 +157,13 @@ def _check_padding(v: Values) -> Iterator[str]:
                "a crop could miss the image; use less")
 
 
-# The largest value of a distance of pseudo-labelling, as it is said.
+# The largest value of a distance of pseudo-labelling, and its name in a message.
 _LARGEST = {"angle": (math.pi, "pi, the largest angle (it is in radians)"), "cosine": (2.0, "2, the largest 1 - cos"),
             "re_ranked": (1.0, "1, the largest re-ranked distance"), "euclidean": (math.inf, "")}
 
 
 def _check_pseudo_labels(v: Values) -> Iterator[str]:
-    """A threshold beyond its distance's range takes every image; k2 as in re-ranking."""
+    """A threshold beyond the range of its distance takes every image."""
     clusters, threshold = v["UDA.METHOD"] != "nearest_query", v["UDA.THRESHOLD"]
     key = "UDA.THRESHOLD" if threshold or clusters or v["UDA.DISTANCE"] != "angle" else "MODEL.THRESH"
     if clusters and threshold >= 1:
@@ -167,10 +171,6 @@ def _check_pseudo_labels(v: Values) -> Iterator[str]:
                "share no neighbour; use less")
     elif not clusters and v[key] > _LARGEST[v["UDA.DISTANCE"]][0]:
         yield f"{key}={v[key]} is above {_LARGEST[v['UDA.DISTANCE']][1]}: every image would be taken; use less"
-    k1, k2, _ = v["UDA.RE_RANKING_PARAMETER"]
-    if k2 > k1 + 1:
-        yield (f"UDA.RE_RANKING_PARAMETER: k2={k2} is above k1+1={k1 + 1}, the image and its k1 neighbours; "
-               "use a smaller k2")
 
 
 def _check_validation(v: Values) -> Iterator[str]:
@@ -181,7 +181,7 @@ def _check_validation(v: Values) -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
-    _check_pk_batches, _check_balance, _check_micro_batches, _check_training, _check_center, _check_parts,
+    _check_batch, _check_balance, _check_training, _check_center, _check_parts,
     _check_pooling, _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding,
     _check_validation, _check_pseudo_labels,
 )
@@ -204,34 +204,34 @@ def cross_problems(values: Values) -> list[str]:
     return problems
 
 
-def remarks(values: Values, given: Sequence[str]) -> list[str]:
+def remarks(values: Values, origins: Mapping[str, str]) -> list[str]:
     """What works but is probably not meant: one text for all obsolete keys, one for each value that nothing reads.
 
     Args:
         values: {dotted key: value} for every key.
-        given: the keys that a file or a command line set.
+        origins: {dotted key: the file or command line that set it}.
     """
-    found = []
-    obsolete = [f"{key} ({reason})" for key, reason in OBSOLETE.items() if key in given]
+    texts = []
+    obsolete = [f"{key} in {origins[key]} ({reason})" for key, reason in OBSOLETE.items() if key in origins]
     if obsolete:
-        found.append("obsolete keys, without effect: " + "; ".join(obsolete))
+        texts.append("obsolete keys, without effect: " + "; ".join(obsolete))
     names = values["DATASETS.NAMES"]
     if values["DATASETS.TRAIN_SETS"] and "naic" not in names.replace(" ", "").split("+"):
-        found.append(f"DATASETS.TRAIN_SETS={values['DATASETS.TRAIN_SETS']} is about naic, which is not among "
+        texts.append(f"DATASETS.TRAIN_SETS={values['DATASETS.TRAIN_SETS']} is about naic, which is not among "
                      f"DATASETS.NAMES={names}")
     epochs = values["SOLVER.MAX_EPOCHS"]
     late = [step for step in values["SOLVER.STEPS"] if step >= epochs]
     if late and values["SOLVER.LR_SCHEDULER"] == "multistep":
-        found.append(f"SOLVER.STEPS: {late} never come, SOLVER.MAX_EPOCHS is {epochs}")
+        texts.append(f"SOLVER.STEPS: {late} never come, SOLVER.MAX_EPOCHS is {epochs}")
     if values["TEST.EXPANSION_ALPHA"] and not (values["TEST.QUERY_EXPANSION"] or values["TEST.DATABASE_AUGMENTATION"]):
-        found.append(f"TEST.EXPANSION_ALPHA={values['TEST.EXPANSION_ALPHA']} weighs nothing: TEST.QUERY_EXPANSION and "
+        texts.append(f"TEST.EXPANSION_ALPHA={values['TEST.EXPANSION_ALPHA']} weighs nothing: TEST.QUERY_EXPANSION and "
                      "TEST.DATABASE_AUGMENTATION are 0")
     if values["DATALOADER.SET_SHARES"] and not values["DATALOADER.BALANCE_SETS"]:
-        found.append(f"DATALOADER.SET_SHARES={values['DATALOADER.SET_SHARES']} is not read: "
+        texts.append(f"DATALOADER.SET_SHARES={values['DATALOADER.SET_SHARES']} is not read: "
                      "DATALOADER.BALANCE_SETS is False")
-    if "MODEL.THRESH" in given and values["MODEL.THRESH"]:
+    if "MODEL.THRESH" in origins and values["MODEL.THRESH"]:
         nearest, distance = values["UDA.METHOD"] == "nearest_query", values["UDA.DISTANCE"]
         if not nearest or distance != "angle" or values["UDA.THRESHOLD"]:
-            found.append(f"MODEL.THRESH={values['MODEL.THRESH']} is not read: UDA.THRESHOLD is the threshold of "
+            texts.append(f"MODEL.THRESH={values['MODEL.THRESH']} is not read: UDA.THRESHOLD is the threshold of "
                          f"UDA.METHOD={values['UDA.METHOD']}" + f" with UDA.DISTANCE={distance}" * nearest)
-    return found
+    return texts

@@ -1,352 +1,384 @@
-"""The whole config tree: every key, its default value and what it means.
+"""Every key of the config: its default value, the rule that its values keep, and what it means.
 
-The names and the default values are those of reid-strong-baseline -> DMT -> NAIC-ReID, so that their YAML files
-load here. Where an old default could not stand, the comment says what it was. Keys that were strings 'on' / 'off'
-or 'yes' / 'no' are booleans now; the old spellings are still understood in files and on the command line.
-`configs/schema.py` holds a rule for every leaf of this tree.
+`_C.SECTION.KEY = default, rule` below a comment. The names and the default values are those of reid-strong-baseline ->
+DMT -> NAIC-ReID, so that their YAML files load here; a default that could not stay is in the comment. Keys that were
+strings 'on' / 'off' or 'yes' / 'no' are booleans now; the old spellings are still understood in files and on the
+command line. `configs/rules.py` has the kinds of rule, `configs/checks.py` what goes across keys.
+
+Names of backbones, optimisers and data sets are checked by their builders, which list the choices.
 """
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
 from yacs.config import CfgNode
 
-_C = CfgNode()
+from configs.rules import Bool, Choice, DeviceIds, Float, Int, ListOf, NamedShare, Obsolete, OrAuto, Row, Str
+
+SHARE = Float(0, 1)
+SIZE = Row({"height": Int(1), "width": Int(1)})
+K1_K2_LAMBDA = Row({"k1": Int(1), "k2": Int(1), "lambda": SHARE})
+NO_RANGE_LOSS = "belonged to a range loss that no version had"
+
+_C = SimpleNamespace()
 
 # ---------------------------------------------------------------- MODEL
-_C.MODEL = CfgNode()
-# Where to compute: auto (CUDA where there is one, else the CPU) | cuda | cpu. The lineage's default was 'cuda'.
-_C.MODEL.DEVICE = "auto"
+_C.MODEL = SimpleNamespace()
+# Device that computes: auto is CUDA if there is a device, else the CPU. The lineage's default was 'cuda'.
+_C.MODEL.DEVICE = "auto", Choice("auto", "cuda", "cpu")
 # CUDA device numbers, comma separated; several train with nn.DataParallel, a test takes the first. Ignored on the CPU,
-# and under torchrun, where each process takes the device of its own number.
-_C.MODEL.DEVICE_ID = "0"
+# and under torchrun, which gives each process the device of its number.
+_C.MODEL.DEVICE_ID = "0", DeviceIds()
 # Backbone, a name of model.backbones.BACKBONES.
-_C.MODEL.NAME = "resnet50"
+_C.MODEL.NAME = "resnet50", Str()
 # Stride of the backbone's last stage: 1 (256x128 gives a 16x8 map) | 2 (8x4).
-_C.MODEL.LAST_STRIDE = 1
+_C.MODEL.LAST_STRIDE = 1, Int(1, 2)
 # File with the weights to start from; its format follows PRETRAIN_CHOICE. "" = none given.
-_C.MODEL.PRETRAIN_PATH = ""
+_C.MODEL.PRETRAIN_PATH = "", Str(empty=True)
 # imagenet: PRETRAIN_PATH holds the backbone's ImageNet weights | self: PRETRAIN_PATH holds a whole model trained here
 # or by the lineage, of which all but the classifiers is taken | finetune: as self, and the rows of classifiers and
 # class centres of all identities that the checkpoint knows by name | none: random weights.
-_C.MODEL.PRETRAIN_CHOICE = "imagenet"
+_C.MODEL.PRETRAIN_CHOICE = "imagenet", Choice("imagenet", "self", "finetune", "none")
 # Shell patterns of weights that PRETRAIN_PATH may lack or hold in excess, such as ['pcb.rpp.*']; all others must fit.
-_C.MODEL.PRETRAIN_ALLOW = []
+_C.MODEL.PRETRAIN_ALLOW = [], ListOf(Str(), unique=True)
 # bnneck: batch norm between the metric feature and the classifier | no: none.
-_C.MODEL.NECK = "bnneck"
+_C.MODEL.NECK = "bnneck", Choice("bnneck", "no")
 # The lineage's second switch for the center loss; it must not contradict METRIC_LOSS_TYPE, which decides.
-_C.MODEL.IF_WITH_CENTER = False
-# Metric loss beside the ID loss: triplet | center | triplet_center | pair_cosface | pair_circle |
-# triplet_pair_cosface | triplet_pair_circle (pair_*: over the cosines of all pairs of a batch). Read when
-# DATALOADER.SAMPLER has 'triplet' in it.
-_C.MODEL.METRIC_LOSS_TYPE = "triplet"
+_C.MODEL.IF_WITH_CENTER = False, Bool()
+# Metric loss beside the ID loss (pair_*: over the cosines of all pairs of a batch). Read when DATALOADER.SAMPLER has
+# 'triplet' in it.
+_C.MODEL.METRIC_LOSS_TYPE = "triplet", Choice(
+    "triplet", "center", "triplet_center", "pair_cosface", "pair_circle", "triplet_pair_cosface", "triplet_pair_circle")
 # True: soft margin log(1 + exp(d_ap - d_an)); False: relu(d_ap - d_an + SOLVER.MARGIN).
-_C.MODEL.NO_MARGIN = False
+_C.MODEL.NO_MARGIN = False, Bool()
 # True: cross entropy with label smoothing, epsilon 0.1.
-_C.MODEL.IF_LABELSMOOTH = True
-# Obsolete (configs.schema.OBSOLETE): ID_LOSS_TYPE 'arcface' is what it stood for.
-_C.MODEL.COS_LAYER = False
+_C.MODEL.IF_LABELSMOOTH = True, Bool()
+_C.MODEL.COS_LAYER = False, Obsolete(Bool(), "MODEL.ID_LOSS_TYPE: arcface is what it stood for")
 # Freeze the stem and the first n stages (weights and batch-norm statistics): 0 = the stem alone, -1 = nothing.
-_C.MODEL.FROZEN = -1
+_C.MODEL.FROZEN = -1, Int(-1, 4)
 # Epochs, counted from the first, in which the backbone does not learn (weights and statistics), the heads alone do.
-_C.MODEL.FREEZE_EPOCHS = 0
-# True: batch norms take their statistics over all processes of torchrun (CUDA only); False: over their own images.
-_C.MODEL.SYNC_BN = False
+_C.MODEL.FREEZE_EPOCHS = 0, Int(0)
+# True: batch norms take their statistics over all processes of torchrun (CUDA only); False: over those of a process.
+_C.MODEL.SYNC_BN = False, Bool()
 # Shell patterns of the parameters that learn, such as ['pcb.rpp.*']: all others and their batch-norm statistics stay
 # as they are. [] = all learn.
-_C.MODEL.TRAIN_ONLY = []
+_C.MODEL.TRAIN_ONLY = [], ListOf(Str(), unique=True)
 # True: channels last in memory (faster convolutions); False: NCHW. The results are the same up to rounding.
-_C.MODEL.CHANNELS_LAST = True
+_C.MODEL.CHANNELS_LAST = True, Bool()
 # True: torch.compile of the backbone (minutes at the start, a C++ compiler on the CPU; torch 2.2 or newer).
-_C.MODEL.COMPILE = False
-# Pooling of the last map: avg | GeM (generalised mean, clamp 1e-6).
-_C.MODEL.POOLING_METHOD = "avg"
-# Exponent of GeM, > 0.
-_C.MODEL.GEM_P = 3.0
+_C.MODEL.COMPILE = False, Bool()
+# Pooling of the last map; GeM is the generalised mean, clamp 1e-6.
+_C.MODEL.POOLING_METHOD = "avg", Choice("avg", "GeM")
+# Exponent of GeM.
+_C.MODEL.GEM_P = 3.0, Float(above=0)
 # True: GeM's exponent is learned, at ten times the base lr and without decay; False: it stays GEM_P.
-_C.MODEL.GEM_LEARN_P = False
+_C.MODEL.GEM_LEARN_P = False, Bool()
 # Classifier of the ID loss: softmax (linear) | arcface | cosface | amsoftmax (cosface by another name) | circle.
-_C.MODEL.ID_LOSS_TYPE = "softmax"
+_C.MODEL.ID_LOSS_TYPE = "softmax", Choice("softmax", "arcface", "cosface", "amsoftmax", "circle")
 # Weight of the ID loss.
-_C.MODEL.ID_LOSS_WEIGHT = 1.0
+_C.MODEL.ID_LOSS_WEIGHT = 1.0, Float(0)
 # Weight of the triplet loss.
-_C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0
+_C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0, Float(0)
 # Weight of the pairwise loss (METRIC_LOSS_TYPE pair_*).
-_C.MODEL.PAIR_LOSS_WEIGHT = 1.0
+_C.MODEL.PAIR_LOSS_WEIGHT = 1.0, Float(0)
 # True: softmax-weighted triplet over all pairs of a batch; False: batch-hard triplet.
-_C.MODEL.WEIGHTED_TRIPLET = False
-# The lineage's threshold of pseudo-labelling: an angle, radians. Read where UDA.DISTANCE is angle and UDA.THRESHOLD 0.
-_C.MODEL.THRESH = 0.0
+_C.MODEL.WEIGHTED_TRIPLET = False, Bool()
+# The lineage's threshold of pseudo-labelling: an angle, radians. Read if UDA.DISTANCE is angle and UDA.THRESHOLD 0.
+_C.MODEL.THRESH = 0.0, Float(0)
 # True: part (PCB) heads: six stripes of the map with a classifier each, beside the global branch.
-_C.MODEL.IF_USE_PCB = False
+_C.MODEL.IF_USE_PCB = False, Bool()
 # True: also a classifier on the six parts side by side, each times its gate (branch `merged`); False: no gates.
-_C.MODEL.MERGE_PCB_FEAT = True
+_C.MODEL.MERGE_PCB_FEAT = True, Bool()
 # What bounds a part's gate: sigmoid | affine (nothing; the lineage's).
-_C.MODEL.PCB_GATE = "sigmoid"
+_C.MODEL.PCB_GATE = "sigmoid", Choice("sigmoid", "affine")
 # True: refined part pooling: a learned part classifier instead of stripes (see configs/naic/r50_rpp_*.yml).
-_C.MODEL.PCB_RPP = False
+_C.MODEL.PCB_RPP = False, Bool()
 # Weight of the mean of the parts' ID losses.
-_C.MODEL.PCB_PART_LOSS_WEIGHT = 0.5
+_C.MODEL.PCB_PART_LOSS_WEIGHT = 0.5, Float(0)
 # Weight of the merged parts' ID loss.
-_C.MODEL.PCB_MERGED_LOSS_WEIGHT = 0.5
+_C.MODEL.PCB_MERGED_LOSS_WEIGHT = 0.5, Float(0)
 # Weight of the local branch's ID loss (TEST.PCB_GLOBAL_FEAT_ENSEMBLE).
-_C.MODEL.PCB_LOCAL_LOSS_WEIGHT = 0.5
+_C.MODEL.PCB_LOCAL_LOSS_WEIGHT = 0.5, Float(0)
 
 # ---------------------------------------------------------------- INPUT
-_C.INPUT = CfgNode()
+_C.INPUT = SimpleNamespace()
 # Height and width of a training image, pixels.
-_C.INPUT.SIZE_TRAIN = [384, 128]
+_C.INPUT.SIZE_TRAIN = [384, 128], SIZE
 # Height and width of a test image, pixels.
-_C.INPUT.SIZE_TEST = [384, 128]
-# Probability of the horizontal flip, 0..1.
-_C.INPUT.PROB = 0.5
-# Probability of random erasing, 0..1 (area 0.02-0.4, aspect 0.3-3.3, filled with PIXEL_MEAN).
-_C.INPUT.RE_PROB = 0.5
+_C.INPUT.SIZE_TEST = [384, 128], SIZE
+# Probability of the horizontal flip.
+_C.INPUT.PROB = 0.5, SHARE
+# Probability of random erasing (area 0.02-0.4, aspect 0.3-3.3, filled with PIXEL_MEAN).
+_C.INPUT.RE_PROB = 0.5, SHARE
 # Mean of the R, G and B channels, images scaled to 0..1.
-_C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]
-# Standard deviation of the R, G and B channels, images scaled to 0..1; > 0.
-_C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
+_C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406], Row(dict.fromkeys("RGB", SHARE))
+# Standard deviation of the R, G and B channels, images scaled to 0..1.
+_C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225], Row(dict.fromkeys("RGB", Float(above=0)))
 # Zero padding on every side before the random crop back to SIZE_TRAIN, pixels.
-_C.INPUT.PADDING = 10
-# Probability of a patch of another image of the batch pasted in (OSNet's; area 0.01-0.5), 0..1. With several processes
-# the other image is of the same process's share.
-_C.INPUT.RANDOM_PATCH_PROB = 0.0
-# Probability of AutoAugment's ImageNet policy, 0..1.
-_C.INPUT.AUTOAUG_PROB = 0.0
-# Probability of AugMix (three chains of one to three operations, severity 1), 0..1.
-_C.INPUT.AUGMIX_PROB = 0.0
-# Probability that a rectangle turns to grey (area 0.02-0.4, aspect 0.3-3.3), 0..1.
-_C.INPUT.GRAYSCALE_PATCH_PROB = 0.0
-# Probability that the whole image turns to grey, 0..1.
-_C.INPUT.GRAYSCALE_PROB = 0.0
+_C.INPUT.PADDING = 10, Int(0)
+# Probability of a patch of another image of the batch pasted in (OSNet's; area 0.01-0.5). With several processes the
+# other image is of the same process's share.
+_C.INPUT.RANDOM_PATCH_PROB = 0.0, SHARE
+# Probability of AutoAugment's ImageNet policy.
+_C.INPUT.AUTOAUG_PROB = 0.0, SHARE
+# Probability of AugMix (three chains of one to three operations, severity 1).
+_C.INPUT.AUGMIX_PROB = 0.0, SHARE
+# Probability that a rectangle turns to grey (area 0.02-0.4, aspect 0.3-3.3).
+_C.INPUT.GRAYSCALE_PATCH_PROB = 0.0, SHARE
+# Probability that the whole image turns to grey.
+_C.INPUT.GRAYSCALE_PROB = 0.0, SHARE
 
 # ---------------------------------------------------------------- DATASETS
-_C.DATASETS = CfgNode()
+_C.DATASETS = SimpleNamespace()
 # Data sets to train on, names of datasets.registry.DATASETS joined with +: naic | market1501 | dukemtmc | msmt17 |
 # cuhk03 | cuhk03_labeled | veri | tree:FOLDER (a folder for each identity) | csv:FILE (path,pid,camid,split).
-_C.DATASETS.NAMES = "market1501"
+_C.DATASETS.NAMES = "market1501", Str()
 # Data sets to test on, likewise; "" = those of NAMES that have a test part.
-_C.DATASETS.TEST_NAMES = ""
+_C.DATASETS.TEST_NAMES = "", Str(empty=True)
 # A validation split (tools/split_validation.py): its identities are left out of training, and evaluation, during
 # training and in tools/test.py, measures on them instead of on a test set. "" = none.
-_C.DATASETS.VALIDATION = ""
-# Folder that holds the data sets' own folders (NAIC: the one with MyDataSet/ in it), or a single set's own folder.
-_C.DATASETS.ROOT_DIR = "../data"
+_C.DATASETS.VALIDATION = "", Str(empty=True)
+# Folder that holds the data sets' own folders (NAIC: the one with MyDataSet/ in it), or the folder of a single set.
+_C.DATASETS.ROOT_DIR = "../data", Str()
 # True: colour jitter (.5, .5, .5, .2) and scale .9-1.1 as well.
-_C.DATASETS.HARD_AUG = False
-# True: every training identity has a second life as another one whose channels are permuted (twice the classes).
-_C.DATASETS.CHANNEL_SHUFFLE = False
+_C.DATASETS.HARD_AUG = False, Bool()
+# True: every training identity appears a second time as another, whose channels are permuted (twice the classes).
+_C.DATASETS.CHANNEL_SHUFFLE = False, Bool()
 # True: train on the pseudo-labelled set unlabel/ (images/ and label.txt; see tools/pseudo_label.py), too.
-_C.DATASETS.USE_UNLABEL = False
-# Folder of the pseudo-labelled set. "" = unlabel/ in MyDataSet/ (without NAIC: in ROOT_DIR), or where that is not
-# there, in DERIVED_DIR.
-_C.DATASETS.UNLABEL_DIR = ""
-# NAIC: which training sets to use: of 2019_cs, 2019_fs, 2020_cs, 2020_fs. [] = all four, and all must be there.
-_C.DATASETS.TRAIN_SETS = []
-# NAIC: the test folder's name inside MyDataSet/: query/, gallery/ and, where it is known, ground_truth.json.
-_C.DATASETS.TEST_DIR = "image_B_v1_1"
+_C.DATASETS.USE_UNLABEL = False, Bool()
+# Folder of the pseudo-labelled set. "" = unlabel/ in MyDataSet/ (without NAIC: in ROOT_DIR), or if there is none,
+# in DERIVED_DIR.
+_C.DATASETS.UNLABEL_DIR = "", Str(empty=True)
+# NAIC: which training sets to use. [] = all four, and all must be there.
+_C.DATASETS.TRAIN_SETS = [], ListOf(Choice("2019_cs", "2019_fs", "2020_cs", "2020_fs"), unique=True)
+# NAIC: the test folder's name inside MyDataSet/: query/, gallery/ and, if the truth is known, ground_truth.json.
+_C.DATASETS.TEST_DIR = "image_B_v1_1", Str()
 # Folder of what is derived from the data: NAIC's domain lists query_green.txt ... and cleaned training lists, and the
-# pseudo-labelled set unlabel/; looked at after the data's own folders. "" = the folder `derived` beside OUTPUT_DIR,
-# where run.sh puts them.
-_C.DATASETS.DERIVED_DIR = ""
+# pseudo-labelled set unlabel/; looked at after the folders of the data. "" = the folder `derived` beside OUTPUT_DIR, as
+# run.sh puts them.
+_C.DATASETS.DERIVED_DIR = "", Str(empty=True)
 # Folder made by tools/pack.py from these images, as files or decoded at the sizes of INPUT: images are read from there.
 # "" = from the files. The batches are the same.
-_C.DATASETS.PACKED = ""
+_C.DATASETS.PACKED = "", Str(empty=True)
 
 # ---------------------------------------------------------------- DATALOADER
-_C.DATALOADER = CfgNode()
+_C.DATALOADER = SimpleNamespace()
 # Processes that read and decode images; 0 = the main process. Results do not depend on it.
-_C.DATALOADER.NUM_WORKERS = 8
+_C.DATALOADER.NUM_WORKERS = 8, Int(0)
 # softmax: shuffled batches, ID loss only | triplet: P x K batches, metric loss only | softmax_triplet: P x K, both.
-_C.DATALOADER.SAMPLER = "softmax"
-# K, images of one identity in a P x K batch, >= 2 there.
-_C.DATALOADER.NUM_INSTANCE = 16
+_C.DATALOADER.SAMPLER = "softmax", Choice("softmax", "triplet", "softmax_triplet")
+# K, images of an identity in a P x K batch, which needs 2 or more.
+_C.DATALOADER.NUM_INSTANCE = 16, Int(1)
 # A training image that cannot be read or decoded: error: stop | skip: name and count it in the log, and take another
-# image of its identity, a function of SEED, epoch and position. A wrong line of a training list, or one whose image is
-# missing: error: stop | skip: name it and leave it out. A test always stops.
-_C.DATALOADER.ON_BAD_IMAGE = "error"
+# image of its identity, a function of SEED, epoch and position. A wrong line of a training list, or a line whose image
+# is missing: error: stop | skip: name it and leave it out. A test always stops.
+_C.DATALOADER.ON_BAD_IMAGE = "error", Choice("error", "skip")
 # True: a P x K batch draws its identities from all training sets alike, or by SET_SHARES; False: by their size.
-_C.DATALOADER.BALANCE_SETS = False
+_C.DATALOADER.BALANCE_SETS = False, Bool()
 # A share for each training set, such as ['train_2019_cs:1', 'train_2020_fs:2.5'], in proportion. [] = all alike.
-_C.DATALOADER.SET_SHARES = []
+_C.DATALOADER.SET_SHARES = [], ListOf(NamedShare(), unique=True)
 
 # ---------------------------------------------------------------- SOLVER
-_C.SOLVER = CfgNode()
+_C.SOLVER = SimpleNamespace()
 # Optimiser, a name of solver.make_optimizer.OPTIMIZERS: SGD | Adam | AdamW | Ranger.
-_C.SOLVER.OPTIMIZER_NAME = "Adam"
+_C.SOLVER.OPTIMIZER_NAME = "Adam", Str()
 # Epochs to train, counted from 1.
-_C.SOLVER.MAX_EPOCHS = 100
+_C.SOLVER.MAX_EPOCHS = 100, Int(1)
 # Base learning rate.
-_C.SOLVER.BASE_LR = 3e-4
+_C.SOLVER.BASE_LR = 3e-4, Float(above=0)
 # True: the classifier learns at twice the base lr.
-_C.SOLVER.LARGE_FC_LR = False
+_C.SOLVER.LARGE_FC_LR = False, Bool()
 # Factor on the lr of biases.
-_C.SOLVER.BIAS_LR_FACTOR = 1.0
+_C.SOLVER.BIAS_LR_FACTOR = 1.0, Float(0)
 # Factor on the lr of the backbone (weights and biases).
-_C.SOLVER.BACKBONE_LR_FACTOR = 1.0
-# Momentum of SGD, 0..1.
-_C.SOLVER.MOMENTUM = 0.9
+_C.SOLVER.BACKBONE_LR_FACTOR = 1.0, Float(0)
+# Momentum of SGD.
+_C.SOLVER.MOMENTUM = 0.9, SHARE
 # True: Nesterov momentum in SGD.
-_C.SOLVER.NESTEROV = False
+_C.SOLVER.NESTEROV = False, Bool()
 # True: Ranger subtracts each weight gradient's mean over all but its first dimension (gradient centralisation).
-_C.SOLVER.GRADIENT_CENTRALIZATION = False
-# Margin of the triplet loss where MODEL.NO_MARGIN is False.
-_C.SOLVER.MARGIN = 0.3
-# Obsolete (configs.schema.OBSOLETE): belonged to a cluster loss that no version had.
-_C.SOLVER.CLUSTER_MARGIN = 0.3
-# Learning rate of the class centres (their own SGD without momentum).
-_C.SOLVER.CENTER_LR = 0.5
-# Weight of the center loss in the sum; the centres' own gradient is not weighted by it.
-_C.SOLVER.CENTER_LOSS_WEIGHT = 0.0005
-# Obsolete, as are the four below (configs.schema.OBSOLETE): belonged to a range loss that no version had.
-_C.SOLVER.RANGE_K = 2
-# Obsolete.
-_C.SOLVER.RANGE_MARGIN = 0.3
-# Obsolete.
-_C.SOLVER.RANGE_ALPHA = 0
-# Obsolete.
-_C.SOLVER.RANGE_BETA = 1
-# Obsolete.
-_C.SOLVER.RANGE_LOSS_WEIGHT = 1
+_C.SOLVER.GRADIENT_CENTRALIZATION = False, Bool()
+# Margin of the triplet loss if MODEL.NO_MARGIN is False.
+_C.SOLVER.MARGIN = 0.3, Float(0)
+_C.SOLVER.CLUSTER_MARGIN = 0.3, Obsolete(Float(), "belonged to a cluster loss that no version had")
+# Learning rate of the class centres (they have an SGD without momentum).
+_C.SOLVER.CENTER_LR = 0.5, Float(0)
+# Weight of the center loss in the sum; the gradient of the centres is not weighted by it.
+_C.SOLVER.CENTER_LOSS_WEIGHT = 0.0005, Float(0)
+_C.SOLVER.RANGE_K = 2, Obsolete(Int(), NO_RANGE_LOSS)
+_C.SOLVER.RANGE_MARGIN = 0.3, Obsolete(Float(), NO_RANGE_LOSS)
+_C.SOLVER.RANGE_ALPHA = 0, Obsolete(Float(), NO_RANGE_LOSS)
+_C.SOLVER.RANGE_BETA = 1, Obsolete(Float(), NO_RANGE_LOSS)
+_C.SOLVER.RANGE_LOSS_WEIGHT = 1, Obsolete(Float(), NO_RANGE_LOSS)
 # Weight decay of weights.
-_C.SOLVER.WEIGHT_DECAY = 0.0005
+_C.SOLVER.WEIGHT_DECAY = 0.0005, Float(0)
 # Weight decay of biases.
-_C.SOLVER.WEIGHT_DECAY_BIAS = 0.0005
+_C.SOLVER.WEIGHT_DECAY_BIAS = 0.0005, Float(0)
 # multistep: times GAMMA after each epoch of STEPS | cosine: from BASE_LR to MIN_LR over the epochs after warm-up.
-_C.SOLVER.LR_SCHEDULER = "multistep"
+_C.SOLVER.LR_SCHEDULER = "multistep", Choice("multistep", "cosine")
 # Lowest lr of the cosine schedule, for a parameter at the base lr; the others in proportion.
-_C.SOLVER.MIN_LR = 0.0
+_C.SOLVER.MIN_LR = 0.0, Float(0)
 # Factor on the lr after each epoch of STEPS.
-_C.SOLVER.GAMMA = 0.1
-# Epochs after which the lr is multiplied by GAMMA, increasing.
-_C.SOLVER.STEPS = [40, 70]
+_C.SOLVER.GAMMA = 0.1, Float(above=0)
+# Epochs after which the lr is multiplied by GAMMA.
+_C.SOLVER.STEPS = [40, 70], ListOf(Int(1), increasing=True)
 # First epoch's factor on the lr.
-_C.SOLVER.WARMUP_FACTOR = 0.01
+_C.SOLVER.WARMUP_FACTOR = 0.01, SHARE
 # Length of the warm-up, epochs; 0 = none.
-_C.SOLVER.WARMUP_EPOCHS = 10
+_C.SOLVER.WARMUP_EPOCHS = 10, Int(0)
 # linear: from WARMUP_FACTOR to 1 | constant: WARMUP_FACTOR until the warm-up ends.
-_C.SOLVER.WARMUP_METHOD = "linear"
+_C.SOLVER.WARMUP_METHOD = "linear", Choice("linear", "constant")
 # Margin m of arcface (radians), cosface / amsoftmax (cosine) and circle (relaxation).
-_C.SOLVER.COSINE_MARGIN = 0.5
+_C.SOLVER.COSINE_MARGIN = 0.5, Float(0)
 # Scale s of arcface, cosface / amsoftmax and circle.
-_C.SOLVER.COSINE_SCALE = 30.0
+_C.SOLVER.COSINE_SCALE = 30.0, Float(above=0)
 # Margin m of the pairwise losses, in units of the cosine.
-_C.SOLVER.PAIR_MARGIN = 0.35
+_C.SOLVER.PAIR_MARGIN = 0.35, Float(0)
 # Scale gamma of the pairwise losses.
-_C.SOLVER.PAIR_SCALE = 64.0
+_C.SOLVER.PAIR_SCALE = 64.0, Float(above=0)
 # Write a checkpoint NAME_EPOCH.pth every n epochs (and after the last).
-_C.SOLVER.CHECKPOINT_PERIOD = 10
+_C.SOLVER.CHECKPOINT_PERIOD = 10, Int(1)
 # Of these, keep the newest n; 0 = all. best.pth and latest.pth stay anyway.
-_C.SOLVER.CHECKPOINT_KEEP = 0
+_C.SOLVER.CHECKPOINT_KEEP = 0, Int(0)
 # Write latest.pth every n seconds, in the middle of an epoch, too; 0 = never there, but before an evaluation.
-_C.SOLVER.CHECKPOINT_SECONDS = 600.0
-# Decides on the split of DATASETS.VALIDATION which epoch is best.pth (without one, none is): mAP | rank1 | mINP |
-# naic_score.
-_C.SOLVER.BEST_METRIC = "mAP"
+_C.SOLVER.CHECKPOINT_SECONDS = 600.0, Float(0)
+# Decides on the split of DATASETS.VALIDATION which epoch is best.pth; without a split there is none.
+_C.SOLVER.BEST_METRIC = "mAP", Choice("mAP", "rank1", "mINP", "naic_score")
 # Write a log line every n iterations.
-_C.SOLVER.LOG_PERIOD = 100
-# Evaluate every n epochs, on DATASETS.VALIDATION or else on the test set, where it has ground truth; 0 = never.
-_C.SOLVER.EVAL_PERIOD = 10
+_C.SOLVER.LOG_PERIOD = 100, Int(1)
+# Evaluate every n epochs, on DATASETS.VALIDATION or else on the test set, if it has ground truth; 0 = never.
+_C.SOLVER.EVAL_PERIOD = 10, Int(0)
 # True: mixed precision, of the type AMP_DTYPE; False: float32.
-_C.SOLVER.FP16 = True
-# Who does it: auto and torch are torch.amp | apex is NVIDIA Apex's amp O1, where it is still installed.
-_C.SOLVER.AMP_BACKEND = "auto"
-# Type of the forward pass: auto (float16 with loss scaling on CUDA; training on a CPU that has bfloat16: bfloat16; else
-# float32) | float16 | bfloat16.
-_C.SOLVER.AMP_DTYPE = "auto"
+_C.SOLVER.FP16 = True, Bool()
+# Who does it: auto and torch are torch.amp | apex is NVIDIA Apex's amp O1, if it is still installed.
+_C.SOLVER.AMP_BACKEND = "auto", Choice("auto", "torch", "apex")
+# Type of the forward pass: auto is float16 with loss scaling on CUDA, bfloat16 in training on a CPU that has it, else
+# float32.
+_C.SOLVER.AMP_DTYPE = "auto", Choice("auto", "float16", "bfloat16")
 # Images in a training batch, over all devices and all micro-batches.
-_C.SOLVER.IMS_PER_BATCH = 64
+_C.SOLVER.IMS_PER_BATCH = 64, Int(1)
 # A batch is computed in n micro-batches, one after the other, and makes one step: less memory. Metric losses see the
 # pairs of a micro-batch only.
-_C.SOLVER.ACCUMULATION_STEPS = 1
+_C.SOLVER.ACCUMULATION_STEPS = 1, Int(1)
 # Largest norm of the model's gradient, all parameters together; a longer one is scaled down to it. 0 = no limit.
-_C.SOLVER.CLIP_GRAD_NORM = 0.0
+_C.SOLVER.CLIP_GRAD_NORM = 0.0, Float(0)
 # Decay of the exponential moving average of the weights, such as 0.999, which is then what is tested; 0 = none.
-_C.SOLVER.EMA_DECAY = 0.0
+_C.SOLVER.EMA_DECAY = 0.0, SHARE
 # Steps without a finite loss or gradient are skipped; so many in a row (or a whole epoch of them) end the training.
-_C.SOLVER.MAX_SKIPPED_STEPS = 10
+_C.SOLVER.MAX_SKIPPED_STEPS = 10, Int(1)
 # Seed of every random draw.
-_C.SOLVER.SEED = 1234
+_C.SOLVER.SEED = 1234, Int(0, 2**32 - 1)
 # True: the same bits at every run on CUDA, too (slower); the CPU's are the same anyway.
-_C.SOLVER.DETERMINISTIC = False
+_C.SOLVER.DETERMINISTIC = False, Bool()
 
 # ---------------------------------------------------------------- TEST
-_C.TEST = CfgNode()
+_C.TEST = SimpleNamespace()
 # Images in a batch at inference.
-_C.TEST.IMS_PER_BATCH = 128
+_C.TEST.IMS_PER_BATCH = 128, Int(1)
 # True: k-reciprocal re-ranking of the distances.
-_C.TEST.RE_RANKING = False
+_C.TEST.RE_RANKING = False, Bool()
 # Checkpoint to test.
-_C.TEST.WEIGHT = ""
-# Embedding taken before or after the BNNeck: before | after.
-_C.TEST.NECK_FEAT = "after"
+_C.TEST.WEIGHT = "", Str(empty=True)
+# Embedding taken before or after the BNNeck.
+_C.TEST.NECK_FEAT = "after", Choice("before", "after")
 # True: L2-normalise the features before the distance.
-_C.TEST.FEAT_NORM = True
-# Distance of two features without re-ranking: euclidean | cosine.
-_C.TEST.DISTANCE = "euclidean"
-# Obsolete (configs.schema.OBSOLETE): see `tools/test.py --save-distmat`.
-_C.TEST.DIST_MAT = "dist_mat.npy"
+_C.TEST.FEAT_NORM = True, Bool()
+# Distance of two features without re-ranking.
+_C.TEST.DISTANCE = "euclidean", Choice("euclidean", "cosine")
+_C.TEST.DIST_MAT = "dist_mat.npy", Obsolete(Str(empty=True), "see tools/test.py --save-distmat")
 # True: add the features of the mirrored image before averaging.
-_C.TEST.FLIP_FEATS = False
-# Obsolete (configs.schema.OBSOLETE): metrics are computed wherever there is ground truth.
-_C.TEST.EVAL = False
-# k1, k2 and lambda of re-ranking; lambda in 0..1 is the share of the original distance.
-_C.TEST.RE_RANKING_PARAMETER = [30, 2, 0.8]
+_C.TEST.FLIP_FEATS = False, Bool()
+_C.TEST.EVAL = False, Obsolete(Bool(), "metrics are computed wherever there is ground truth")
+# k1, k2 and lambda of re-ranking; lambda is the share of the original distance.
+_C.TEST.RE_RANKING_PARAMETER = [30, 2, 0.8], K1_K2_LAMBDA
 # Average query expansion: the nearest n gallery features are averaged into a query's; 0 = none. FEAT_NORM must be True.
-_C.TEST.QUERY_EXPANSION = 0
+_C.TEST.QUERY_EXPANSION = 0, Int(0)
 # Database augmentation, before it: the nearest n others are averaged into each gallery feature; 0 = none. Likewise.
-_C.TEST.DATABASE_AUGMENTATION = 0
-# Exponent of both averages' weights cos^alpha, where a negative cosine weighs nothing; 0 = plain mean.
-_C.TEST.EXPANSION_ALPHA = 0.0
-# Precision of re-ranking's candidate search: auto (what is fastest here) | float32 | tf32 | bf16. Every candidate is
-# computed again in float32 and every row is proven, so the result is the same to the bit.
-_C.TEST.SEARCH_PRECISION = "auto"
+_C.TEST.DATABASE_AUGMENTATION = 0, Int(0)
+# Exponent of both averages' weights cos^alpha, in which a negative cosine weighs nothing; 0 = plain mean.
+_C.TEST.EXPANSION_ALPHA = 0.0, Float(0)
+# Precision of re-ranking's candidate search: auto is the fastest of the device. Every candidate is computed
+# again in float32 and every row is proven, so the result is the same to the bit.
+_C.TEST.SEARCH_PRECISION = "auto", Choice("auto", "float32", "tf32", "bf16")
 # Memory that ranking may use above the features, MiB; 0 = four fifths of what is free. The result is the same.
-_C.TEST.MEMORY_BUDGET = 0
+_C.TEST.MEMORY_BUDGET = 0, Int(0)
 # Length of a query's list in the submission, and the k of mAP@k.
-_C.TEST.TOP_K = 200
-# auto: each test set's own protocol | True: gallery images of the query's own pid and camera are left out of the
-# metrics (that of Market-1501 and its like) | False: they count (NAIC's). Read only where there is ground truth.
-_C.TEST.DROP_SAME_CAMERA = "auto"
+_C.TEST.TOP_K = 200, Int(1)
+# auto: the protocol of each test set | True: gallery images of the query's pid and camera are left out of the
+# metrics (that of Market-1501 and its like) | False: they count (NAIC's). Read only if there is ground truth.
+_C.TEST.DROP_SAME_CAMERA = "auto", OrAuto(Bool())
 # True: a model with part heads is tested with them, too: their distance is added to the global one.
-_C.TEST.USE_LOCAL = True
-# Weight of the part heads' distance (the mean over its branches), where the global distance has 1.
-_C.TEST.LOCAL_WEIGHT = 1.0
+_C.TEST.USE_LOCAL = True, Bool()
+# Weight of the part heads' distance (the mean over its branches); the global distance has 1.
+_C.TEST.LOCAL_WEIGHT = 1.0, Float(0)
 # True: the model has the branch `local` (convolution, L2 norm over channels, GeM), and it is what stands for the part
 # heads in a test. Read in training, too: a branch that is tested must have been trained.
-_C.TEST.PCB_GLOBAL_FEAT_ENSEMBLE = False
+_C.TEST.PCB_GLOBAL_FEAT_ENSEMBLE = False, Bool()
 # True: the merged parts (1536-d) stand for the part heads in a test; False: the six parts, a distance each.
-_C.TEST.USE_PCB_MERGE_FEAT = True
+_C.TEST.USE_PCB_MERGE_FEAT = True, Bool()
 # The six parts in a test: plain (as they were trained) | weighted (times their gates; the lineage's).
-_C.TEST.PCB_PART_FEAT = "plain"
+_C.TEST.PCB_PART_FEAT = "plain", Choice("plain", "weighted")
 
 # ---------------------------------------------------------------- UDA
-_C.UDA = CfgNode()
+_C.UDA = SimpleNamespace()
 # How unlabelled images get identities: nearest_query (the lineage's: a gallery image joins the identity of its nearest
-# query, where that is nearer than the threshold) | dbscan | agglomerative (average linkage). The last two need no
+# query, if that is nearer than the threshold) | dbscan | agglomerative (average linkage). The last two need no
 # queries and cluster all images by their k-reciprocal Jaccard distance.
-_C.UDA.METHOD = "nearest_query"
+_C.UDA.METHOD = "nearest_query", Choice("nearest_query", "dbscan", "agglomerative")
 # Distance of nearest_query: angle (radians, 0..pi; the lineage's) | cosine (1 - cos, 0..2) | euclidean |
 # re_ranked (0..1).
-_C.UDA.DISTANCE = "angle"
+_C.UDA.DISTANCE = "angle", Choice("angle", "cosine", "euclidean", "re_ranked")
 # nearest_query: take images nearer than this, in UDA.DISTANCE's unit | dbscan: radius of a neighbourhood, Jaccard,
 # 0..1 | agglomerative: clusters whose images are this far apart on average stay apart, Jaccard, 0..1.
 # 0 = not set: MODEL.THRESH for the angle, an error otherwise.
-_C.UDA.THRESHOLD = 0.0
+_C.UDA.THRESHOLD = 0.0, Float(0)
 # k1, k2 and lambda of UDA.DISTANCE re_ranked; the Jaccard distance of clustering reads k1 and k2.
-_C.UDA.RE_RANKING_PARAMETER = [14, 4, 0.4]
-# True: queries nearer to each other than the threshold are one identity (groups of them by their mean distance);
-# False: each query is an identity of its own (the lineage's).
-_C.UDA.MERGE_QUERIES = True
+_C.UDA.RE_RANKING_PARAMETER = [14, 4, 0.4], K1_K2_LAMBDA
+# True: queries nearer to each other than the threshold are the same identity (groups of them by their mean distance);
+# False: each query is another identity (the lineage's).
+_C.UDA.MERGE_QUERIES = True, Bool()
 # dbscan: images, itself among them, within the radius of an image that makes a cluster grow.
-_C.UDA.MIN_SAMPLES = 4
+_C.UDA.MIN_SAMPLES = 4, Int(2)
 # Rounds of tools/train_UDA.py: label, then train; the next round labels with what the last one trained.
-_C.UDA.ROUNDS = 1
+_C.UDA.ROUNDS = 1, Int(1)
 # What a round's training starts from: labeller (the model that made the labels, and its classifier's rows of the
 # identities that stay) | recipe (MODEL.PRETRAIN_CHOICE, as the lineage did).
-_C.UDA.START = "labeller"
+_C.UDA.START = "labeller", Choice("labeller", "recipe")
 
 # ---------------------------------------------------------------- other
 # Folder for checkpoints, logs, features and results. "" = output/<name of the config file>.
-_C.OUTPUT_DIR = ""
+_C.OUTPUT_DIR = "", Str(empty=True)
+
+
+
+# ---------------------------------------------------------------- the tree and its rules
+
+def _declarations() -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, default, rule) of every key, in the order of their declaration."""
+    for name, entry in vars(_C).items():
+        if isinstance(entry, SimpleNamespace):
+            yield from ((f"{name}.{key}", *declaration) for key, declaration in vars(entry).items())
+        else:
+            yield name, *entry
+
+
+RULES: dict[str, Any] = {key: rule for key, _, rule in _declarations()}
+SECTIONS = tuple(dict.fromkeys(key.split(".")[0] for key in RULES if "." in key))
+# Keys of the lineage that are still understood and do nothing, and why.
+OBSOLETE: dict[str, str] = {key: rule.reason for key, rule in RULES.items() if isinstance(rule, Obsolete)}
 
 
 def get_cfg_defaults() -> CfgNode:
-    """A fresh, unfrozen copy of the default tree."""
-    return _C.clone()
+    """A fresh, unfrozen tree of the default values."""
+    return make_tree({key: rule.parse(default) for key, default, rule in _declarations()})
+
+
+def make_tree(values: Mapping[str, Any]) -> CfgNode:
+    """The tree of {dotted key: value}, in the order of the keys."""
+    tree = CfgNode()
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (tree.setdefault(section, CfgNode()) if section else tree)[name] = value
+    return tree

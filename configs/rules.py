@@ -1,4 +1,12 @@
-"""The kinds of rule that a key's value has to pass."""
+"""The kinds of rule that a key's value has to pass.
+
+Values reach the rules as they are written in the file or on the command line: a rule, not YAML 1.1, decides what a
+text means. (YAML 1.1 reads `no` as False, `3e-4` as a string and `010` as eight.) Values given from Python in their
+key's type pass through the same rules.
+
+A rule has parse(raw) -> value, which raises ValueError (its text is a hint, or "") for what it does not take, and
+str(rule), which completes "expected ...". parse(parse(raw)) == parse(raw), so that a written config reads back.
+"""
 from __future__ import annotations
 
 import difflib
@@ -6,6 +14,7 @@ import itertools
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +30,26 @@ _BRACKETED_STRING = re.compile(r"\(\s*(['\"])(.*)\1\s*\)", re.DOTALL)
 _NULLS = ("null", "Null", "NULL", "None", "~")
 
 
+def is_null(raw: Any) -> bool:
+    """Is it no value, or a spelling of that?"""
+    return raw is None or (isinstance(raw, str) and raw in _NULLS)
+
+
+def format_raw(raw: Any, depth: int = 2) -> str:
+    """A value as the user wrote it, for a message; long and deep values are cut."""
+    if isinstance(raw, Mapping):
+        return "a mapping"
+    if isinstance(raw, (list, tuple)):
+        if depth == 0:
+            return "[...]"
+        return "[" + ", ".join([format_raw(item, depth - 1) for item in raw[:8]] + ["..."] * (len(raw) > 8)) + "]"
+    if isinstance(raw, int) and raw.bit_length() > 200:  # Python refuses to print integers of many digits.
+        return f"an integer of {raw.bit_length()} bits"
+    is_plain = isinstance(raw, str) and raw and raw == raw.strip() and raw.isprintable()
+    text = raw if is_plain else repr(raw)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _unbracketed(raw: Any) -> Any:
     """('naic') -> naic: the lineage writes texts as Python expressions in brackets. What is no text stays."""
     while isinstance(raw, str) and (match := _BRACKETED_STRING.fullmatch(raw.strip())):
@@ -29,7 +58,7 @@ def _unbracketed(raw: Any) -> Any:
 
 
 def _range_text(low: float | None, high: float | None, above: float | None = None) -> str:
-    """The range as it is read aloud: '', ' >= 1', ' > 0', ' in 0..1'."""
+    """The end of a sentence about a range: '', ' >= 1', ' > 0', ' in 0..1'."""
     if above is not None:
         return f" > {above}" + (f" and <= {high}" if high is not None else "")
     if low is not None and high is not None:
@@ -102,7 +131,7 @@ class Float:
 
 @dataclass(frozen=True)
 class Str:
-    """A text, or a path object; the lineage's brackets are taken off. "" passes where empty is True."""
+    """A text, or a path object; the lineage's brackets are taken off. "" passes if empty is True."""
 
     empty: bool = False
 
@@ -114,7 +143,7 @@ class Str:
         if not isinstance(raw, str):
             raise ValueError
         raw = _unbracketed(raw)
-        if raw in _NULLS or not (self.empty or raw.strip()):
+        if is_null(raw) or not (self.empty or raw.strip()):
             raise ValueError
         return raw
 
@@ -122,14 +151,14 @@ class Str:
         return 'a string ("" for none)' if self.empty else "a string that is not empty"
 
 
-@dataclass(frozen=True)
 class Choice:
-    """One of a few texts, spelled exactly."""
+    """A text of a few, spelled exactly."""
 
-    choices: tuple[str, ...]
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
 
     def parse(self, raw: Any) -> str:
-        if isinstance(raw, bool):  # `NECK: no`, read by someone else's YAML reader
+        if isinstance(raw, bool):  # `NECK: no`, as a reader of YAML 1.1 gives it
             spellings = [text for text, value in _BOOLEANS.items() if value is raw and text in self.choices]
             raw = spellings[0] if len(spellings) == 1 else raw
         if not isinstance(raw, str):
@@ -147,7 +176,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class OrAuto:
-    """What another rule takes, or the text auto."""
+    """What a rule takes, or the text auto."""
 
     rule: Any
 
@@ -212,7 +241,7 @@ class ListOf:
         if self.increasing and any(left >= right for left, right in itertools.pairwise(value)):
             raise ValueError("they must increase")
         if self.unique and len(set(value)) < len(value):
-            raise ValueError("one is there twice")
+            raise ValueError("an item is there twice")
         return value
 
     def __str__(self) -> str:
@@ -223,17 +252,30 @@ class ListOf:
 class Row:
     """A list of fixed length whose items have a name and a rule each."""
 
-    items: tuple[tuple[str, Any], ...]
+    items: Mapping[str, Any]
 
     def parse(self, raw: Any) -> list:
         values = _items(raw)
         if len(values) != len(self.items):
             raise ValueError(f"{len(values)} items")
-        return [rule.parse(value) for (_, rule), value in zip(self.items, values, strict=True)]
+        return [rule.parse(value) for rule, value in zip(self.items.values(), values, strict=True)]
 
     def __str__(self) -> str:
-        names = ", ".join(name for name, _ in self.items)
-        rules = dict.fromkeys(str(rule) for _, rule in self.items)
+        names, rules = ", ".join(self.items), {str(rule) for rule in self.items.values()}
         if len(rules) == 1:
-            return f"[{names}], each {next(iter(rules))}"
-        return f"[{names}]: " + ", ".join(f"{name} {rule}" for name, rule in self.items)
+            return f"[{names}], each {rules.pop()}"
+        return f"[{names}]: " + ", ".join(f"{name} {rule}" for name, rule in self.items.items())
+
+
+@dataclass(frozen=True)
+class Obsolete:
+    """A key of the lineage that is still understood and does nothing: its rule, and why."""
+
+    rule: Any
+    reason: str
+
+    def parse(self, raw: Any) -> Any:
+        return self.rule.parse(raw)
+
+    def __str__(self) -> str:
+        return str(self.rule)

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from pathlib import Path
 
 import pytest
 
-from configs import ConfigError, flatten_cfg, load_cfg
-from configs.defaults import get_cfg_defaults
-from configs.schema import OBSOLETE, RULES, SECTIONS, coerce
+from configs import ConfigError, coerce, flatten_cfg, load_cfg
+from configs.defaults import OBSOLETE, RULES, SECTIONS, get_cfg_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = flatten_cfg(get_cfg_defaults())
@@ -49,17 +49,12 @@ def test_obsolete_keys_are_keys_and_each_has_a_reason():
     assert all(OBSOLETE.values())
 
 
-def test_the_comments_of_the_defaults_call_the_same_keys_obsolete():
-    """A comment block that starts with Obsolete stands above each key of OBSOLETE, and above no other."""
-    marked, comment = set(), ""
-    for line in (ROOT / "configs/defaults.py").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            comment += line.lstrip("# ")
-        elif line.startswith("_C."):
-            if comment.startswith("Obsolete"):
-                marked.add(line.split(" = ")[0].removeprefix("_C."))
-            comment = ""
-    assert marked == set(OBSOLETE)
+def test_every_key_has_a_comment_above_it_or_is_obsolete():
+    lines = (ROOT / "configs/defaults.py").read_text(encoding="utf-8").splitlines()
+    declared = {line.split(" = ")[0].removeprefix("_C."): above for above, line in itertools.pairwise(lines)
+                if line.startswith("_C.") and "SimpleNamespace" not in line}
+    assert list(declared) == list(RULES)
+    assert {key for key, above in declared.items() if not above.startswith("# ")} == set(OBSOLETE)
 
 
 def test_the_tree_has_sections_of_leaves_and_no_deeper_level():
@@ -130,7 +125,7 @@ def test_a_value_becomes_the_keys_type(key, raw, expected):
     ("SOLVER.STEPS", [0, 40], "an integer >= 1"), ("SOLVER.STEPS", "40", "a list"), ("SOLVER.STEPS", "", "a list"),
     ("TEST.RE_RANKING_PARAMETER", [30, 2, 1.2], "lambda"), ("TEST.RE_RANKING_PARAMETER", [0, 2, 0.8], "k1"),
     ("TEST.RE_RANKING_PARAMETER", [30.0, 2, 0.8], "k1"),
-    ("DATASETS.TRAIN_SETS", "[2019_cs, 2019_cs]", "one is there twice"),
+    ("DATASETS.TRAIN_SETS", "[2019_cs, 2019_cs]", "an item is there twice"),
     ("DATASETS.TRAIN_SETS", ["2021_cs"], "2019_cs | 2019_fs | 2020_cs | 2020_fs"),
     ("DATALOADER.SET_SHARES", ["market1501"], "a name and a number > 0, such as"),
     ("DATALOADER.SET_SHARES", ["market1501:0"], "a name and a number > 0"),
@@ -155,7 +150,8 @@ COSINE = ["SOLVER.LR_SCHEDULER", "cosine"]
 @pytest.mark.parametrize(("opts", "message"), [
     ([*PK, "SOLVER.IMS_PER_BATCH", "70"],
      "SOLVER.IMS_PER_BATCH=70 is not divisible by DATALOADER.NUM_INSTANCE=4; use 68 or 72"),
-    ([*PK, "SOLVER.IMS_PER_BATCH", "4"], "fewer than 2 identities of DATALOADER.NUM_INSTANCE=4 images; use 8 or more"),
+    ([*PK, "SOLVER.IMS_PER_BATCH", "4"],
+     "too small for DATALOADER.NUM_INSTANCE=4: a micro-batch has 2 identities, and 1 a process at least; use 8 or"),
     ([*PK, "SOLVER.IMS_PER_BATCH", "7"], "use 8 or more"),
     ([*PK, "DATALOADER.NUM_INSTANCE", "1"], "DATALOADER.NUM_INSTANCE=1 leaves no positive pairs"),
     (["DATALOADER.SAMPLER", "triplet", "DATALOADER.NUM_INSTANCE", "1"], "DATALOADER.NUM_INSTANCE=1"),
