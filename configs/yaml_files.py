@@ -40,7 +40,7 @@ def read_chain(path: Path) -> Iterator[ConfigFile]:
         try:
             text = _read_text(place)
             if any(place.samefile(earlier) for earlier in chain[:-1]):
-                raise ConfigError(f"{BASE} goes in a circle; take it out of the file before")
+                raise ConfigError(f"{BASE} goes in a circle; take it out of {chain[-2]}")
             settings, problems = parse_yaml(text)
             yield ConfigFile(place, [(key, raw) for key, raw in settings if key != BASE], problems)
             place = _base_of(place, settings)

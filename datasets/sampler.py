@@ -21,8 +21,7 @@ class EpochBatchSampler:
     """What the samplers share: epochs, a start batch, ranks, and the walk over an epoch's [batches, batch] table."""
 
     def __init__(self, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
-        if batch_size % world_size:
-            raise ValueError(f"a batch of {batch_size} images cannot be shared by {world_size} processes")
+        assert batch_size % world_size == 0, "configs.checks.batch_problem has looked"
         self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start_batch = 0, 0
@@ -85,19 +84,15 @@ class IdentityBatchSampler(EpochBatchSampler):
         """
         Args:
             pids: [N] class index of each sample.
-            batch_size: P * num_instances, over all ranks.
+            batch_size: P * num_instances, over all ranks; P is a whole number for each of them.
             sets: [N] name of the set that each sample is of, the same for all of an identity; None: one set.
             shares: a positive number for each set, in proportion to its part of a batch; None: the same for all.
         Raises:
-            ValueError: P is not a whole number for every rank, there are fewer identities, in all or in a set, than
-                a batch takes, or shares do not name the sets.
+            ValueError: there are fewer identities, in all or in a set, than a batch takes, or shares do not name the
+                sets.
         """
         super().__init__(batch_size, seed, rank, world_size)
-        if batch_size % (num_instances * world_size):
-            raise ValueError(
-                f"a batch of {batch_size} images on {world_size} processes is not made of whole groups of "
-                f"NUM_INSTANCE={num_instances}"
-            )
+        assert batch_size % (num_instances * world_size) == 0, "configs.checks.batch_problem has looked"
         pids = np.asarray(pids)
         self.num_instances, self.num_pids_per_batch = num_instances, batch_size // num_instances
         self._by_pid = np.argsort(pids, kind="stable")

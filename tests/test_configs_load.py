@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from configs import ConfigError, change_cfg, dump_cfg, flatten_cfg, load_cfg, load_cfg_text
+from configs import (
+    COMMAND_LINE,
+    ConfigError,
+    chain_of_files,
+    change_cfg,
+    dump_cfg,
+    flatten_cfg,
+    load_cfg,
+    load_cfg_text,
+    load_cfg_with_origins,
+)
 
 
 @pytest.fixture
@@ -93,6 +103,105 @@ def test_an_override_beside_a_yaml_merge_is_not_a_duplicate(write):
 def test_an_alias_that_holds_itself_is_refused(write):
     assert "INPUT.SIZE_TRAIN: expected [height, width]" in problems_of(write("INPUT: {SIZE_TRAIN: &a [*a, 1]}"))[0]
     assert "MODEL.NAME: expected a string" in problems_of(write("MODEL: &m {NAME: *m}"))[0]
+
+
+# ---------------------------------------------------------------- bases
+
+def test_a_base_is_merged_key_by_key_and_a_list_is_replaced_whole(write):
+    write("MODEL: {NAME: resnet101}\nSOLVER: {STEPS: [5, 6, 7], BASE_LR: 0.1, SEED: 1}\n", "first.yml")
+    write("_BASE_: first.yml\nSOLVER: {STEPS: [8], SEED: 2}\n", "second.yml")
+    cfg = load_cfg(write("SOLVER: {SEED: 3}\nSOLVER.MAX_EPOCHS: 9\n_BASE_: second.yml\n"), ["MODEL.NECK", "no"])
+    assert flatten_cfg(cfg) == flatten_cfg(load_cfg(None)) | {
+        "MODEL.NAME": "resnet101", "MODEL.NECK": "no", "SOLVER.STEPS": [8], "SOLVER.BASE_LR": 0.1, "SOLVER.SEED": 3,
+        "SOLVER.MAX_EPOCHS": 9, "OUTPUT_DIR": "output/x"}
+
+
+def test_a_base_is_looked_for_beside_the_file_that_names_it(write, tmp_path, monkeypatch):
+    (tmp_path / "rooms").mkdir()
+    write("SOLVER: {SEED: 3}", "base.yml")
+    write("_BASE_: ('../base.yml')", "rooms/beside.yml")
+    path = write(f"_BASE_: {tmp_path / 'rooms' / 'beside.yml'}", "rooms/named.yml")
+    monkeypatch.chdir(tmp_path / "rooms")
+    assert load_cfg("named.yml").SOLVER.SEED == 3
+    assert chain_of_files(path) == [path, tmp_path / "rooms/beside.yml", tmp_path / "base.yml"]
+
+
+@pytest.mark.parametrize(("texts", "message"), [
+    (["_BASE_: 1.yml", "_BASE_: none.yml"], "0.yml -> 1.yml -> none.yml: no such file (looked for from "),
+    (["_BASE_: ."], "0.yml -> .: cannot be read: Is a directory"),
+    (["_BASE_: 0.yml"], "0.yml -> 0.yml: _BASE_ goes in a circle; take it out of 0.yml"),
+    (["_BASE_: 1.yml", "_BASE_: 2.yml", "_BASE_: ./1.yml"], "1.yml -> 2.yml -> 1.yml: _BASE_ goes in a circle; take it out of 2"),
+    (["_BASE_: 1.yml", "SOLVER: [1"], "0.yml -> 1.yml: line 1: not YAML that a config can hold"),
+    (["_BASE_: 1.yml", "- a"], "0.yml -> 1.yml: expected a mapping of sections at the top, got a sequence"),
+    (["_BASE_: 1.yml", b"OUTPUT_DIR: \xff"], "0.yml -> 1.yml: not UTF-8 at byte 12"),
+    (['_BASE_: "a\\0b"'], "cannot be read: embedded null byte"),
+    (["_BASE_: [1.yml, 2.yml]"], "0.yml: _BASE_: expected the path of a YAML file, relative to the folder of this"),
+    (["_BASE_: {a: b}"], "0.yml: _BASE_: expected the path of a YAML file"),
+    (["_BASE_: 1.yml", "_BASE_:"], "0.yml -> 1.yml: _BASE_: expected the path of a YAML file"),
+    (["_BASE_: ''"], "0.yml: _BASE_: expected the path of a YAML file"),
+    (["_BASE_: 1.yml\n_BASE_: 1.yml", ""], "0.yml: _BASE_: given twice, on line 1 and on line 2"),
+    (["SOLVER: {_BASE_: 1.yml}", ""], "0.yml: SOLVER._BASE_: only a YAML file that a tool is given has a base"),
+])
+def test_a_base_that_cannot_be_used_is_refused_with_the_chain(write, tmp_path, texts, message):
+    paths = [write(text, f"{number}.yml") for number, text in enumerate(texts)]
+    (problem,) = problems_of(paths[0])
+    assert message in problem.replace(f"{tmp_path}/", "").replace(str(tmp_path), ".")
+
+
+def test_a_base_by_another_name_of_the_same_file_is_a_circle(write, tmp_path):
+    path = write("_BASE_: link.yml")
+    (tmp_path / "link.yml").symlink_to(path)
+    assert "goes in a circle" in problems_of(path)[0]
+
+
+def test_mistakes_name_the_file_of_the_chain_that_has_them(write, caplog):
+    base = write("SOLVER: {SED: 1, BASE_LR: 0.1, BASE_LR: 0.2}\nTEST: {TOP_K: 0}\n", "base.yml")
+    path = write("_BASE_: base.yml\nTEST: {TOP_K: 1}\nSOLVER: {BASE_LR: 0.3, STEPS: [2, 1]}")
+    assert problems_of(path) == [
+        f"{base}: SOLVER.BASE_LR: given twice, on line 1 and on line 1",
+        f"{base}: SOLVER.SED: unknown key; did you mean SOLVER.SEED?",
+        f"{base}: TEST.TOP_K: expected an integer >= 1, got 0",
+        f"{path}: SOLVER.STEPS: expected a list, each item an integer >= 1, got [2, 1] (they must increase)"]
+    base = write("TEST: {EVAL: yes}", "base.yml")
+    load_cfg(write("_BASE_: base.yml\nMODEL: {COS_LAYER: no}"))
+    (record,) = caplog.records
+    assert f"TEST.EVAL in {base} (" in record.getMessage()
+    assert f"MODEL.COS_LAYER in {path} (" in record.getMessage()
+
+
+def test_an_unreadable_base_does_not_hide_what_is_wrong_before_it(write):
+    path = write("_BASE_: none.yml\nTEST: {TOP_K: 0}")
+    missing, wrong = problems_of(path)
+    assert missing.startswith(f"{path} -> {path.parent / 'none.yml'}: no such file")
+    assert wrong == f"{path}: TEST.TOP_K: expected an integer >= 1, got 0"
+
+
+def test_only_a_file_has_a_base(write):
+    path = write("SOLVER: {SEED: 3}")
+    for text in (f"_BASE_: {path}", "_BASE_: none.yml"):
+        with pytest.raises(ConfigError, match=r"^last\.pth: _BASE_: only a YAML file that a tool is given has a base"):
+            load_cfg_text(text, "last.pth")
+    assert problems_of(None, ["_BASE_", str(path)])[0].startswith("command line: _BASE_: only a YAML file")
+    assert "_BASE_" not in dump_cfg(load_cfg(write(f"_BASE_: {path.name}", "y.yml")))
+
+
+# ---------------------------------------------------------------- where values are from
+
+def test_a_value_that_is_not_the_default_has_its_origin_behind_it(write):
+    base = write("MODEL: {NAME: resnet50}\nSOLVER: {STEPS: [5, 6], SEED: 1, MAX_EPOCHS: 7}", "base #1.yml")
+    path = write("_BASE_: 'base #1.yml'\nSOLVER: {SEED: 2}")
+    cfg, origins = load_cfg_with_origins(path, ["SOLVER.MAX_EPOCHS", "8", "TEST.WEIGHT", "a # b"])
+    text = dump_cfg(cfg, origins)
+    assert [line.strip() for line in text.splitlines() if "  # " in line] == [
+        f"MAX_EPOCHS: 8  # {COMMAND_LINE}", f"STEPS: [5, 6]  # {base}", f"SEED: 2  # {path}",
+        f"WEIGHT: 'a # b'  # {COMMAND_LINE}", f"OUTPUT_DIR: output/x  # {path}"]
+    assert load_cfg_text(text) == cfg
+
+
+def test_a_comment_stays_on_its_line(write, tmp_path):
+    path = write("SOLVER: {SEED: 2}", "a\nSOLVER: {SEED: 4}.yml")
+    cfg, origins = load_cfg_with_origins(path, ["OUTPUT_DIR", "x " * 3000, "TEST.WEIGHT", "a\nb\u2028"])
+    assert load_cfg_text(dump_cfg(cfg, origins)) == cfg
 
 
 # ---------------------------------------------------------------- unknown keys
@@ -196,6 +305,9 @@ def test_an_odd_count_of_options_is_refused():
         "command line: expected KEY VALUE pairs, got 1 words; the last is 'SOLVER.SEED'"]
     assert problems_of(None, ["SOLVER.SEED=3"]) == [
         "command line: expected KEY VALUE pairs, got 1 words; write 'SOLVER.SEED 3'"]
+    assert problems_of(None, ["SOLVER.SEED=3", "TEST.TOP_K=5"]) == [
+        "command line: expected KEY VALUE pairs, got 2 words; write 'SOLVER.SEED 3'"]
+    assert load_cfg(None, ["OUTPUT_DIR", "SOLVER.SEED=3"]).OUTPUT_DIR == "SOLVER.SEED=3"
 
 
 def test_options_may_have_the_keys_own_type(tmp_path):
@@ -253,7 +365,7 @@ def test_obsolete_keys_are_named_in_one_warning(write, caplog):
         assert record.getMessage().count(key) == 1
 
 
-def test_nothing_is_said_where_nothing_obsolete_is_set(write, caplog):
+def test_nothing_obsolete_is_no_warning(write, caplog):
     load_cfg(None)
     load_cfg(write("SOLVER: {MAX_EPOCHS: 90}"))
     load_cfg(write(dump_cfg(load_cfg(None, ["SOLVER.MAX_EPOCHS", "90"]))))

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from pathlib import Path
 
 import pytest
 
 from configs import ConfigError, coerce, flatten_cfg, load_cfg
+from configs.checks import batch_problem
 from configs.defaults import OBSOLETE, RULES, SECTIONS, get_cfg_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,15 +218,33 @@ def test_what_can_work_together_loads(opts):
     load_cfg(None, opts)
 
 
-@pytest.mark.parametrize(("opts", "said"), [
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize(("sampler", "group"), [("softmax", 7), ("triplet", 2), ("softmax_triplet", 3)])
+def test_a_batch_is_refused_if_it_cannot_be_divided_and_the_sizes_that_are_named_can(sampler, group, steps, processes):
+    def problem(batch: int) -> str:
+        return batch_problem({"DATALOADER.SAMPLER": sampler, "DATALOADER.NUM_INSTANCE": group,
+                              "SOLVER.IMS_PER_BATCH": batch, "SOLVER.ACCUMULATION_STEPS": steps}, processes)
+
+    images = group if "triplet" in sampler else 1
+    for batch in range(1, 80):
+        share, rest = divmod(batch, steps * processes)
+        fits = rest == 0 and share % images == 0 and share >= 2 and share * processes >= 2 * images
+        assert bool(problem(batch)) != fits
+        named = [int(size) for size in re.findall(r"\d+", problem(batch).partition("; use ")[2])]
+        assert not any(problem(size) for size in named)
+        assert fits or min(abs(size - batch) for size in named) <= 2 * steps * processes * images
+
+
+@pytest.mark.parametrize(("opts", "remarked"), [
     ([], False),
     (["UDA.DISTANCE", "euclidean"], True),
     (["UDA.THRESHOLD", "0.2"], True),
     (["UDA.METHOD", "dbscan", "UDA.THRESHOLD", "0.2"], True),
 ])
-def test_the_lineages_threshold_is_remarked_where_another_counts(opts, said, caplog):
+def test_the_lineages_threshold_is_remarked_if_another_counts(opts, remarked, caplog):
     load_cfg(None, ["MODEL.THRESH", "0.3", *opts])
-    assert [("MODEL.THRESH=0.3 is not read" in record.getMessage()) for record in caplog.records] == [True] * said
+    assert [("MODEL.THRESH=0.3 is not read" in record.getMessage()) for record in caplog.records] == [True] * remarked
 
 
 def test_an_exponent_that_weighs_nothing_is_remarked(caplog):

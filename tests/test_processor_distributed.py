@@ -189,8 +189,8 @@ class Pretended(Workers):
 
 @pytest.mark.parametrize(("workers", "changes", "message"), [
     (ALONE, ["MODEL.SYNC_BN", "True", "MODEL.DEVICE", "auto"], "SYNC_BN=True: torch's synchronised batch norm works"),
-    (Pretended(0, 3), [], "IMS_PER_BATCH=16 cannot be shared by 3 processes"),
-    (Pretended(0, 3), ["SOLVER.ACCUMULATION_STEPS", "2"], "by 3 processes in 2 micro-batches each, .* use 12 or 24"),
+    (Pretended(0, 3), [], "IMS_PER_BATCH=16 is not divisible by DATALOADER.NUM_INSTANCE=2 x 3 processes; use 12 or 18"),
+    (Pretended(0, 3), ["SOLVER.ACCUMULATION_STEPS", "2"], "STEPS=2 x 3 processes; use 12 or 24"),
 ])
 def test_what_several_processes_cannot_do_is_refused_before_the_data_are_read(
         tiny_opts, monkeypatch, workers, changes, message):

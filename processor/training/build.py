@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from configs import flatten_cfg
+from configs.checks import batch_problem
 from datasets.bases import statistics
 from datasets.make_dataloader import DataLoaders, make_dataloader
 from loss.make_loss import make_loss
@@ -152,17 +154,9 @@ def _check_parallel(cfg, devices: list[torch.device], workers: Workers) -> None:
     if len(devices) > 1 and cfg.MODEL.COMPILE:
         raise ValueError(f"MODEL.COMPILE=True with MODEL.DEVICE_ID={cfg.MODEL.DEVICE_ID}: nn.DataParallel cannot copy "
                          f"a compiled model; start one process a device: torchrun --nproc_per_node {len(devices)}")
-    parts = workers.size * cfg.SOLVER.ACCUMULATION_STEPS
-    grouped = "triplet" in cfg.DATALOADER.SAMPLER
-    unit = parts * (cfg.DATALOADER.NUM_INSTANCE if grouped else 1)
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    if batch % unit or batch < 2 * parts:
-        lower = max(batch // unit, 2 if not grouped else 1) * unit
-        groups = f" made of whole groups of DATALOADER.NUM_INSTANCE={cfg.DATALOADER.NUM_INSTANCE}" if grouped else ""
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH={batch} cannot be shared by {workers.size} processes in "
-            f"{cfg.SOLVER.ACCUMULATION_STEPS} micro-batches each,{groups or ' of two images or more'}; use {lower} or "
-            f"{lower + unit}")
+    problem = batch_problem(flatten_cfg(cfg), workers.size)
+    if problem:
+        raise ValueError(problem)
 
 
 def _check_held(cfg, model: ReIDModel) -> None:
