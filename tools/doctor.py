@@ -53,11 +53,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from processor.doctor.examine import Wishes, examine
+    from processor.doctor.examine import DoctorOptions, examine
     from processor.doctor.report import summary_lines  # not before the arguments are right
 
     setup_logger()
-    report = examine(args.root, args.output, Wishes(
+    report = examine(args.root, args.output, DoctorOptions(
         train_sets=args.train_sets, test_dir=args.test_dir, derived_dir=args.derived, lists_only=args.lists_only,
         near_bits=args.near_duplicates, write_clean_lists=args.write_clean_lists, equal_lists=args.equal_list,
         equal_by=args.equal, workers=args.workers))

@@ -60,13 +60,13 @@ def near_pairs(hashes: np.ndarray, most_bits: int, progress: bool = True) -> Ite
     firsts = np.sort(order[np.concatenate([[True], ~same])[:len(order)]])
     chosen = np.ascontiguousarray(hashes[firsts])
     bands = _bands(chosen, most_bits + 1)
-    each = range(len(bands))
-    for band in (show_progress(each, "near-duplicates", "band", total=len(each)) if progress else each):
+    numbers = range(len(bands))
+    for band in (show_progress(numbers, "near-duplicates", "band") if progress else numbers):
         for a, b in _agreeing_pairs(bands[band]):
             bits = _differing_bits(chosen, a, b, most_bits)
             kept = bits <= most_bits
             a, b, bits = a[kept], b[kept], bits[kept]
-            new = ~(bands[:band, a] == bands[:band, b]).any(0)  # an earlier band has found the others
+            new = ~(bands[:band, a] == bands[:band, b]).any(0)  # the others are pairs of an earlier band
             yield np.stack([firsts[a[new]], firsts[b[new]]], 1), bits[new]
 
 

@@ -1,8 +1,9 @@
-"""The whole visit, in its order: lists, images, comparisons, cleaned lists, reports."""
+"""The whole examination, in its order: lists, images, comparisons, cleaned lists, reports."""
 from __future__ import annotations
 
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +17,24 @@ from processor.doctor.clean_lists import EQUAL_BY, apply_equal_list, find_equal,
 from processor.doctor.duplicates import MAX_BITS
 from processor.doctor.findings import Findings
 from processor.doctor.inspection import Inspected, RecordStore, inspect_images
-from processor.doctor.inventory import Inventory, take_inventory
+from processor.doctor.inventory import Inventory, read_inventory
 from processor.doctor.page import write_page
-from processor.doctor.report import Report, as_json, as_text, set_figures
+from processor.doctor.report import Report, format_text, report_dict, set_figures
 from utils.files import write_json, write_text
 from utils.process import RunLock
 
 RECORDS = "doctor_records.sqlite"
-_FORMAT = 1  # of the records: those of another number are forgotten
+_FORMAT = 1  # of the records: those of another number are dropped
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What is asked of the doctor.
+class DoctorOptions:
+    """What the doctor does beside reading the lists and the images.
 
     Attributes:
-        train_sets, test_dir, derived_dir: as DATASETS.TRAIN_SETS, TEST_DIR and DERIVED_DIR; no sets = those there are.
+        train_sets, test_dir, derived_dir: as DATASETS.TRAIN_SETS, TEST_DIR and DERIVED_DIR; no sets = those that exist.
         lists_only: True: no image is opened.
         near_bits: most different bits of 256 of near-duplicates, 0 … MAX_BITS; None: they are not looked for.
         write_clean_lists: True: write the cleaned lists and the lists of equal paths, from the sets' own lists.
@@ -55,7 +56,7 @@ class Wishes:
     progress: bool = True
 
     def check(self) -> None:
-        """Raise ValueError for what cannot be asked together."""
+        """Raise ValueError if an option is out of range, or two contradict each other."""
         if self.equal_by not in EQUAL_BY:
             raise ValueError(f"equal_by={self.equal_by!r}: choose from {', '.join(EQUAL_BY)}")
         if self.near_bits is not None and not 0 <= self.near_bits <= MAX_BITS:
@@ -68,58 +69,58 @@ class Wishes:
             raise ValueError("cleaned lists are made from the sets' own lists; leave out the folder of derived ones")
 
 
-def examine(root: str | os.PathLike, output: str | os.PathLike, wishes: Wishes) -> Report:
+def examine(root: str | os.PathLike, output: str | os.PathLike, options: DoctorOptions) -> Report:
     """Examine a data set and write doctor.txt, doctor.json, doctor.html and the lists asked for.
 
-    What was read of the images stays in doctor_records.sqlite, so that another run reads new and changed ones only.
+    The images' records stay in doctor_records.sqlite, so that another run reads new and changed images only.
 
     Args:
         root: the folder that holds MyDataSet/, or MyDataSet itself.
         output: the folder for all that is written.
     Raises:
-        ValueError: the wishes contradict each other, or an existing list cannot be applied.
+        ValueError: two options contradict each other, or an existing list cannot be applied.
         OSError: there is no such data, or it cannot be read.
     """
-    wishes.check()
+    options.check()
     output = Path(output)
     findings = Findings()
-    cleaning = wishes.write_clean_lists or bool(wishes.equal_lists)
-    inventory = take_inventory(root, findings, train_sets=wishes.train_sets, test_dir=wishes.test_dir,
-                               derived_dir=output if cleaning else wishes.derived_dir, own_lists=cleaning)
-    given: dict[str, set[str]] = {}
-    for path in wishes.equal_lists:  # before the images: a list that does not fit is told at once
+    cleaning = options.write_clean_lists or bool(options.equal_lists)
+    inventory = read_inventory(root, findings, train_sets=options.train_sets, test_dir=options.test_dir,
+                               derived_dir=output if cleaning else options.derived_dir, ignore_cleaned=cleaning)
+    equal: dict[str, set[str]] = defaultdict(set)
+    for path in options.equal_lists:  # before the images are read: a list that does not fit is refused at once
         for name, files in apply_equal_list(inventory, path).items():
-            given[name] = given.get(name, set()) | files
+            equal[name] |= files
     output.mkdir(parents=True, exist_ok=True)
     with RunLock(output / ".doctor.lock"):
-        inspected = None if wishes.lists_only else _inspect(inventory, output, wishes)
-        report = _compare(inventory, inspected, findings, wishes)
-        found: dict[str, set[str]] = {}
-        if wishes.write_clean_lists:
-            found = find_equal(inventory, inspected, wishes.equal_by)
-            found = {name: files for name, files in found.items() if name not in given}
-            write_equal_lists(inventory, found, output)
-        report.clean_lists += write_clean_lists(inventory, inspected, {**found, **given}, output)
-        write_text(output / "doctor.txt", as_text(report))
-        write_json(output / "doctor.json", as_json(report))
+        inspected = None if options.lists_only else _inspect(inventory, output, options)
+        report = _compare(inventory, inspected, findings, options)
+        if options.write_clean_lists:
+            detected = find_equal(inventory, inspected, options.equal_by)
+            detected = {name: files for name, files in detected.items() if name not in equal}
+            write_equal_lists(inventory, detected, output)
+            equal |= detected
+        report.clean_lists += write_clean_lists(inventory, inspected, equal, output)
+        write_text(output / "doctor.txt", format_text(report))
+        write_json(output / "doctor.json", report_dict(report))
         write_page(output / "doctor.html", report, inventory.data)
     return report
 
 
-def _inspect(inventory: Inventory, output: Path, wishes: Wishes) -> Inspected:
+def _inspect(inventory: Inventory, output: Path, options: DoctorOptions) -> Inspected:
     made_for = f"format {_FORMAT}, OpenCV {cv2.__version__}, {os.path.realpath(inventory.data)}"
-    workers = min(16, os.cpu_count() or 1) if wishes.workers is None else wishes.workers
+    workers = min(16, os.cpu_count() or 1) if options.workers is None else options.workers
     with RecordStore(output / RECORDS, made_for) as store:
-        return inspect_images(inventory.data, len(inventory), inventory.key, store, workers, wishes.progress)
+        return inspect_images(inventory.data, len(inventory), inventory.key, store, workers, options.progress)
 
 
-def _compare(inventory: Inventory, inspected: Inspected | None, findings: Findings, wishes: Wishes) -> Report:
-    """All that the images' records tell."""
+def _compare(inventory: Inventory, inspected: Inspected | None, findings: Findings, options: DoctorOptions) -> Report:
+    """Check the images and compare them; None: only the lists were read."""
     sets = len(inventory.sets)
     shared, near = np.zeros((sets, sets), np.int64), None
     if inspected is not None:
         check_images(inventory, inspected, findings)
         shared = check_equal(inventory, inspected, findings)
-        if wishes.near_bits is not None:
-            near = check_near(inventory, inspected, wishes.near_bits, findings, wishes.progress)
+        if options.near_bits is not None:
+            near = check_near(inventory, inspected, options.near_bits, findings, options.progress)
     return Report(str(inventory.data), set_figures(inventory, inspected), findings, inspected is not None, shared, near)

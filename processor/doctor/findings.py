@@ -1,4 +1,4 @@
-"""What can be found in a data set: the kinds of findings, and a collector that counts all and keeps some of each."""
+"""The kinds of findings about a data set, and a collector that counts all and keeps the first of each kind."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ STOPS, SPOILS, NOTE = SEVERITIES = ("stops a training", "spoils a result", "wort
 
 
 class Kind(NamedTuple):
-    """severity of SEVERITIES; title: what was found, before a number; advice: what it means and what to do."""
+    """severity: of SEVERITIES; title: of a count, in the plural; advice: what it means and what to do."""
 
     severity: str
     title: str
@@ -81,14 +81,14 @@ KINDS: dict[str, Kind] = {
 
 
 class Picture(NamedTuple):
-    """An image to show: its key, and a few words such as "2020_cs 17"."""
+    """An image of a finding: its key, and a label such as "2020_cs 17"."""
 
     key: str
     label: str
 
 
 class Item(NamedTuple):
-    """One finding: where and what, and the pictures that show it."""
+    """A finding: place and fact, and its pictures."""
 
     text: str
     pictures: tuple[Picture, ...] = ()
@@ -103,7 +103,7 @@ class Findings:
         self._items: dict[str, list[Item]] = {}
 
     def add(self, kind: str, text: str, pictures: tuple[Picture, ...] = ()) -> None:
-        """Note one finding of a kind of KINDS."""
+        """Count a finding of a kind of KINDS, and keep it if there is room."""
         assert kind in KINDS, kind
         self.counts[kind] = self.counts.get(kind, 0) + 1
         items = self._items.setdefault(kind, [])
@@ -111,20 +111,22 @@ class Findings:
             items.append(Item(text, pictures))
 
     def wants(self, kind: str) -> bool:
-        """False: another one's text and pictures would not be kept, so that `count_more` is enough."""
+        """False: no more text and pictures of this kind are kept, so that `count_more` is enough."""
         return len(self._items.get(kind, ())) < self.kept
 
     def count_more(self, kind: str, number: int) -> None:
-        """Count findings without telling them one by one."""
+        """Count findings without text and pictures."""
         if number:
             self.counts[kind] = self.counts.get(kind, 0) + number
 
     def items(self, kind: str) -> list[Item]:
+        """The findings of a kind that were kept."""
         return self._items.get(kind, [])
 
     def kinds(self, severity: str | None = None) -> Iterator[str]:
-        """The kinds that were found, in KINDS' order; all or those of a severity."""
+        """The kinds with findings, in KINDS' order; all or those of a severity."""
         return (kind for kind in KINDS if kind in self.counts and severity in (None, KINDS[kind].severity))
 
     def total(self, severity: str) -> int:
+        """Findings of a severity."""
         return sum(self.counts[kind] for kind in self.kinds(severity))

@@ -62,13 +62,15 @@ class Inventory:
         identities: their names, such as "2020_cs 17" or, of a test folder with known truth, "test 17".
         set_of: [N] uint8, index into sets.
         identity_of: [N] int32, index into identities, or NO_IDENTITY.
+        in_test: [N] bool, the images of query and gallery.
     """
 
     def __init__(self, data: Path, sets: list[ImageSet], identities: list[str]) -> None:
         self.data, self.sets, self.identities = data, sets, identities
-        self._starts = np.cumsum([0, *(len(one.files) for one in sets)])
+        self._starts = np.cumsum([0, *(len(image_set.files) for image_set in sets)])
         self.set_of = np.repeat(np.arange(len(sets), dtype=np.uint8), np.diff(self._starts))
-        self.identity_of = np.concatenate([np.zeros(0, np.int32), *(one.identities for one in sets)])
+        self.in_test = np.array([image_set.is_test for image_set in sets], bool)[self.set_of]
+        self.identity_of = np.concatenate([np.zeros(0, np.int32), *(image_set.identities for image_set in sets)])
 
     def __len__(self) -> int:
         return len(self.set_of)
@@ -80,21 +82,24 @@ class Inventory:
     def key(self, index: int) -> str:
         """What `ImageSource.read` takes."""
         position = self.set_of[index]
-        one = self.sets[position]
-        return f"{one.folder}/{one.files[index - self._starts[position]]}"
+        image_set = self.sets[position]
+        return f"{image_set.folder}/{image_set.files[index - self._starts[position]]}"
 
     def label(self, index: int) -> str:
-        """An image's set and, where it is known, identity, in a few words."""
-        one, identity = self.sets[self.set_of[index]], self.identity_of[index]
+        """An image's set and, if it is known, identity, such as "2020_cs 17" or "gallery person3"."""
+        image_set, identity = self.sets[self.set_of[index]], self.identity_of[index]
         name = "" if identity == NO_IDENTITY else self.identities[identity]
-        return f"{one.name} {name.removeprefix('test ')}".strip() if one.is_test else name or one.name
+        if image_set.is_test:
+            return f"{image_set.name} {name.removeprefix('test ')}".strip()
+        return name or image_set.name
 
     def picture(self, index: int) -> Picture:
+        """An image for the pictures of a finding."""
         return Picture(self.key(index), self.label(index))
 
 
-def take_inventory(root: str | Path, findings: Findings, *, train_sets: Sequence[str] = (), test_dir: str = TEST_DIR,
-                   derived_dir: Path | None = None, own_lists: bool = False) -> Inventory:
+def read_inventory(root: str | Path, findings: Findings, *, train_sets: Sequence[str] = (), test_dir: str = TEST_DIR,
+                   derived_dir: Path | None = None, ignore_cleaned: bool = False) -> Inventory:
     """Read the lists of a data set in NAIC's layout and look for their images; no image is opened.
 
     Args:
@@ -103,7 +108,7 @@ def take_inventory(root: str | Path, findings: Findings, *, train_sets: Sequence
         train_sets: names of TRAIN_SETS; empty = those that are there.
         test_dir: the test folder's name.
         derived_dir: where training finds derived lists (DATASETS.DERIVED_DIR), or None.
-        own_lists: True: read each set's train_list.txt even where there is a cleaned list.
+        ignore_cleaned: True: read image_set set's train_list.txt even if there is a cleaned list.
     Raises:
         ValueError: train_sets or test_dir cannot be.
         OSError: there is no such data.
@@ -120,24 +125,23 @@ def take_inventory(root: str | Path, findings: Findings, *, train_sets: Sequence
         if train_sets and name not in (*train_sets, "unlabel"):
             continue
         if (data / train_set.folder).is_dir():
-            one = _take_train_set(data, name, train_set, derived_dir, own_lists, identities, findings)
-            sets += [one] if one else []
+            image_set = _find_train_set(data, name, train_set, derived_dir, ignore_cleaned, identities, findings)
+            sets += [image_set] if image_set else []
         elif train_set != UNLABEL:
             findings.add("absent", f"no folder {data / train_set.folder}")
-    sets += _take_test(data, test_dir, derived_dir, identities, findings)
+    sets += _read_test(data, test_dir, derived_dir, identities, findings)
     inventory = Inventory(data, sets, identities)
     for index in range(len(inventory)):
         key = inventory.key(index)
         if not key.isascii():
             findings.add("foreign name", quoted(key), (inventory.picture(index),))
-    _count_identities(inventory, findings)
+    _check_identities(inventory, findings)
     return inventory
 
 
-def _count_identities(inventory: Inventory, findings: Findings) -> None:
-    """Identities of one training image, and whether there is another."""
-    train = np.array([not one.is_test for one in inventory.sets], bool)[inventory.set_of]
-    known = np.flatnonzero(train & (inventory.identity_of != NO_IDENTITY))
+def _check_identities(inventory: Inventory, findings: Findings) -> None:
+    """Check for identities of one training image, and whether there is another."""
+    known = np.flatnonzero(~inventory.in_test & (inventory.identity_of != NO_IDENTITY))
     counts = np.bincount(inventory.identity_of[known], minlength=len(inventory.identities))
     for index in known[counts[inventory.identity_of[known]] == 1]:
         findings.add("one image", inventory.label(index), (inventory.picture(index),))
@@ -146,22 +150,22 @@ def _count_identities(inventory: Inventory, findings: Findings) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- training
-def _take_train_set(data: Path, name: str, train_set: TrainSet, derived: Path | None, own_lists: bool,
+def _find_train_set(data: Path, name: str, train_set: TrainSet, derived: Path | None, ignore_cleaned: bool,
                     identities: list[str], findings: Findings) -> ImageSet | None:
-    """One training set, None where its list or image folder is missing; new identities are appended."""
+    """A training set, None if its list or image folder is missing; new identities are appended."""
     folder = data / train_set.folder
     key_folder = f"{train_set.folder}/{train_set.images}"
     if not (folder / train_set.images).is_dir():
         findings.add("incomplete set", f"no image folder {folder / train_set.images}")
         return None
-    cleaned = [] if own_lists else cleaned_lists(data, train_set, derived)
+    cleaned = [] if ignore_cleaned else cleaned_lists(data, train_set, derived)
     path = cleaned[0] if cleaned else folder / train_set.list_file
     if cleaned:
         findings.add("list in use", f"{name}: {shown_list(data, path)}")
     elif not path.is_file():
         if train_set == UNLABEL:
             findings.add("absent", f"no list {path}: its images are looked at without identities")
-            return _take_folder(data, name, key_folder, findings, is_test=False)
+            return _read_folder(data, name, key_folder, findings, is_test=False)
         findings.add("incomplete set", f"no list {path}")
         return None
     return _read_train_set(data, name, train_set, path, identities, findings)
@@ -169,43 +173,45 @@ def _take_train_set(data: Path, name: str, train_set: TrainSet, derived: Path | 
 
 def _read_train_set(data: Path, name: str, train_set: TrainSet, path: Path, identities: list[str],
                     findings: Findings) -> ImageSet:
-    shown = shown_list(data, path)
-    _check_format(path, shown, findings)
-    one = ImageSet(name, f"{train_set.folder}/{train_set.images}", False, [], np.zeros(0), path)
+    title = shown_list(data, path)
+    _check_format(path, title, findings)
+    image_set = ImageSet(name, f"{train_set.folder}/{train_set.images}", False, [], np.zeros(0), path)
     identity_of: dict[str, int] = {}
     lines, chosen = [], []
     named = set()
-    for line in naic_lists.read_list(path, train_set.prefix, data / one.folder):
+    for line in naic_lists.read_list(path, train_set.prefix, data / image_set.folder):
         named.add(line.file)
-        place = f"{shown}:{line.number}"
+        place = f"{title}:{line.number}"
         if line.file in train_set.mislabelled:
             findings.add("mislabelled", f"{place}: {line.file}")
             continue
         if line.fault:
-            pictures = (Picture(f"{one.folder}/{line.file}", f"{name} {line.pid}"),) * (line.fault in _LISTED_AGAIN)
-            findings.add(_KIND_OF_FAULT[line.fault], f"{place}: {line.text}", pictures)
+            pictures = (Picture(f"{image_set.folder}/{line.file}", f"{name} {line.pid}"),)
+            findings.add(_KIND_OF_FAULT[line.fault], f"{place}: {line.text}",
+                         pictures if line.fault in _LISTED_AGAIN else ())
             if line.fault == naic_lists.TWO_PIDS:
-                one.two_pids.add(line.file)
+                image_set.two_pids.add(line.file)
             continue
         if line.pid not in identity_of:
             identity_of[line.pid] = len(identities)
             identities.append(f"{name} {line.pid}")
-        one.files.append(line.file)
+        image_set.files.append(line.file)
         lines.append(line.number)
         chosen.append(identity_of[line.pid])
-    one.lines, one.identities = np.array(lines, np.int32), np.array(chosen, np.int32)
-    logger.info("%s: %d images of %d identities", shown, len(lines), len(identity_of))
-    for file, problem in _sorted_scan(data / one.folder):
+    image_set.lines, image_set.identities = np.array(lines, np.int32), np.array(chosen, np.int32)
+    logger.info("%s: %d images of %d identities", title, len(lines), len(identity_of))
+    for file, problem in _sorted_scan(data / image_set.folder):
         # A cleaned list leaves images out on purpose.
         if not problem and file not in named and path.name == train_set.list_file:
-            findings.add("unlisted image", f"{one.folder}/{file}")
-    return one
+            findings.add("unlisted image", f"{image_set.folder}/{file}")
+    return image_set
 
 
 _LISTED_AGAIN = (naic_lists.TWO_PIDS, naic_lists.REPEATED)
 
 
-def _check_format(path: Path, shown: str, findings: Findings) -> None:
+def _check_format(path: Path, title: str, findings: Findings) -> None:
+    """Check a list for what other programs may stumble over."""
     content = path.read_bytes()
     marks = []
     if content.startswith(codecs.BOM_UTF8):
@@ -215,13 +221,13 @@ def _check_format(path: Path, shown: str, findings: Findings) -> None:
     if b"\n\n" in content or b"\n\r\n" in content or content.startswith((b"\n", b"\r\n")):
         marks.append("blank lines")
     if marks:
-        findings.add("list format", f"{shown}: {' and '.join(marks)}")
+        findings.add("list format", f"{title}: {' and '.join(marks)}")
 
 
 # ------------------------------------------------------------------------------------------------------------ test
-def _take_test(data: Path, test_dir: str, derived: Path | None, identities: list[str],
+def _read_test(data: Path, test_dir: str, derived: Path | None, identities: list[str],
                findings: Findings) -> list[ImageSet]:
-    """query and gallery, with their identities where the truth is known."""
+    """query and gallery, with their identities if the truth is known."""
     folder = data / test_dir
     if not any((folder / part).is_dir() for part in PARTS):
         findings.add("absent", f"no test folder {folder}")
@@ -229,12 +235,12 @@ def _take_test(data: Path, test_dir: str, derived: Path | None, identities: list
     sets = []
     for part in PARTS:
         if (folder / part).is_dir():
-            sets.append(_take_folder(data, part, f"{test_dir}/{part}", findings, is_test=True))
+            sets.append(_read_folder(data, part, f"{test_dir}/{part}", findings, is_test=True))
         else:
             findings.add("incomplete set", f"no folder {folder / part}")
     if len(sets) < len(PARTS):
         return sets
-    images = {one.name: one.files for one in sets}
+    images = {image_set.name: image_set.files for image_set in sets}
     try:
         truth = read_truth(data, folder, images)
     except ValueError as error:
@@ -247,15 +253,16 @@ def _take_test(data: Path, test_dir: str, derived: Path | None, identities: list
     except ValueError as error:
         findings.add("wrong truth", str(error))
     if truth:
-        numbers = {pid: len(identities) + number for number, pid in enumerate(sorted({pid for pid, _ in
-                                                                                      truth.values()}))}
+        pids = sorted({pid for pid, _ in truth.values()})
+        numbers = {pid: number for number, pid in enumerate(pids, len(identities))}
         identities += [f"test {pid}" for pid in numbers]
-        for one in sets:
-            one.identities = np.array([numbers[truth[f"{one.name}/{file}"][0]] for file in one.files], np.int32)
+        for image_set in sets:
+            pids = [truth[f"{image_set.name}/{file}"][0] for file in image_set.files]
+            image_set.identities = np.array([numbers[pid] for pid in pids], np.int32)
     return sets
 
 
-def _take_folder(data: Path, name: str, folder: str, findings: Findings, is_test: bool) -> ImageSet:
+def _read_folder(data: Path, name: str, folder: str, findings: Findings, is_test: bool) -> ImageSet:
     """All images of a folder that has no list."""
     files = []
     for file, problem in _sorted_scan(data / folder):
@@ -267,5 +274,5 @@ def _take_folder(data: Path, name: str, folder: str, findings: Findings, is_test
 
 
 def _sorted_scan(folder: Path) -> list[tuple[str, str]]:
-    """(name, problem or "") of each image file, sorted by name."""
+    """(name, problem or "") of image_set image file, sorted by name."""
     return sorted((name, problem or unlistable(name)) for name, problem in scan_images(folder))

@@ -57,7 +57,7 @@ def test_the_dense_baseline_gives_the_same_distances(size, dim, k1, k2, product)
 def test_the_dense_baseline_takes_the_memory_it_predicts():
     """In a fresh process, as the benchmark measures: the heap of the tests before has holes and leftovers."""
     code = """if True:
-        from test_processor_benchmark import Meter, dense_re_ranking, features_of
+        from test_benchmark_retrieval import Meter, dense_re_ranking, features_of
         query, gallery = features_of(1500, 16, 225)
         dense_re_ranking(query[:20], gallery[:80], 20, 6, 0.3)
         with Meter("cpu") as meter:

@@ -1,7 +1,9 @@
 """What is kept of an image: header, digests, perceptual hash; and a store that lets a killed run go on."""
 import io
 import os
+import shutil
 import sqlite3
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -230,6 +232,23 @@ def test_records_made_for_something_else_are_forgotten(folder, monkeypatch):
     read = count_reads(monkeypatch)
     inspect(folder, made_for="OpenCV 5")
     assert len(read) == 12
+
+
+def test_a_store_of_an_earlier_version_is_used(tmp_path, monkeypatch):
+    """Made at 3789460 of a PNG of 9,082 bytes and a text of 7, of which size and time of change are compared."""
+    shutil.copy(Path(__file__).parent / "golden/doctor_records.sqlite", tmp_path / "records.sqlite")
+    for number, size in enumerate((9082, 7)):
+        (tmp_path / f"{number}.png").write_bytes(bytes(size))
+        os.utime(tmp_path / f"{number}.png", ns=(10**18 + number,) * 2)
+    read = count_reads(monkeypatch)
+    inspected = inspect(tmp_path, 2, made_for="golden")
+    assert read == []
+    assert inspected.records["good"].tolist() == [True, False]
+    image = inspected.records[0]
+    assert (image["width"], image["height"], FORMATS[image["format"]], MODES[image["mode"]]) == (48, 96, "PNG", "RGB")
+    assert image["pixels"].tolist() == [4569641964801848145, 6955854853344440218]
+    assert image["green"]
+    assert inspected.problems == {1: "not a PNG, JPEG, BMP or WebP file (it begins with b'nothing')"}
 
 
 def test_a_store_that_is_killed_keeps_what_it_saved(tmp_path):

@@ -23,10 +23,10 @@ from doctor_data import (
 )
 
 from processor.doctor.checks import MIN_SIDE
-from processor.doctor.examine import RECORDS, Wishes, examine
+from processor.doctor.examine import RECORDS, DoctorOptions, examine
 from processor.doctor.findings import KINDS, SEVERITIES, STOPS, Findings, Picture
-from processor.doctor.page import histograms, shared_table, stacked_bars
-from processor.doctor.report import as_text
+from processor.doctor.page import environment, histograms, shared_cells, stacked_bars
+from processor.doctor.report import format_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,21 +42,21 @@ def data(sound, tmp_path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "MyDataSet", symlinks=True))
 
 
-def visit(data: Path, **wishes):
-    return examine(data, data.parent / "out", Wishes(**{"progress": False, "workers": 1, **wishes}))
+def examined(data: Path, **options):
+    return examine(data, data.parent / "out", DoctorOptions(**{"progress": False, "workers": 1, **options}))
 
 
-def found(report) -> dict[str, list[str]]:
+def texts_of(report) -> dict[str, list[str]]:
     """kind -> the findings' texts."""
     return {kind: [item.text for item in report.findings.items(kind)] for kind in report.findings.kinds()}
 
 
 def test_a_sound_set_has_no_finding(sound, tmp_path):
-    report = examine(sound, tmp_path, Wishes(near_bits=10, progress=False, workers=1))
-    assert found(report) == {}
+    report = examine(sound, tmp_path, DoctorOptions(near_bits=10, progress=False, workers=1))
+    assert texts_of(report) == {}
     assert not report.stops
     assert report.verdict() == "Nothing stops a training"
-    assert [(one.name, one.images, one.identities) for one in report.figures] == [
+    assert [(row.name, row.images, row.identities) for row in report.figures] == [
         *((name, 9, 3) for name in SETS), ("query", 2, 2), ("gallery", 4, 2)]
 
 
@@ -69,7 +69,7 @@ def write_list(data, content: bytes, name: str = "2020_cs") -> None:
     list_of(data, name).write_bytes(content)
 
 
-def own_list(data, name: str = "2020_cs") -> bytes:
+def list_content(data, name: str = "2020_cs") -> bytes:
     return list_of(data, name).read_bytes()
 
 
@@ -92,7 +92,7 @@ def shared_people(data) -> None:
 
 def swapped_labels(data) -> None:
     shared_people(data)
-    text = own_list(data, "2019_cs").replace(b"3_0.png 3", b"3_0.png !").replace(b"7_0.png 7", b"7_0.png 3")
+    text = list_content(data, "2019_cs").replace(b"3_0.png 3", b"3_0.png !").replace(b"7_0.png 7", b"7_0.png 3")
     write_list(data, text.replace(b"!", b"7"), "2019_cs")
 
 
@@ -120,9 +120,9 @@ FAULTS = {
                           "a link to no file"),
     "one file, two pids": (lambda d: add_line(d, "2020_cs", "7_1.png:3"), "two pids",
                            "'7_1.png' is identity 3 here and identity 7 in line 5"),
-    "a list in GBK": (lambda d: write_list(d, own_list(d) + "行人.png:7\n".encode("gbk")), "not text",
+    "a list in GBK": (lambda d: write_list(d, list_content(d) + "行人.png:7\n".encode("gbk")), "not text",
                       "train_2020_cs/train_list.txt:10: not UTF-8 text (byte 0xd0)"),
-    "a list in UTF-16": (lambda d: write_list(d, own_list(d).decode().encode("utf-16")), "not text",
+    "a list in UTF-16": (lambda d: write_list(d, list_content(d).decode().encode("utf-16")), "not text",
                          "train_list.txt:1: not UTF-8 text (byte 0xff)"),
     "no list": (lambda d: list_of(d, "2020_cs").unlink(), "incomplete set", "no list"),
     "no image folder": (lambda d: shutil.rmtree(images_of(d, "2020_cs")), "incomplete set", "no image folder"),
@@ -142,9 +142,9 @@ FAULTS = {
                          "RGBA"),
     "a JPEG named .png": (lambda d: overwrite(d, cv2.imencode(".jpg", picture(999))[1].tobytes()), "misnamed format",
                           "7_1.png: a JPEG file"),
-    "CRLF": (lambda d: write_list(d, own_list(d).replace(b"\n", b"\r\n")), "list format", "CRLF line ends"),
-    "BOM": (lambda d: write_list(d, b"\xef\xbb\xbf" + own_list(d)), "list format", "a byte-order mark"),
-    "blank lines": (lambda d: write_list(d, b"\n" + own_list(d)), "list format", "blank lines"),
+    "CRLF": (lambda d: write_list(d, list_content(d).replace(b"\n", b"\r\n")), "list format", "CRLF line ends"),
+    "BOM": (lambda d: write_list(d, b"\xef\xbb\xbf" + list_content(d)), "list format", "a byte-order mark"),
+    "blank lines": (lambda d: write_list(d, b"\n" + list_content(d)), "list format", "blank lines"),
     "a line twice": (lambda d: add_line(d, "2020_cs", "7_1.png:7"), "repeated line", "'7_1.png' stands in line 5, too"),
     "a name in Chinese": (lambda d: add_image(d, "2020_cs", "行人甲.png", 7, png(picture(999))), "foreign name",
                           "行人甲.png"),
@@ -156,7 +156,7 @@ FAULTS = {
                             "105180993.png"),
     "a set that is absent": (lambda d: shutil.rmtree(d / "train_2019_fs"), "absent", "train_2019_fs"),
     "no domain lists": (lambda d: (d / "image_B_v1_1/query_green.txt").unlink(), "absent", "tools/split_domains.py"),
-    "a cleaned list": (lambda d: (d / "train_2020_cs/new_train_list.txt").write_bytes(own_list(d)), "list in use",
+    "a cleaned list": (lambda d: (d / "train_2020_cs/new_train_list.txt").write_bytes(list_content(d)), "list in use",
                        "2020_cs: train_2020_cs/new_train_list.txt"),
     "a duplicate": (lambda d: copy_image(d, ("2020_cs", "7_1.png"), "2020_cs", "copy.png", 7), "copies in a set",
                     "7_1.png = train_2020_cs/images/copy.png, byte for byte"),
@@ -176,7 +176,7 @@ FAULTS = {
     "a query in the gallery":
         (lambda d: shutil.copy(d / "image_B_v1_1/query/1_0.png", d / "image_B_v1_1/gallery/1_0.png"),
          "query in gallery", "image_B_v1_1/query/1_0.png = image_B_v1_1/gallery/1_0.png"),
-    "nothing but single images": (lambda d: [write_list(d, re.sub(rb"\d+$", b"%d", own_list(d, name), flags=re.M)
+    "nothing but single images": (lambda d: [write_list(d, re.sub(rb"\d+$", b"%d", list_content(d, name), flags=re.M)
                                                         % tuple(range(9)), name) for name in SETS],
                                   "nothing to train on", "MyDataSet"),
 }
@@ -192,24 +192,24 @@ COMPANIONS = {
 def test_a_planted_fault_is_found_and_no_other(data, fault):
     plant, kind, text = FAULTS[fault]
     plant(data)
-    report = visit(data)
-    told = found(report)
-    assert any(text in one for one in told.get(kind, ())), told
-    assert set(told) - COMPANIONS.get(fault, set()) == {kind}
+    report = examined(data)
+    texts = texts_of(report)
+    assert any(text in finding for finding in texts.get(kind, ())), texts
+    assert set(texts) - COMPANIONS.get(fault, set()) == {kind}
     assert report.stops == (KINDS[kind].severity == STOPS)
 
 
 def test_swapped_labels_show_as_two_pairs_and_the_right_ones_stay(data):
     swapped_labels(data)
-    told = found(visit(data))
-    assert sorted(one.split(":")[0] for one in told["contradiction"]) == ["2019_cs 3 = 2019_fs 60",
-                                                                          "2019_cs 7 = 2019_fs 50"]
-    assert sorted(told["same person"]) == ["2019_cs 3 = 2019_fs 50: 2 pictures shared",
+    texts = texts_of(examined(data))
+    pairs = sorted(finding.split(":")[0] for finding in texts["contradiction"])
+    assert pairs == ["2019_cs 3 = 2019_fs 60", "2019_cs 7 = 2019_fs 50"]
+    assert sorted(texts["same person"]) == ["2019_cs 3 = 2019_fs 50: 2 pictures shared",
                                            "2019_cs 7 = 2019_fs 60: 2 pictures shared"]
 
 
 @pytest.mark.parametrize("where", ["other identity", "test", "same identity"])
-def test_near_duplicates_are_told_where_they_matter(data, where):
+def test_near_duplicates_are_findings_unless_of_one_identity(data, where):
     image = picture(12_345)
     add_image(data, "2020_cs", "one.png", 7, png(image))
     again = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
@@ -217,10 +217,10 @@ def test_near_duplicates_are_told_where_they_matter(data, where):
         (data / "image_B_v1_1/query/1_0.png").write_bytes(again)
     else:
         add_image(data, "2020_cs", "two.jpg", 7 if where == "same identity" else 3, again)
-    assert "near-duplicate" not in found(visit(data))
-    report = visit(data, near_bits=10)
+    assert "near-duplicate" not in texts_of(examined(data))
+    report = examined(data, near_bits=10)
     assert report.near == (where == "same identity")
-    assert len(found(report).get("near-duplicate", ())) == (where != "same identity")
+    assert len(texts_of(report).get("near-duplicate", ())) == (where != "same identity")
 
 
 def test_an_unlabelled_folder_is_looked_at_without_identities(data):
@@ -228,21 +228,21 @@ def test_an_unlabelled_folder_is_looked_at_without_identities(data):
     images.mkdir(parents=True)
     shutil.copy(images_of(data, "2020_cs") / "7_1.png", images / "u.png")
     (images / "broken.png").write_bytes(b"")
-    report = visit(data)
-    assert set(found(report)) == {"absent", "truncated image", "picture in two sets"}
-    assert [(one.name, one.images, one.identities) for one in report.figures][4] == ("unlabel", 2, 0)
+    report = examined(data)
+    assert set(texts_of(report)) == {"absent", "truncated image", "picture in two sets"}
+    assert [(row.name, row.images, row.identities) for row in report.figures][4] == ("unlabel", 2, 0)
     (images.parent / "label.txt").write_text("u.png:1\n")
-    assert set(found(visit(data))) == {"unlisted image", "one image", "picture in two sets", "same person"}
+    assert set(texts_of(examined(data))) == {"unlisted image", "one image", "picture in two sets", "same person"}
 
 
 def test_a_blank_picture_of_very_many_people_links_nobody(data):
     for pid in range(100, 160):
         add_image(data, "2020_cs", f"blank{pid}.png", pid, png(np.full((64, 32, 3), 255, np.uint8)))
     add_image(data, "2020_fs", "blank.png", 3, png(np.full((64, 32, 3), 255, np.uint8)))
-    told = found(visit(data))
-    assert "same person" not in told
-    assert len(told["picture of two identities"]) == 1
-    assert "… (60 in all)" in told["picture of two identities"][0]
+    texts = texts_of(examined(data))
+    assert "same person" not in texts
+    assert len(texts["picture of two identities"]) == 1
+    assert "… (60 in all)" in texts["picture of two identities"][0]
 
 
 # ------------------------------------------------------------------------------------------------------------ reports
@@ -250,12 +250,12 @@ def test_the_three_reports_agree_and_nothing_is_written_beside_the_data(data):
     before = sorted(data.rglob("*"))
     swapped_labels(data)
     overwrite(data, b"")
-    report = visit(data)
+    report = examined(data)
     out = data.parent / "out"
-    told = json.loads((out / "doctor.json").read_text(encoding="utf-8"))
-    assert told["stops_a_training"] is True
-    assert {one["kind"]: one["count"] for one in told["findings"]} == report.findings.counts
-    assert [one["name"] for one in told["sets"]] == [*SETS, "query", "gallery"]
+    written = json.loads((out / "doctor.json").read_text(encoding="utf-8"))
+    assert written["stops_a_training"] is True
+    assert {finding["kind"]: finding["count"] for finding in written["findings"]} == report.findings.counts
+    assert [row["name"] for row in written["sets"]] == [*SETS, "query", "gallery"]
     text = (out / "doctor.txt").read_text(encoding="utf-8")
     page = (out / "doctor.html").read_text(encoding="utf-8")
     for kind, count in report.findings.counts.items():
@@ -273,21 +273,21 @@ def test_the_report_does_not_depend_on_processes_or_on_what_is_known(data, monke
     swapped_labels(data)
     overwrite(data, image(data)[:100])
     names = ("doctor.txt", "doctor.json", "doctor.html")
-    visit(data, near_bits=10)
+    examined(data, near_bits=10)
     first = [(data.parent / "out" / name).read_bytes() for name in names]
-    visit(data, near_bits=10)
+    examined(data, near_bits=10)
     assert [(data.parent / "out" / name).read_bytes() for name in names] == first
     (data.parent / "out" / RECORDS).unlink()
-    visit(data, near_bits=10, workers=2)
+    examined(data, near_bits=10, workers=2)
     assert [(data.parent / "out" / name).read_bytes() for name in names] == first
 
 
-def test_names_are_shown_as_text_in_the_page(data):
+def test_names_are_text_and_no_markup_in_the_page(data):
     name = "<img src=x onerror=alert(1)>'\"&.png"
     add_image(data, "2020_cs", name, 99, png(picture(999)))
     add_image(data, "2020_cs", "b" + name, 7, b"")
     add_line(data, "2020_cs", "<script>alert(2)</script>")
-    visit(data)
+    examined(data)
     page = (data.parent / "out/doctor.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(2)" in page
     assert "<script" not in page
@@ -295,32 +295,32 @@ def test_names_are_shown_as_text_in_the_page(data):
     assert "default-src 'none'" in page
 
 
-def test_only_lists_are_read_where_that_is_asked(data, monkeypatch):
+def test_lists_only_opens_no_image(data, monkeypatch):
     overwrite(data, b"")
     add_line(data, "2020_cs", "none.png:3")
     monkeypatch.setattr("processor.doctor.examine.inspect_images", lambda *_: pytest.fail("an image was opened"))
-    report = visit(data, lists_only=True)
-    assert set(found(report)) == {"missing image"}
+    report = examined(data, lists_only=True)
+    assert set(texts_of(report)) == {"missing image"}
     assert not (data.parent / "out" / RECORDS).exists()
-    assert "no image was opened" in visit_verdict_without_faults(data)
+    assert "no image was opened" in verdict_without_faults(data)
 
 
-def visit_verdict_without_faults(data: Path) -> str:
-    write_list(data, own_list(data).replace(b"none.png:3\n", b""))
-    return visit(data, lists_only=True).verdict()
+def verdict_without_faults(data: Path) -> str:
+    write_list(data, list_content(data).replace(b"none.png:3\n", b""))
+    return examined(data, lists_only=True).verdict()
 
 
 def test_derived_lists_are_read_as_in_a_training(data):
     derived = data.parent / "derived"
     derived.mkdir()
     (derived / "new_train_list.txt").write_text("3_0.png:3\n3_1.png:3\n")
-    report = visit(data, derived_dir=derived)
-    assert [one.images for one in report.figures][2] == 2
-    assert found(report)["list in use"] == [f"2020_cs: {derived / 'new_train_list.txt'}"]
-    assert set(found(report)) == {"list in use"}  # and no word on the images that it leaves out
+    report = examined(data, derived_dir=derived)
+    assert [row.images for row in report.figures][2] == 2
+    assert texts_of(report)["list in use"] == [f"2020_cs: {derived / 'new_train_list.txt'}"]
+    assert set(texts_of(report)) == {"list in use"}  # and no word on the images that it leaves out
 
 
-@pytest.mark.parametrize(("wishes", "message"), [
+@pytest.mark.parametrize(("options", "message"), [
     ({"train_sets": ["2021"]}, "unknown training set '2021'; choose from 2019_cs"),
     ({"test_dir": "../x"}, "must be the name of a folder"),
     ({"near_bits": 16}, "choose from 0 … 15"),
@@ -329,9 +329,9 @@ def test_derived_lists_are_read_as_in_a_training(data):
     ({"lists_only": True, "write_clean_lists": True}, "cannot be found from the lists only"),
     ({"write_clean_lists": True, "derived_dir": Path("x")}, "leave out the folder of derived ones"),
 ])
-def test_wishes_that_cannot_be_are_refused(data, wishes, message):
+def test_options_out_of_range_or_in_contradiction_are_refused(data, options, message):
     with pytest.raises(ValueError, match=message):
-        visit(data, **wishes)
+        examined(data, **options)
     assert not (data.parent / "out").exists()
 
 
@@ -347,16 +347,16 @@ def test_findings_count_all_and_keep_some():
     assert findings.total(KINDS["one image"].severity) == 8
 
 
-def test_a_text_tells_the_first_findings_and_how_many_there_are(data):
+def test_a_text_has_the_first_findings_and_their_number(data):
     for number in range(30):
         add_line(data, "2020_cs", f"none{number}.png:3")
-    text = as_text(visit(data), told=5)
+    text = format_text(examined(data), max_items=5)
     assert "none4.png" in text
     assert "none5.png" not in text
     assert "… and 25 more" in text
 
 
-def test_every_kind_has_a_severity_and_says_what_to_do():
+def test_every_kind_has_a_severity_and_advice():
     assert {kind.severity for kind in KINDS.values()} == set(SEVERITIES)
     order = [SEVERITIES.index(kind.severity) for kind in KINDS.values()]
     assert order == sorted(order)
@@ -367,13 +367,15 @@ def test_every_kind_has_a_severity_and_says_what_to_do():
 
 
 def test_charts_hold_their_numbers():
-    bars = stacked_bars([("a", (3, 1)), ("b<", (0, 2))], ("x", "y"), ("one", "two"))
+    charts = environment().get_template("charts.html").module
+    bars = charts.stacked_bars(stacked_bars([("a", (3, 1)), ("b<", (0, 2))]), ("x", "y"), ("first", "second"))
     assert [float(width) for width in re.findall(r"width:([\d.]+)%", bars)] == [75.0, 25.0, 50.0]
     assert "b&lt;" in bars
-    heights = re.findall(r'height="([\d.]+)" rx', histograms([("s", {1: 2, 3: 1, 4: 3, 200: 1}), ("t", {2: 1})]))
+    drawn = [charts.histogram(*chart) for chart in histograms([("s", {1: 2, 3: 1, 4: 3, 200: 1}), ("t", {2: 1})])]
+    heights = re.findall(r'height="([\d.]+)" rx', "".join(drawn))
     assert [float(height) for height in heights[:9]] == [33.0, 0.0, 66.0, 0.0, 0.0, 0.0, 0.0, 0.0, 16.5]
     assert [float(height) for height in heights[9:]] == [0.0, 66.0, *[0.0] * 7]
-    table = shared_table(["a", "b"], np.array([[0, 25], [25, 0]]), [100, 50])
+    table = charts.shared_table(["a", "b"], shared_cells(np.array([[0, 25], [25, 0]]), [100, 50]))
     assert "--part:0.500" in table
     assert 'title="50.00 % of the set">25' in table
 
@@ -385,7 +387,7 @@ def tool(*words: object) -> subprocess.CompletedProcess:
                           env={**os.environ, "PYTHONIOENCODING": "utf-8"})
 
 
-def test_the_exit_code_tells_whether_a_training_would_stop(data):
+def test_the_exit_code_is_1_if_a_training_would_stop(data):
     words = ("--root", data.parent, "--output", data.parent / "out", "--workers", 1)
     done = tool(*words)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ from doctor_data import add_image, add_line, copy_image, images_of, list_of, mak
 
 from datasets.naic import load_naic
 from processor.doctor.clean_lists import STAYS_FIRST, read_equal_list
-from processor.doctor.examine import Wishes, examine
+from processor.doctor.examine import DoctorOptions, examine
 
 NEW = {"2020_cs": "new_train_list.txt", "2019_fs": "new_2019_fs_train_list.txt",
        "2019_cs": "new_2019_cs_train_list.txt"}
@@ -18,16 +18,16 @@ def data(tmp_path) -> Path:
     return make_naic(tmp_path)
 
 
-def clean(data: Path, **wishes) -> Path:
+def clean(data: Path, **options) -> Path:
     """Write the cleaned lists; the folder with them."""
     output = data.parent / "derived"
-    examine(data, output, Wishes(**{"write_clean_lists": True, "progress": False, "workers": 1, **wishes}))
+    examine(data, output, DoctorOptions(**{"write_clean_lists": True, "progress": False, "workers": 1, **options}))
     return output
 
 
-def trained_on(data: Path, derived: Path | None, **options) -> set[str]:
+def trained_on(data: Path, derived: Path | None) -> set[str]:
     """What a training reads: keys."""
-    return {sample.key for sample in load_naic(data, derived_dir=derived, parts=("train",), **options).train}
+    return {sample.key for sample in load_naic(data, derived_dir=derived, parts=("train",)).train}
 
 
 def lines(path: Path) -> list[str]:
@@ -97,19 +97,19 @@ def test_domain_lists_beside_the_cleaned_lists_are_found(data):
     (data.parent / "derived").mkdir()
     for path in (data / "image_B_v1_1").glob("*.txt"):
         path.rename(data.parent / "derived" / path.name)
-    report = examine(data, clean(data), Wishes(write_clean_lists=True, progress=False, workers=1))
+    report = examine(data, clean(data), DoctorOptions(write_clean_lists=True, progress=False, workers=1))
     assert report.findings.counts == {}
 
 
-def test_cleaning_starts_from_the_sets_own_lists_and_says_what_wins(data, caplog):
+def test_cleaning_starts_from_the_original_lists_and_says_which_wins(data, caplog):
     copy_image(data, ("2020_fs", "7_0.png"), "2020_cs", "copy.png", 7)
-    own = data / "train_2020_cs" / NEW["2020_cs"]
-    own.write_text("3_0.png:3\n3_1.png:3\n")
-    report = examine(data, data.parent / "derived", Wishes(write_clean_lists=True, progress=False, workers=1))
+    existing = data / "train_2020_cs" / NEW["2020_cs"]
+    existing.write_text("3_0.png:3\n3_1.png:3\n")
+    report = examine(data, data.parent / "derived", DoctorOptions(write_clean_lists=True, progress=False, workers=1))
     assert lines(data.parent / "derived" / EQUAL["2020_cs"]) == ["train_2020_cs/images/copy.png"]
-    assert {one.set: one.overruled for one in report.clean_lists} == {"2019_cs": False, "2019_fs": False,
+    assert {clean.set: clean.overruled for clean in report.clean_lists} == {"2019_cs": False, "2019_fs": False,
                                                                      "2020_cs": True}
-    assert any("NOT USED" in line for line in report.clean_list_lines())
+    assert any("NOT USED" in clean.describe() for clean in report.clean_lists)
 
 
 # ------------------------------------------------------------------------------------------------------- equal lists
@@ -130,7 +130,7 @@ def test_an_existing_list_is_applied_by_file_name(data, text):
     assert given.read_bytes() == text.encode()
 
 
-def test_an_existing_list_goes_before_what_is_found(data):
+def test_an_existing_list_goes_before_equal_images(data):
     copy_image(data, ("2020_fs", "7_0.png"), "2020_cs", "copy.png", 7)
     copy_image(data, ("2020_fs", "7_0.png"), "2019_cs", "copy.png", 7)
     given = data.parent / "any_name.txt"
