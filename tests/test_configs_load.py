@@ -130,7 +130,7 @@ def test_a_base_is_looked_for_beside_the_file_that_names_it(write, tmp_path, mon
     (["_BASE_: 1.yml", "_BASE_: none.yml"], "0.yml -> 1.yml -> none.yml: no such file (looked for from "),
     (["_BASE_: ."], "0.yml -> .: cannot be read: Is a directory"),
     (["_BASE_: 0.yml"], "0.yml -> 0.yml: _BASE_ goes in a circle; take it out of 0.yml"),
-    (["_BASE_: 1.yml", "_BASE_: 2.yml", "_BASE_: ./1.yml"], "1.yml -> 2.yml -> 1.yml: _BASE_ goes in a circle; take it out of 2"),
+    (["_BASE_: 1.yml", "_BASE_: 2.yml", "_BASE_: ./1.yml"], "1.yml -> 2.yml -> 1.yml: _BASE_ goes in a circle"),
     (["_BASE_: 1.yml", "SOLVER: [1"], "0.yml -> 1.yml: line 1: not YAML that a config can hold"),
     (["_BASE_: 1.yml", "- a"], "0.yml -> 1.yml: expected a mapping of sections at the top, got a sequence"),
     (["_BASE_: 1.yml", b"OUTPUT_DIR: \xff"], "0.yml -> 1.yml: not UTF-8 at byte 12"),
