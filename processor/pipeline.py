@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs import load_cfg
+from configs import chain_of_files, load_cfg
 from datasets.naic import data_root
 from utils.files import epoch_checkpoints, read_json, sha256_of, write_json
 from utils.process import EXIT_STOPPED, RunLock, run_logged
@@ -158,7 +158,8 @@ def _model_stages(settings: Settings, config: str, epochs: tuple[int, ...],
         train = [Stage(
             f"train_{model}", ["tools/train.py", *common, *opts, "OUTPUT_DIR", str(folder)],
             list(checkpoints.values()),
-            lambda: digests(REPOSITORY / config, *training_lists(my_data_set, derived)), resume=("--resume",),
+            lambda: digests(*chain_of_files(REPOSITORY / config), *training_lists(my_data_set, derived)),
+            resume=("--resume",),
         )]
     else:
         train, checkpoints = [], find_weights(settings.weights, model, cfg.MODEL.NAME, epochs)
@@ -172,7 +173,7 @@ def _model_stages(settings: Settings, config: str, epochs: tuple[int, ...],
             ["tools/test.py", *common, *opts, "TEST.WEIGHT", str(checkpoint),
              "OUTPUT_DIR", str(settings.output_root / name)],
             [settings.output_root / name / leaf for leaf in ("submission.json", "features/index.json")],
-            lambda checkpoint=checkpoint: digests(REPOSITORY / config, checkpoint, *lists, *truths),
+            lambda checkpoint=checkpoint: digests(*chain_of_files(REPOSITORY / config), checkpoint, *lists, *truths),
         ))
     return train, tests
 

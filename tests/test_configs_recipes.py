@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs import flatten_cfg, load_cfg
+from configs import chain_of_files, flatten_cfg, load_cfg
 from configs.defaults import get_cfg_defaults
 from datasets.registry import parse_names
 
@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 LINEAGE_DEFAULTS = json.loads((GOLDEN / "lineage_defaults.json").read_text(encoding="utf-8"))
 RECIPES = json.loads((GOLDEN / "lineage_recipes.json").read_text(encoding="utf-8"))
-OURS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yml"))
+FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yml"))
+OURS = [name for name in FILES if not Path(name).name.startswith("_")]  # the others are bases, no recipes themselves
 NAIC = {"128": ([256, 128], 256), "192": ([384, 192], 240), "240": ([480, 240], 200)}
 
 SWITCHES = {"MODEL.IF_LABELSMOOTH", "MODEL.IF_WITH_CENTER", "TEST.FEAT_NORM", "TEST.FLIP_FEATS"}
@@ -99,7 +100,44 @@ def test_a_recipe_of_ours_loads_with_relative_paths_and_without_remarks(name, ca
         assert not Path(path).is_absolute()
 
 
-def test_each_recipe_of_ours_has_an_output_folder_of_its_own():
+@pytest.mark.parametrize("name", OURS)
+def test_a_recipe_is_short_because_it_states_what_it_changes(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 30
+    assert len(chain_of_files(ROOT / name)) > 1
+
+
+def test_every_base_is_the_base_of_a_recipe():
+    used = {str(path.relative_to(ROOT)) for name in OURS for path in chain_of_files(ROOT / name)}
+    assert used == set(FILES)
+
+
+# A recipe, the one that it is a variant of, and the keys in which alone they differ, beside OUTPUT_DIR.
+VARIANTS = [
+    ("demo/r18_80", "demo/r18_64", {"INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST", "INPUT.PADDING"}),
+    ("demo/r18_96", "demo/r18_64", {"INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST", "INPUT.PADDING"}),
+    ("demo/r18_64_uda", "demo/r18_64", {"SOLVER.BASE_LR", "SOLVER.MAX_EPOCHS", "SOLVER.CHECKPOINT_PERIOD", "UDA.METHOD",
+                                        "UDA.THRESHOLD", "UDA.RE_RANKING_PARAMETER", "UDA.ROUNDS"}),
+    ("dukemtmc/r50", "market1501/r50", {"DATASETS.NAMES"}),
+    ("cuhk03/r50_ibn_a", "msmt17/r50_ibn_a", {"DATASETS.NAMES"}),
+    ("veri/r50_ibn_a", "msmt17/r50_ibn_a", {"DATASETS.NAMES", "INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST"}),
+    ("naic/s101_pcb", "naic/s101", {"MODEL.IF_USE_PCB"}),
+    ("naic/winner_s200", "naic/winner_s101", {"MODEL.NAME", "MODEL.PRETRAIN_PATH"}),
+    ("naic/r50_rpp_3_joint", "naic/r50_rpp_2_induce", {"MODEL.PRETRAIN_PATH", "MODEL.PRETRAIN_ALLOW",
+                                                       "MODEL.TRAIN_ONLY", "SOLVER.MAX_EPOCHS"}),
+    *((f"naic/r101_ibn_b_{width}_pseudo", f"naic/r101_ibn_b_{width}", {"MODEL.THRESH", "DATASETS.USE_UNLABEL"})
+      for width in NAIC),
+    *((f"naic/r101_ibn_b_{width}_50", f"naic/r101_ibn_b_{width}", {"TEST.WEIGHT", "DATASETS.USE_UNLABEL"})
+      for width in NAIC),
+]
+
+
+@pytest.mark.parametrize(("name", "other", "keys"), VARIANTS)
+def test_a_variant_differs_from_its_recipe_in_these_keys_alone(name, other, keys):
+    values, others = (flatten_cfg(load_cfg(ROOT / f"configs/{recipe}.yml")) for recipe in (name, other))
+    assert {key for key, value in values.items() if value != others[key]} == keys | {"OUTPUT_DIR"}
+
+
+def test_each_recipe_of_ours_has_its_output_folder():
     folders = [load_cfg(ROOT / name).OUTPUT_DIR for name in OURS]
     assert len(set(folders)) == len(folders)
 
@@ -155,9 +193,9 @@ def test_the_other_naic_recipes_are_the_lineages(tmp_path, name):
     ours, lineage = flatten_cfg(load_cfg(ROOT / f"configs/naic/{name}.yml")), flatten_cfg(load_cfg(path))
     unread = set() if "center" in ours["MODEL.METRIC_LOSS_TYPE"] else {"SOLVER.CENTER_LOSS_WEIGHT"}
     unread |= set() if ours["MODEL.IF_USE_PCB"] else {"TEST.USE_PCB_MERGE_FEAT"}
-    found = {key: value for key, value in ours.items()
-             if value != lineage[key] and key not in NOT_COMPARED and key not in unread}
-    assert found == differs
+    differing = {key: value for key, value in ours.items()
+                 if value != lineage[key] and key not in NOT_COMPARED and key not in unread}
+    assert differing == differs
 
 
 # reid-strong-baseline's softmax_triplet.yml; softmax_triplet_with_center.yml has its center loss, too.

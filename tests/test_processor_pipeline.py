@@ -110,6 +110,23 @@ def test_a_finished_run_is_skipped_and_a_changed_input_is_not(recipe, tiny_data,
     assert again["models"] == run(settings)["models"]
 
 
+def test_a_stage_depends_on_its_recipe_and_on_the_bases_of_that(recipe, tiny_data, tmp_path):
+    def fingerprints() -> list[str]:
+        return [stage.fingerprint() for stage in plan(Settings(tmp_path / "out", "tiny", tiny_data))
+                if stage.name in ("train_tiny", "test_tiny")]
+
+    base = recipe.with_name("base.yml")
+    recipe.rename(base)
+    recipe.write_text("_BASE_: base.yml\n")
+    first = fingerprints()
+    assert fingerprints() == first
+    base.write_text(base.read_text() + "# another text\n")
+    second = fingerprints()
+    recipe.write_text("_BASE_: base.yml\n# another text\n")
+    third = fingerprints()
+    assert len({*first, *second, *third}) == 6
+
+
 def test_a_failing_stage_names_itself_and_its_log(recipe, tiny_data, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(tiny_data / "MyDataSet", data / "MyDataSet")
