@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from datasets.batches import ImageLoader
 from datasets.files.images import BadImage
 from datasets.sampler import EpochBatchSampler
 from utils.seed import uniform
@@ -91,8 +92,8 @@ def _collate(collate: Callable[[list], Any], items: list[tuple[Any, list[str]]])
     return collate([item for item, _ in items]), [problem for _, problems in items for problem in problems]
 
 
-class ReplacingLoader(DataLoader):
-    """A DataLoader that replaces bad images, names each the first time and counts them after each epoch.
+class ReplacingLoader(ImageLoader):
+    """An ImageLoader that replaces bad images, names each the first time and counts them after each epoch.
 
     Args:
         dataset, batch_sampler, collate_fn: as without replacing; the batches are those of collate_fn.

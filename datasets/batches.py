@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.bases import Sample
 from datasets.files.images import ImageSource, decode
 from datasets.sampler import Item
+from utils.process import LostWorker
 
 
 class Batch(NamedTuple):
@@ -73,6 +76,36 @@ class SequentialBatches:
             yield [(i, i) for i in range(start, min(start + self.batch_size, own.stop))]
 
 
+@contextlib.contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """What torch raises if a loader's process dies is a LostWorker here.
+
+    It does so wherever the main process is when the system tells it of the death, or else at the next batch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        if threading.current_thread() is threading.main_thread():  # or torch would say it again as other processes end
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise LostWorker(f"a process that loads images has died ({str(error).splitlines()[0]}); if memory is short, "
+                         "lower DATALOADER.NUM_WORKERS") from error
+
+
+class ImageLoader(DataLoader):
+    """A DataLoader; if one of its processes dies, LostWorker is what comes of it."""
+
+    def __iter__(self) -> Iterator[Any]:
+        with naming_lost_workers():
+            batches = super().__iter__()
+        return self._walk(batches)
+
+    def _walk(self, batches: Iterator[Any]) -> Iterator[Any]:
+        with naming_lost_workers():
+            yield from batches
+
+
 def _worker_init(_: int) -> None:
     cv2.setNumThreads(0)  # a worker is one process of several: OpenCV's own threads would fight over the cores
     # A signal to all processes of a terminal or a batch job is for the main one, which finishes its step with the
@@ -94,14 +127,14 @@ def _end_workers_at_exit() -> None:
 
 
 def open_loader(source: ImageSource, samples: list[Sample], size: Sequence[int], batches: Iterable[list[Item]],
-                workers: int, make: Callable[..., DataLoader] = DataLoader) -> DataLoader:
+                workers: int, make: Callable[..., ImageLoader] = ImageLoader) -> ImageLoader:
     """A loader of decoded images.
 
     Args:
         size: (height, width) of every image.
         batches: the items of each batch.
         workers: processes, 0 = the calling one; no more than there are cores.
-        make: DataLoader or what takes its arguments.
+        make: ImageLoader or what takes its arguments.
     """
     workers = min(workers, os.cpu_count() or 1)  # more would only wait for a core
     if workers:

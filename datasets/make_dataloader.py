@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from datasets.augment.channels import with_shuffled_channels
 from datasets.bad_images import ReplacingLoader
 from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample
-from datasets.batches import SequentialBatches, open_loader
+from datasets.batches import ImageLoader, SequentialBatches, open_loader
 from datasets.files.images import ImageSource, MountedSource
 from datasets.files.pack_reader import open_packed
 from datasets.registry import PSEUDO, Places, Reference, find_folders, load_sets, open_folders, parse_names
@@ -63,7 +63,7 @@ class DataLoaders:
 
 
 def _train_loader(cfg, source: ImageSource, train: list[Sample], sampler: EpochBatchSampler) -> DataLoader:
-    make = DataLoader
+    make = ImageLoader
     if cfg.DATALOADER.ON_BAD_IMAGE == "skip":
         make = partial(ReplacingLoader, pids=np.array([sample.pid for sample in train]), seed=cfg.SOLVER.SEED)
     return open_loader(source, train, cfg.INPUT.SIZE_TRAIN, sampler, cfg.DATALOADER.NUM_WORKERS, make)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs import dump_cfg
-from datasets.batches import Batch
+from datasets.batches import Batch, naming_lost_workers
 from processor.evaluation.ranking import describe
 from processor.inference import evaluate
 from processor.training.build import Training, build, describe_run
@@ -109,7 +109,7 @@ def train_epoch(run: Training, watch: Watch, epoch: int, start: int = 0) -> None
     run.loaders.sampler.set_epoch(epoch, start)
     if start == 0:
         run.meter.reset()
-    with _bar(run, epoch, start) as bar, logging_redirect_tqdm():
+    with _bar(run, epoch, start) as bar, logging_redirect_tqdm(), naming_lost_workers():
         for iteration, batch in zip(count(start + 1), _waited_for(run, laps)):
             values, ok = train_step(run, batch, epoch, iteration, laps)
             run.meter.update(values, ok)

@@ -1,6 +1,8 @@
 """Training on although images are bad: who stands in for them, what is said, and when it stops."""
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import cv2
@@ -12,10 +14,11 @@ from conftest import tiny_options
 from configs import load_cfg
 from datasets.bad_images import Replaced, StandIns
 from datasets.bases import Sample
-from datasets.batches import DecodedImages
+from datasets.batches import DecodedImages, SequentialBatches, open_loader
 from datasets.files.images import BadImage
 from datasets.make_dataloader import make_dataloader
 from processor.trainer import do_train
+from utils.process import LostWorker
 
 GIF = b"GIF89a\1\0\1\0\x80\0\0\xff\xff\xff\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
@@ -209,3 +212,19 @@ def test_planted_faults_do_not_stop_a_training_that_asked_to_skip(data, caplog):
     assert "left out: training lists: 2 problems" in caplog.text
     assert f"train_list.txt:{len(lines) - 2}: a list may only name files inside its own folder" in caplog.text
     assert f"train_list.txt:{len(lines) - 1}: no such image: 'not_there.png'" in caplog.text
+
+
+class _Killing:
+    """A source that ends the process that reads a certain key."""
+
+    def read(self, key: str) -> bytes:
+        if key == "5.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cv2.imencode(".png", np.zeros((8, 4, 3), np.uint8))[1].tobytes()
+
+
+def test_a_process_of_the_loader_that_dies_is_no_bad_image():
+    samples = [Sample(f"{number}.png", 0, 0) for number in range(8)]
+    loader = open_loader(_Killing(), samples, (8, 4), SequentialBatches(8, 2), workers=1)
+    with pytest.raises(LostWorker, match=r"a process that loads images has died \(DataLoader worker"):
+        list(loader)

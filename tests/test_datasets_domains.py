@@ -63,7 +63,7 @@ def test_four_sorted_lists_are_written(folders, tmp_path):
 
 
 def test_lists_are_the_same_for_any_number_of_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.sets.domains._PROCESS_WORTH", 1)
+    monkeypatch.setattr("utils.parallel._PROCESS_WORTH", 1)
     rng = np.random.default_rng(0)
     for part, number in (("query", 40), ("gallery", 110)):
         for index in range(number):

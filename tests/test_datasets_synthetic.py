@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-import datasets.demo.synthetic as synthetic
+from datasets.demo import scene, synthetic
 from datasets.demo.plan import TRAIN_SETS, Sizes, plan_demo
 from datasets.demo.synthetic import make_demo_data, render, sample_sheet
 
@@ -148,7 +148,7 @@ def test_the_files_depend_on_the_seed_but_not_on_the_number_of_workers(demo, tmp
 def test_a_shot_looks_the_same_whatever_was_rendered_before():
     shots = plan_demo(SEED, TINY).shots[:4]
     forward = [render(SEED, TINY, shot) for shot in shots]
-    synthetic._panorama.cache_clear()
+    scene._panorama.cache_clear()
     backward = [render(SEED, TINY, shot) for shot in reversed(shots)][::-1]
     assert all((a == b).all() for a, b in zip(forward, backward, strict=True))
 

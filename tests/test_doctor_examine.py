@@ -269,7 +269,7 @@ def test_the_three_reports_agree_and_nothing_is_written_beside_the_data(data):
 
 
 def test_the_report_does_not_depend_on_processes_or_on_what_is_known(data, monkeypatch):
-    monkeypatch.setattr("processor.doctor.inspection._PROCESS_WORTH", 1)
+    monkeypatch.setattr("utils.parallel._PROCESS_WORTH", 1)
     swapped_labels(data)
     overwrite(data, image(data)[:100])
     names = ("doctor.txt", "doctor.json", "doctor.html")

@@ -3,6 +3,7 @@ import io
 import os
 import shutil
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from PIL import Image
 from processor.doctor import inspection
 from processor.doctor.image_header import FORMATS, MODES, read_header
 from processor.doctor.inspection import RECORD, RecordStore, inspect_image, inspect_images, perceptual_hash
+from utils.parallel import in_processes
 
 RNG = np.random.default_rng(0)
 
@@ -208,8 +210,8 @@ def test_a_run_that_was_stopped_goes_on(folder, monkeypatch):
 
 
 def test_processes_find_the_same(folder, monkeypatch):
-    monkeypatch.setattr(inspection, "_PROCESS_WORTH", 1)
-    monkeypatch.setattr(inspection, "_BATCH", 2)
+    monkeypatch.setattr("utils.parallel._PROCESS_WORTH", 1)
+    monkeypatch.setattr(inspection, "in_processes", partial(in_processes, batch=2))
     one, two = inspect(folder, store="one.sqlite"), inspect(folder, store="two.sqlite", workers=2)
     assert one.records.tobytes() == two.records.tobytes()
     assert one.problems == two.problems

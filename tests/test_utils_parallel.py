@@ -1,11 +1,21 @@
-"""Pieces of work in threads: all of them, in order, one thread an operation."""
+"""Pieces of work in threads and in processes: all of them, in order; and what is left when one dies."""
+import contextlib
+import math
+import operator
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from utils.parallel import in_threads, thread_count
+from utils import parallel
+from utils.parallel import in_processes, in_threads, thread_count
+from utils.process import LostWorker
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
@@ -56,3 +66,87 @@ def test_a_mistake_of_a_piece_is_raised_and_the_threads_are_reset(threads):
 def test_a_cpu_has_as_many_threads_as_torch_and_a_gpu_one():
     assert thread_count(torch.device("cpu")) == min(torch.get_num_threads(), 16)
     assert thread_count(torch.device("cuda")) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+@pytest.fixture
+def any_work_is_worth_a_process(monkeypatch):
+    monkeypatch.setattr(parallel, "_PROCESS_WORTH", 1)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_processes_give_the_results_in_order(any_work_is_worth_a_process, workers):
+    taken = []
+    items = (taken.append(item) or item for item in range(100))
+    results = in_processes(operator.neg, items, 100, workers, doing="negates", batch=2)
+    assert next(results) == 0
+    assert len(taken) <= 2 * (4 * workers + 1)  # no more than what is under way
+    assert list(results) == [-item for item in range(1, 100)]
+
+
+def test_little_work_is_done_in_this_process():
+    pids = in_processes(lambda item: os.getpid(), range(999), 999, 8, doing="asks")  # a lambda cannot be sent
+    assert set(pids) == {os.getpid()}
+    pids = in_processes(lambda item: os.getpid(), range(5), 5, 8, doing="asks", cost=199)
+    assert set(pids) == {os.getpid()}
+
+
+def test_a_mistake_in_a_process_is_raised_where_its_result_would_come(any_work_is_worth_a_process):
+    results = in_processes(math.sqrt, [4, 9, -1, 16], 4, 2, doing="takes roots", batch=1)
+    assert [next(results), next(results)] == [2, 3]
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
+        next(results)
+
+
+def test_a_process_that_dies_is_named_with_what_it_was_at(any_work_is_worth_a_process):
+    with pytest.raises(LostWorker, match=r"a process that exits was killed, at 7 or one of \d+ after it; .*--workers"):
+        list(in_processes(os._exit, [7] * 40, 40, 2, doing="exits", batch=4))
+
+
+WORK = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from utils import parallel
+
+if __name__ == "__main__":
+    parallel._PROCESS_WORTH = 1
+    for _ in parallel.in_processes(time.sleep, [0.01] * 100_000, 100_000, 2, doing="sleeps", batch=1):
+        print("a result", flush=True)
+"""
+
+
+def members_of(group: int) -> list[int]:
+    """The processes of a group that are no zombies."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            members.append(int(stat.parent.name))
+    return members
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_when_the_first_one_ends(tmp_path, number):
+    (tmp_path / "work.py").write_text(WORK)
+    first = subprocess.Popen([sys.executable, tmp_path / "work.py", Path(parallel.__file__).parent.parent],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    try:
+        assert first.stdout.readline() == "a result\n"
+        if number == signal.SIGINT:
+            os.killpg(first.pid, number)  # as a terminal does it
+        else:
+            first.kill()
+        errors = first.communicate(timeout=30)[1]
+        deadline = time.monotonic() + 10
+        while members_of(first.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert members_of(first.pid) == []
+        assert errors.count("Traceback") == (number == signal.SIGINT)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)

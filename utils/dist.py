@@ -13,14 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.process import LostWorker
+
 logger = logging.getLogger(__name__)
 # Other processes may wait while one does something long, such as extracting features; a lost one is noticed at once.
 _LOST = ("peer", "connect", "closed", "reset", "timed out", "timeout", "aborted", "remote process")
 _TIMEOUT = datetime.timedelta(hours=12)
-
-
-class LostWorker(ValueError):
-    """Another process of the group is gone."""
 
 
 class Workers:

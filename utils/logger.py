@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.process import EXIT_STOPPED, Stopped
+from utils.process import EXIT_STOPPED, LostWorker, Stopped
 
 _FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 
@@ -68,11 +68,11 @@ def run_tool(main: Callable[[], None]) -> None:
     A run that was stopped by a signal and can go on ends with EXIT_STOPPED.
 
     ValueError and OSError are how our rooms report mistakes in configs, lists, images and files, FloatingPointError
-    is a loss that is no longer finite.
+    is a loss that is no longer finite, LostWorker a process that died.
     """
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, LostWorker) as error:
         logging.getLogger("traceback").debug("%s", traceback.format_exc())
         sys.stderr.write(f"error: {user_message(error)}\n")
         sys.exit(2)

@@ -1,28 +1,41 @@
-"""Independent pieces of tensor work on all cores: a thread for each piece instead of all threads for each operation.
+"""Independent pieces of work on all cores: in threads (tensors), or in processes (images).
 
-Operations on a few megabytes spend much of their time waiting for each other's threads, and all of it where another
-process uses a core; pieces of work do not. An operation of one thread also has the same bits on any machine's number of
-cores, which a matrix product of several threads does not promise.
+Threads: operations on a few megabytes spend much of their time waiting for each other's threads, and all of it where
+another process uses a core; pieces of work, a thread each, do not. An operation of one thread also has the same bits on
+any machine's number of cores, which a matrix product of several threads does not promise.
+
+Processes: work that is Python's own, or that is to have a memory of its own. torch is imported by threads alone, for a
+process would spend seconds on it.
 """
 from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
+import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+from utils.process import LostWorker, die_with_parent
+
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _MOST = 16  # more threads than this wait for Python itself
+_PROCESS_WORTH = 500  # images; decoding fewer takes less time than starting a process
+_UNDER_WAY = 4  # batches of each process that are made or wait to be: as it takes one, the next are there
 
 
+# ------------------------------------------------------------------------------------------------------------- threads
 def thread_count(device: torch.device) -> int:
     """Pieces of work that are worth being done at a time on this device."""
+    import torch
     return min(torch.get_num_threads(), _MOST) if device.type == "cpu" else 1
 
 
@@ -52,6 +65,7 @@ def _call_once() -> None:
     A vector library chooses its implementation at the first call. Square roots of 12 bits were seen in some fresh
     processes whose first ones were taken by two threads at once.
     """
+    import torch
     for dtype in (torch.float32, torch.float64):
         x = torch.ones(4096, dtype=dtype)
         x.sqrt_()
@@ -61,6 +75,7 @@ def _call_once() -> None:
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
     """torch gives the number to threads that begin after it was set."""
+    import torch
     _call_once()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -68,3 +83,80 @@ def _one_thread_each() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+def in_processes(function: Callable[[Item], Result], items: Iterable[Item], count: int, workers: int, *, doing: str,
+                 batch: int = 32, cost: float = 1) -> Iterator[Result]:
+    """The results in the order of the items, the same for any number of processes; closing the iterator ends the work.
+
+    What is too little work for a second process is done in this one. Processes are spawned, not forked, for a fork of
+    a process that holds threads (OpenCV's, torch's) can hang; so a script that comes here needs an
+    `if __name__ == "__main__":`. They die with this process, and an interrupt is for this one alone: it takes no more
+    items, and waits for the batches under way.
+
+    Args:
+        function: picklable; each process gets it once, with all that it holds.
+        items: picklable, taken as the work goes on.
+        count: how many items there are.
+        workers: processes at most.
+        doing: what a process does, for the error, such as "reads images".
+        batch: items that a process takes at a time.
+        cost: how many times as long as decoding a small image an item takes.
+    Raises:
+        LostWorker: a process was killed; the items it may have been at are named.
+        Exception: what `function` raises, where the result would come.
+    """
+    workers = min(workers, int(count * cost) // _PROCESS_WORTH)
+    if workers < 2:
+        yield from map(function, items)
+        return
+    waiting, running = iter(items), deque()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (function, os.getpid())) as pool:
+        def submit() -> None:
+            if members := list(islice(waiting, batch)):
+                with _sigint_blocked():  # it starts processes
+                    running.append((members[0], pool.submit(_work_off, members)))
+
+        try:
+            for _ in range(_UNDER_WAY * workers):
+                submit()
+            while running:
+                results = running[0][1].result()
+                submit()
+                running.popleft()
+                yield from results
+        except BrokenExecutor as error:
+            raise LostWorker(
+                f"a process that {doing} was killed, at {running[0][0]} or one of {_UNDER_WAY * workers * batch} after "
+                "it; if memory is short, take fewer processes (--workers), and run the command again") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Processes that are started within never see Ctrl-C, which a terminal sends to all of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_function: Callable  # a process' own copy
+
+
+def _begin(function: Callable, parent: int) -> None:
+    """A process' start."""
+    import cv2  # what comes here works on images
+
+    global _function
+    _function = function
+    die_with_parent(parent)
+    cv2.setNumThreads(0)  # one process of several: OpenCV's own threads would fight over the cores
+
+
+def _work_off(items: list) -> list:
+    """A process' unit of work."""
+    return [_function(item) for item in items]

@@ -24,6 +24,10 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2
            "MALLOC_TOP_PAD_": str(2**28)}
 
 
+class LostWorker(RuntimeError):
+    """A process that works for this one, or beside it, has died or gone away."""
+
+
 class RunLock:
     """Holds a folder for one run; the system lets go of it however the run ends.
 

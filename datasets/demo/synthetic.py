@@ -11,10 +11,9 @@ Read it from the bottom up: `make_demo_data` plans the shots and has workers `re
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -26,6 +25,7 @@ from datasets.demo.plan import TEST_FOLDER, TRAIN_SETS, Shot, Sizes, plan_demo
 from datasets.demo.scene import _draw_occluder, apply_camera, draw_background
 from datasets.sets.domains import domain_of
 from utils.files import atomic_path, new_folder, read_json, write_json, write_text
+from utils.parallel import in_processes
 from utils.progress import progress as show_progress
 
 FOLDER = "MyDataSet"
@@ -33,6 +33,7 @@ MANIFEST = "demo.json"
 VERSION = 1  # raise it whenever the same seed gives other bytes
 
 _SUPERSAMPLE = 2  # drawn this many times larger, then averaged down: smooth edges at any angle
+_COST = 20  # of a picture; see in_processes
 
 
 def render(seed: int, sizes: Sizes, shot: Shot) -> np.ndarray:
@@ -52,32 +53,12 @@ def render(seed: int, sizes: Sizes, shot: Shot) -> np.ndarray:
     return image
 
 
-def _store_shot(task: tuple[Path, int, Sizes, Shot]) -> None:
-    """Render one shot and write its files (a worker's unit of work)."""
-    root, seed, sizes, shot = task
+def _store_shot(root: Path, seed: int, sizes: Sizes, shot: Shot) -> None:
+    """Render a shot and write its files."""
     ok, data = cv2.imencode(".png", render(seed, sizes, shot), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert ok, shot
     for path in shot.paths:
         (root / path).write_bytes(data.tobytes())
-
-
-def _one_thread() -> None:
-    """Workers share the cores by process; OpenCV's own threads would only get in the way."""
-    cv2.setNumThreads(1)
-
-
-def _store_shots(tasks: list, workers: int, progress: bool) -> None:
-    def bar(results: Iterable) -> Iterable:
-        return show_progress(results, "rendering", "image", total=len(tasks)) if progress else results
-
-    if workers == 1:
-        for task in bar(tasks):
-            _store_shot(task)
-        return
-    # Spawned, not forked: the caller may hold threads (OpenCV's, torch's), and a fork of those can hang.
-    with multiprocessing.get_context("spawn").Pool(workers, _one_thread) as pool:
-        for _ in bar(pool.imap_unordered(_store_shot, tasks, chunksize=16)):
-            pass
 
 
 def _write_set(root: Path, seed: int, sizes: Sizes, workers: int, progress: bool) -> None:
@@ -87,7 +68,10 @@ def _write_set(root: Path, seed: int, sizes: Sizes, workers: int, progress: bool
     assert len(set(paths)) == len(paths), "two pictures of one name"
     for folder in {Path(path).parent for path in paths}:
         (root / folder).mkdir(parents=True)
-    _store_shots([(root, seed, sizes, shot) for shot in plan.shots], workers, progress)
+    stored = in_processes(partial(_store_shot, root, seed, sizes), plan.shots, len(plan.shots), workers,
+                          doing="draws pictures", batch=16, cost=_COST)
+    for _ in show_progress(stored, "rendering", "image", total=len(plan.shots)) if progress else stored:
+        pass
     for name, lines in plan.lists.items():
         _, prefix, separator = TRAIN_SETS[name]
         write_text(root / name / "train_list.txt", "".join(f"{prefix}{n}{separator}{pid}\n" for n, pid in lines))
@@ -142,6 +126,7 @@ def make_demo_data(output: str | os.PathLike, seed: int = 0, sizes: Sizes | None
         The path of MyDataSet.
     Raises:
         FileExistsError: MyDataSet is there and holds something else.
+        LostWorker: a process was killed.
         ValueError: seed or workers is out of range.
     """
     if seed < 0:

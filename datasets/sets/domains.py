@@ -5,10 +5,9 @@ One camera system of NAIC gives pictures with a green cast. An image whose B, G 
 """
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,13 +18,13 @@ import numpy as np
 from datasets.bases import Problems
 from datasets.files.images import BadImage, decode, list_images
 from utils.files import write_text
+from utils.parallel import in_processes
 from utils.progress import progress as show_progress
 
 PARTS = ("query", "gallery")
 DOMAINS = ("green", "normal")
 GREEN_MEAN = 65  # all three channel means must exceed this
 Item = TypeVar("Item")
-_PROCESS_WORTH = 500  # images; decoding fewer takes less time than starting a process
 
 
 def list_name(part: str, domain: str) -> str:
@@ -96,27 +95,17 @@ def classify(images: list[Item], read: Callable[[Item], bytes], workers: int | N
         workers, progress: as `split_domains` has them.
     Yields:
         (domain, "") or, of an image that cannot be read, ("", problem).
+    Raises:
+        LostWorker: a process was killed.
     """
-    def bar(results: Iterable) -> Iterable:
-        return show_progress(results, "splitting", "image", total=len(images)) if progress else results
-
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1)
-    workers = min(workers, len(images) // _PROCESS_WORTH)
-    classify_one = partial(_classify_one, read)
-    if workers < 2:
-        yield from bar(map(classify_one, images))
-        return
-    # Spawned, not forked: the caller may hold threads (OpenCV's, torch's), and a fork of those can hang.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (0,)) as pool:
-        try:
-            yield from bar(pool.map(classify_one, images, chunksize=32))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    with closing(in_processes(partial(_classify_image, read), images, len(images), workers,
+                              doing="reads images")) as results:
+        yield from show_progress(results, "splitting", "image", total=len(images)) if progress else results
 
 
-def _classify_one(read: Callable[[Item], bytes], image: Item) -> tuple[str, str]:
-    """A worker's unit of work; a fault is returned, not raised, so that all of them can be named."""
+def _classify_image(read: Callable[[Item], bytes], image: Item) -> tuple[str, str]:
+    """(domain, problem) of an image; a fault is returned, not raised, so that all of them can be named."""
     try:
         return domain_of(decode(read(image))), ""
     except BadImage as error:

@@ -6,14 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import multiprocessing
 import os
 import sqlite3
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from itertools import islice
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +20,7 @@ import numpy as np
 from datasets.files.images import BadImage, FolderSource, decode
 from datasets.sets.domains import domain_of
 from processor.doctor.image_header import FORMATS, MODES, read_header
-from utils.process import die_with_parent
+from utils.parallel import in_processes
 from utils.progress import progress as show_progress
 
 RECORD = np.dtype([
@@ -40,8 +37,6 @@ MAX_PIXELS = 50_000_000  # more is not decoded: a file of some kilobytes can ask
 MAX_BYTES = 1 << 28      # a larger file is not read
 NEAR_SIDE = 16           # the perceptual hash has NEAR_SIDE ** 2 bits
 
-_BATCH = 32              # images a process gets at a time
-_PROCESS_WORTH = 500     # images; inspecting fewer takes less time than starting a process
 _SECONDS_BETWEEN_SAVES = 2.0
 
 logger = logging.getLogger(__name__)
@@ -69,7 +64,7 @@ def inspect_images(root: Path, count: int, key_of: Callable[[int], str], store: 
         workers: processes that read and decode; the result is the same.
         progress: True: a bar on a terminal, now and then a log line elsewhere.
     Raises:
-        OSError: a process was killed; the images that it was at are named.
+        LostWorker: a process was killed; what was read is kept.
     """
     records = np.zeros(count, RECORD)
     problems: dict[int, str] = {}
@@ -89,10 +84,11 @@ def inspect_images(root: Path, count: int, key_of: Callable[[int], str], store: 
     if len(unknown) < count:
         logger.info("%d of %d images are known from an earlier run", count - len(unknown), count)
     started = saved = time.monotonic()
-    found = _inspect_all(root, [unknown[at:at + _BATCH] for at in range(0, len(unknown), _BATCH)], key_of, workers)
+    results = in_processes(partial(inspect_file, FolderSource(root)), map(key_of, unknown), len(unknown), workers,
+                           doing="reads images")
+    rows = show_progress(results, "reading", "image", total=len(unknown)) if progress else results
     try:
-        for index, record, problem in (show_progress(found, "reading", "image", total=len(unknown)) if progress
-                                       else found):
+        for index, (record, problem) in zip(unknown, rows, strict=True):
             note(index, record, problem)
             store.add(key_of(index), record, problem)
             if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
@@ -100,6 +96,7 @@ def inspect_images(root: Path, count: int, key_of: Callable[[int], str], store: 
                 saved = time.monotonic()
     finally:
         store.save()
+        results.close()
     if unknown:
         seconds = time.monotonic() - started
         logger.info("read %d images in %.1f s, %.0f images/s", len(unknown), seconds, len(unknown) / seconds)
@@ -113,54 +110,6 @@ def _is_unchanged(path: Path, record: bytes) -> bool:
         return False
     record = np.frombuffer(record, RECORD)[0]
     return (there.st_size, there.st_mtime_ns) == (record["size"], record["changed"])
-
-
-def _inspect_all(root: Path, batches: list[list[int]], key_of: Callable[[int], str],
-                 workers: int) -> Iterator[tuple[int, bytes, str]]:
-    """(index, record, problem) of each image, in order; a few batches are under way at a time."""
-    source = FolderSource(root)
-    workers = min(workers, len(batches) * _BATCH // _PROCESS_WORTH)
-    if workers < 2:
-        for batch in batches:
-            for index in batch:
-                yield index, *inspect_file(source, key_of(index))
-        return
-    # Spawned, not forked: the caller may hold threads, and a fork of those can hang.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (source, os.getpid())) as pool:
-        waiting = iter(batches)
-        running: deque = deque()
-
-        def submit(number: int) -> None:
-            for batch in islice(waiting, number):
-                running.append((batch, pool.submit(_inspect_batch, [key_of(index) for index in batch])))
-
-        try:
-            submit(4 * workers)
-            while running:
-                batch, future = running.popleft()
-                results = future.result()
-                submit(1)
-                for index, result in zip(batch, results, strict=True):
-                    yield index, *result
-        except BrokenExecutor as error:
-            raise OSError(f"a process that reads images was killed, at {key_of(batch[0])} or up to "
-                          f"{4 * workers * _BATCH} images after it; where memory is short, take fewer --workers. "
-                          "What was read is kept: run the same command again") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _begin(source: FolderSource, parent: int) -> None:
-    """A worker's start."""
-    global _source
-    _source = source
-    die_with_parent(parent)
-    cv2.setNumThreads(0)
-
-
-def _inspect_batch(keys: list[str]) -> list[tuple[bytes, str]]:
-    """A worker's unit of work."""
-    return [inspect_file(_source, key) for key in keys]
 
 
 def inspect_file(source: FolderSource, key: str) -> tuple[bytes, str]:
@@ -231,7 +180,6 @@ _NEAR_LEAST = 20   # set bits; a picture of one colour has none
 # Each row begins a column later, so that every 16th bit, too, is of another row and another column.
 _SKEWED = np.array([row * NEAR_SIDE + (place - row) % NEAR_SIDE
                     for row in range(NEAR_SIDE) for place in range(NEAR_SIDE)])
-_source: FolderSource  # a worker's
 
 
 class RecordStore:
