@@ -5,19 +5,18 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
 
-from datasets.files import png
+from datasets.files import jpeg, png
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 # A component that is empty (so is the first of an absolute path), '.' or '..', or begins with a drive letter; a
 # backslash; NUL. The same on every system, so that a list that is good on one machine is good on another.
 _UNSAFE = re.compile(r"(?:.*/)?(?:[A-Za-z]:|\.{0,2}(?:/|\Z))|.*[\\\0]", re.DOTALL)
-_JPEG = b"\xff\xd8\xff"
 # In OpenCV 4.11 and newer decoders give RGB themselves: a sixth of a JPEG's time less than exchanging channels after.
 _WHOLE = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
@@ -185,8 +184,8 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _reading(data: bytes, size: tuple[int, int] | None) -> int:
     """OpenCV's flag for the smallest size that a JPEG can be decoded at and that has at least `size` both ways."""
-    if size is not None and data.startswith(_JPEG):
-        height, width = _jpeg_header(data).size
+    if size is not None and data.startswith(jpeg.SIGNATURE):
+        height, width = jpeg.read_header(data)[:2]
         for factor, flag in _REDUCED.items():
             if -(-height // factor) >= size[0] and -(-width // factor) >= size[1]:
                 return flag
@@ -199,36 +198,14 @@ def _find_problem(data: bytes) -> str | None:
         return "the file is empty"
     if data.startswith(png.SIGNATURE):
         return png.find_problem(data)
-    if data.startswith(_JPEG):
-        # In what follows the start of the scan, FF D9 is never data: it is the end of the image.
-        scan = _jpeg_header(data).scan
-        return None if scan and data.rfind(b"\xff\xd9", scan) >= 0 else "the JPEG file is cut off"
+    if data.startswith(jpeg.SIGNATURE):
+        return jpeg.find_problem(data)
     if data.startswith(b"BM"):
         return "the BMP file is cut off" if int.from_bytes(data[2:6], "little") > len(data) else None
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "the WebP file is cut off" if int.from_bytes(data[4:8], "little") + 8 > len(data) else None
     kind = "a GIF file" if data.startswith((b"GIF87a", b"GIF89a")) else f"it begins with {data[:8]!r}"
     return f"not a PNG, JPEG, BMP or WebP file ({kind})"
-
-
-class _JpegHeader(NamedTuple):
-    scan: int               # where the first scan begins; 0: nowhere
-    size: tuple[int, int]   # height, width; (0, 0): not told
-
-
-def _jpeg_header(data: bytes) -> _JpegHeader:
-    """Walk a JPEG's segments up to the first scan; an embedded thumbnail lies inside one of them."""
-    position, size = 2, (0, 0)
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xDA:  # start of scan
-            return _JpegHeader(position, size)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame, of whichever coding
-            height, width = data[position + 5:position + 7], data[position + 7:position + 9]
-            size = int.from_bytes(height, "big"), int.from_bytes(width, "big")
-        # FF may be repeated as padding; every other segment before the scan has a length.
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2:position + 4], "big")
-    return _JpegHeader(0, size)
 
 
 class MountedSource:

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,7 +49,6 @@ _LOCK = ".lock"
 _LEFT = re.compile(r"\.lock|\.begun\.json\..*\.tmp")  # what a packing leaves that was killed when it began
 _OURS = re.compile(r"(index|begun)\.json|(keys|records|\d{5,})\.npy|\d{5,}\.shard|\.lock|\..*\.\d+\.[0-9a-f]{8}\.tmp")
 _PART = np.dtype([("length", "<u4"), ("checksum", "<u4"), ("broken", "?")])  # of an image, in NUMBER.npy
-_BMP = struct.Struct("<2sIIIIiiHHIIiiII")  # file header and BITMAPINFOHEADER
 
 
 class _Stored(NamedTuple):
@@ -199,12 +197,7 @@ def _store(data: bytes, size: tuple[int, int] | None) -> _Stored:
 
 def to_bmp(image: np.ndarray) -> bytes:
     """An uncompressed 24-bit BMP file of uint8 [h, w, 3], RGB."""
-    height, width = image.shape[:2]
-    rows = np.zeros((height, -(-3 * width // 4) * 4), np.uint8)  # a row's length is a multiple of four
-    rows[:, : 3 * width] = cv2.cvtColor(image, cv2.COLOR_RGB2BGR).reshape(height, -1)[::-1]  # from the bottom up
-    start = _BMP.size
-    return _BMP.pack(b"BM", start + rows.size, 0, start, 40, width, height, 1, 24, 0, rows.size, 0, 0, 0,
-                     0) + rows.tobytes()
+    return cv2.imencode(".bmp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def _check_space(folder: Path, images: int, size: tuple[int, int] | None) -> None:

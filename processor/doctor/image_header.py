@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from datasets.files import jpeg, png
+
 FORMATS = ("unknown", "PNG", "JPEG", "BMP", "WebP")
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WebP"}
 RGB = "RGB"
@@ -12,8 +14,6 @@ MODES = ("unknown", RGB, "RGBA", "grey", "grey with alpha", "palette", "black an
 _PNG_MODES = {0: "grey", 2: RGB, 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 _JPEG_MODES = {1: "grey", 3: RGB, 4: "CMYK"}
 _BMP_MODES = {1: "palette", 4: "palette", 8: "palette", 16: RGB, 24: RGB, 32: RGB}  # 32: the fourth byte is padding
-# Markers that begin a frame: all of C0 … CF but the Huffman tables, JPG and the arithmetic conditioning.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 class Header(NamedTuple):
@@ -27,7 +27,7 @@ class Header(NamedTuple):
 
 def read_header(data: bytes) -> Header:
     """The header of a whole image file; what is no PNG, JPEG, BMP or WebP, or ends within its header, is unknown."""
-    for magic, read in ((b"\x89PNG\r\n\x1a\n", _png), (b"\xff\xd8\xff", _jpeg), (b"BM", _bmp), (b"RIFF", _webp)):
+    for magic, read in ((png.SIGNATURE, _png), (jpeg.SIGNATURE, _jpeg), (b"BM", _bmp), (b"RIFF", _webp)):
         if data.startswith(magic):
             try:
                 return read(data)
@@ -48,16 +48,11 @@ def _png(data: bytes) -> Header:
 
 
 def _jpeg(data: bytes) -> Header:
-    position = 2
-    while data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker in _JPEG_FRAMES:
-            mode = _JPEG_MODES.get(data[position + 9], "unknown") if data[position + 4] == 8 else "12-bit"
-            return Header("JPEG", int.from_bytes(data[position + 7:position + 9], "big"),
-                          int.from_bytes(data[position + 5:position + 7], "big"), mode)
-        # FF may be repeated as padding; every other segment before the frame has a length.
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2:position + 4], "big")
-    return Header("JPEG")
+    header = jpeg.read_header(data)
+    if not header.depth:
+        return Header()
+    mode = _JPEG_MODES.get(header.channels, "unknown") if header.depth == 8 else "12-bit"
+    return Header("JPEG", header.width, header.height, mode)
 
 
 def _bmp(data: bytes) -> Header:
