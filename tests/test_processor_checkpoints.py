@@ -1,6 +1,5 @@
 """Which checkpoints a training leaves, and which of them it goes on from when some are damaged or not its own."""
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import quick_options, split_of
-from trainings import ROOT, TINY_BACKBONE, assert_same_state, flat
+from trainings import TINY_BACKBONE, assert_same_state, flat
 
 from configs import load_cfg
 from processor import trainer
@@ -297,17 +296,6 @@ def test_a_checkpoint_of_the_format_before_this_one_is_gone_on_from(tiny_data, t
 def test_a_named_checkpoint_is_gone_on_from_in_another_folder(tiny_data, whole, tmp_path):
     do_train(cfg_of(tiny_data, tmp_path), resume=str(whole / OF_EPOCH.format(3)))
     assert_same_state(read_checkpoint(tmp_path / LATEST), read_checkpoint(whole / LATEST))
-
-
-@pytest.mark.parametrize(("words", "meant"), [
-    (["--resume"], ["--resume"]),
-    (["--resume", "SOLVER.SEED", "3"], ["--resume=auto", "SOLVER.SEED", "3"]),
-    (["SOLVER.SEED", "3", "--resume", "OUTPUT_DIR", "x"], ["SOLVER.SEED", "3", "--resume=auto", "OUTPUT_DIR", "x"]),
-    (["--resume", "a/NAME_3.pth", "SOLVER.SEED", "3"], ["--resume", "a/NAME_3.pth", "SOLVER.SEED", "3"]),
-    (["--resume", "--config_file", "x.yml"], ["--resume", "--config_file", "x.yml"]),
-])
-def test_a_key_after_resume_is_not_taken_for_a_checkpoint(words, meant):
-    assert runpy.run_path(str(ROOT / "tools" / "train.py"))["_auto_resume"](words) == meant
 
 
 def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):

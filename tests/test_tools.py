@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from configs import load_cfg
+from processor import trainer
+from tools import train
+from tools.train import name_resumed_file
 from utils.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,14 +57,62 @@ def test_a_mistake_is_one_message_and_code_2(name, words, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tools").glob("*.py")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tools").glob("*.py")
+                                        if "__main__" in path.read_text(encoding="utf-8")))
 def test_every_tool_has_help(name):
     done = tool(name, "--help")
     assert done.returncode == 0
     assert "usage:" in done.stdout
 
 
-def test_requirements_are_told_apart(tmp_path):
+RESUME_FROM = ["--resume-from", "a/NAME_3.pth"]
+
+
+@pytest.mark.parametrize(("words", "meant"), [
+    ([], []),
+    (["--resume"], ["--resume"]),
+    (["--resume", "SOLVER.SEED", "3"], ["--resume", "SOLVER.SEED", "3"]),
+    (["SOLVER.SEED", "3", "--resume", "OUTPUT_DIR", "x"], ["SOLVER.SEED", "3", "--resume", "OUTPUT_DIR", "x"]),
+    (["--resume", "--config_file", "x.yml"], ["--resume", "--config_file", "x.yml"]),
+    (["--resume", "SOLVER.SEED"], ["--resume", "SOLVER.SEED"]),
+    (["--resume", "a/NAME_3.pth"], RESUME_FROM),
+    (["--resume=a/NAME_3.pth", "SOLVER.SEED", "3"], ["--resume-from=a/NAME_3.pth", "SOLVER.SEED", "3"]),
+    (["--resume", "a/NAME_3.pth", "MODEL.FROZEN", "-1"], [*RESUME_FROM, "MODEL.FROZEN", "-1"]),
+    (["SOLVER.SEED", "3", "--resume", "a/NAME_3.pth", "--config_file", "x.yml", "TEST.TOP_K", "5"],
+     ["SOLVER.SEED", "3", *RESUME_FROM, "--config_file", "x.yml", "TEST.TOP_K", "5"]),
+    ([*RESUME_FROM, "SOLVER.SEED", "3"], [*RESUME_FROM, "SOLVER.SEED", "3"]),
+])
+def test_an_odd_count_of_words_after_resume_begins_with_a_file(words, meant):
+    assert name_resumed_file(words) == meant
+
+
+@pytest.mark.parametrize(("words", "resume"), [
+    ([], "none"), (["--resume"], "auto"), (["--resume", "a/NAME_3.pth"], "a/NAME_3.pth"), (RESUME_FROM, "a/NAME_3.pth"),
+])
+def test_a_training_is_asked_to_go_on_from_what_the_command_line_names(words, resume, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(trainer, "do_train", lambda cfg, resume, workers: asked.append((cfg.SOLVER.SEED, resume)))
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, "SOLVER.SEED", "3", "OUTPUT_DIR", str(tmp_path)])
+    train.main()
+    assert asked == [(3, resume)]
+
+
+def test_a_printed_config_loads_to_the_same_tree(tmp_path):
+    recipe = "configs/naic/r101_ibn_b_192_pseudo.yml"
+    opts = ["TEST.TOP_K", "5", "OUTPUT_DIR", "模型"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "tools/train.py", "--config_file", recipe, "--print-config", *opts],
+                          capture_output=True, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    (tmp_path / "printed.yml").write_bytes(done.stdout)
+    assert load_cfg(tmp_path / "printed.yml") == load_cfg(ROOT / recipe, opts)
+    lines = {"  TOP_K: 5  # command line", f"  THRESH: 0.3  # {recipe}", "  PROB: 0.5",
+             "  SIZE_TRAIN: [384, 192]  # configs/naic/r101_ibn_b_192.yml",
+             "  OPTIMIZER_NAME: Ranger  # configs/naic/_lineage.yml"}
+    assert lines <= set(done.stdout.decode().splitlines())
+
+
+def test_requirements_that_are_not_met_are_named(tmp_path):
     listed = tmp_path / "r.txt"
     listed.write_text("# comment\nnumpy>=1.0\nno-such-package; platform_machine == 'x86_64'\n")
     assert tool("check_requirements", listed).returncode == 0
@@ -72,10 +124,10 @@ def test_requirements_are_told_apart(tmp_path):
 
 
 def test_run_sh_explains_itself_and_refuses_the_unknown():
-    shown = subprocess.run(["bash", str(ROOT / "run.sh"), "--help"], capture_output=True, text=True)
-    assert shown.returncode == 0
+    done = subprocess.run(["bash", str(ROOT / "run.sh"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
     for name in ("DATA_ROOT", "RECIPE", "WEIGHTS", "OUTPUT_ROOT", "PYTHON", "--dry-run", "test"):
-        assert name in shown.stdout
+        assert name in done.stdout
     assert subprocess.run(["bash", str(ROOT / "run.sh"), "--nonsense"], capture_output=True).returncode == 2
 
 

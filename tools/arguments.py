@@ -1,7 +1,54 @@
-"""Arguments that several tools have."""
+"""What tools do alike: their arguments, the config, the log, and the processes of torchrun."""
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yacs.config import CfgNode
+
+from configs import load_cfg
+from utils.logger import setup_logger
+
+if TYPE_CHECKING:  # torch takes seconds to import: not before the arguments are right
+    from processor.evaluation.sources import Compute
+    from utils.dist import Workers
+
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the module's docstring as it stands."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def make_config_parser(doc: str, config_file: str = "YAML file; without it the defaults") -> argparse.ArgumentParser:
+    """A parser with --config_file, whose help is `config_file`, and KEY VALUE pairs; for `parse_config`."""
+    parser = make_parser(doc)
+    parser.add_argument("--config_file", default=None, metavar="FILE", help=config_file)
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override what files set")
+    return parser
+
+
+def parse_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, CfgNode]:
+    """The command line, and the config that it asks for."""
+    args = parser.parse_intermixed_args()
+    return args, load_cfg(args.config_file, args.opts)
+
+
+@contextlib.contextmanager
+def open_tool(output_dir: str | Path | None, log_name: str, **configs: CfgNode) -> Iterator[Workers]:
+    """Log to the terminal and, unless `output_dir` is None, to a file there, the configs first; join the processes.
+
+    Yields the processes under torchrun, or this one alone.
+    """
+    from utils.dist import worker_group
+
+    logger = setup_logger(output_dir, log_name)
+    for name, cfg in configs.items():
+        logger.debug("%s:\n%s", name, cfg)
+    with worker_group() as workers:
+        yield workers
 
 
 def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,10 +60,19 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
 
 
+def make_compute(args: argparse.Namespace, workers: Workers) -> Compute:
+    """How to rank, from the arguments of `add_ranking_arguments`."""
+    from processor.evaluation.sources import Compute
+    from utils.precision import select_device
+
+    device = workers.device(select_device(args.device, "0"))
+    return Compute(args.precision, args.memory * 2**20 or None, device, workers)
+
+
 def add_unlabelled_arguments(parser: argparse.ArgumentParser) -> None:
     """--data_dir_query and --data_dir_gallery: the pictures that get pseudo-labels."""
     parser.add_argument("--data_dir_query", action="append", default=[], metavar="DIR",
-                        help="folder of query images; may be left out where UDA.METHOD clusters, or given again")
+                        help="folder of query images; may be left out if UDA.METHOD clusters, or given again")
     parser.add_argument("--data_dir_gallery", action="append", default=[], metavar="DIR",
                         help="folder of the other images; may be given again. Default of both: query/ and gallery/ of "
                              "DATASETS.TEST_DIR")

@@ -1,7 +1,7 @@
 """Does this interpreter have what requirement files ask for? Exit code 0 = yes. Needs nothing but Python.
 
-Understands the lines that our files have: NAME, NAME>=VERSION and comments. opencv-python and its variants are one. A
-package that only some machines get (NAME>=VERSION; MARKER) is done without where it is missing.
+Understands the lines that our files have: NAME, NAME>=VERSION and comments. opencv-python and its variants count as the
+same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing.
 """
 import argparse
 import re
@@ -34,7 +34,7 @@ def problems(path: Path) -> list[str]:
     Raises:
         ValueError: a line of another form.
     """
-    found = []
+    lines = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         line = line.split("#")[0].strip()
         if not line or ";" in line:
@@ -45,10 +45,10 @@ def problems(path: Path) -> list[str]:
         name, least = match.groups()
         version = installed(name)
         if version is None:
-            found.append(f"{name} is not installed")
+            lines.append(f"{name} is not installed")
         elif least and release(version) < release(least):
-            found.append(f"{name} {version} is older than {least}")
-    return found
+            lines.append(f"{name} {version} is older than {least}")
+    return lines
 
 
 def main() -> None:
@@ -56,10 +56,10 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args()
-    found = [problem for path in args.files for problem in problems(path)]
-    if found and not args.quiet:
-        print("\n".join(found), file=sys.stderr)
-    sys.exit(bool(found))
+    lines = [problem for path in args.files for problem in problems(path)]
+    if lines and not args.quiet:
+        print("\n".join(lines), file=sys.stderr)
+    sys.exit(bool(lines))
 
 
 if __name__ == "__main__":

@@ -3,17 +3,17 @@
 A run is a folder with per_query.json: the OUTPUT_DIR of tools/test.py, or where tools/ensemble.py wrote its answer.
 Both must have ranked the same queries. Prints each metric of both, the 95 % interval of the difference, and p.
 """
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools.arguments import make_parser
 from utils.logger import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="folder with per_query.json")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="another one")
     parser.add_argument("--kind", metavar="KIND",

@@ -23,12 +23,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools.arguments import make_parser
 from utils.logger import run_tool, setup_logger
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, metavar="DATA_ROOT",
                         help="the folder that holds MyDataSet/, or MyDataSet itself; nothing is written there")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where all that is written goes")

@@ -4,21 +4,20 @@ Sums the (re-ranked) distances of several models, block by block, from their fea
 writes the submission and, beside it, metrics.json where the truth is known. Under torchrun the processes share the
 work: torchrun --nproc_per_node 2 tools/ensemble.py ...
 """
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.arguments import add_ranking_arguments
-from utils.logger import run_tool, setup_logger
+from tools.arguments import add_ranking_arguments, make_compute, make_parser, open_tool
+from utils.logger import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, metavar="DIR",
                         help="OUTPUT_DIRs of tools/test.py")
-    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one a folder; default: equal")
+    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="a number a folder; default: equal")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the submission JSON to write")
     parser.add_argument("--mode", choices=("sum", "concat"), default="sum",
                         help="sum distances (default), or concatenate the normalised features and rank once")
@@ -27,15 +26,10 @@ def main() -> None:
     add_ranking_arguments(parser)
     args = parser.parse_args()
     from processor.evaluation.ensemble import ensemble  # torch takes seconds to import
-    from processor.evaluation.sources import Compute
-    from utils.dist import worker_group
-    from utils.precision import select_device
 
-    setup_logger(args.output.parent, "ensemble_log.txt")
-    with worker_group() as workers:
-        compute = Compute(args.precision, args.memory * 2**20 or None,
-                          workers.device(select_device(args.device, "0")), workers)
-        ensemble(args.inputs, args.weights, args.output, args.mode, args.top_k, args.distmats, compute)
+    with open_tool(args.output.parent, "ensemble_log.txt") as workers:
+        ensemble(args.inputs, args.weights, args.output, args.mode, args.top_k, args.distmats,
+                 make_compute(args, workers))
         if workers.is_main:
             print(f"wrote {args.output}")
 

@@ -14,12 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.demo.plan import Sizes
 from datasets.demo.synthetic import make_demo_data, sample_sheet
+from tools.arguments import make_parser
 from utils.logger import run_tool, setup_logger
 
 
 def parse_args() -> argparse.Namespace:
     """The command line; every field of `Sizes` is an option."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--output", required=True, help="folder to make MyDataSet/ in")
     parser.add_argument("--seed", type=int, default=0, help="which demo set; the files are a function of it")
     parser.add_argument("--workers", type=int, help="processes that render (default: one a core, four at most)")

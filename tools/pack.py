@@ -8,19 +8,17 @@ goes on where it was when called again.
     python tools/pack.py --output ../packed/naic --verify
     python tools/pack.py --config_file configs/naic/r101_ibn_b_128.yml --output ../packed/naic --compare
 """
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs import load_cfg
+from tools.arguments import make_config_parser, parse_config
 from utils.logger import run_tool, setup_logger
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config_file", default=None, help="YAML file that names the set; without it the defaults")
+    parser = make_config_parser(__doc__, "YAML file that names the set; without it the defaults")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the pack")
     parser.add_argument("--decoded", action="store_true",
                         help="decode at INPUT.SIZE_TRAIN, 3 bytes a pixel; default: the files as they are")
@@ -30,9 +28,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace another pack that stands there")
     parser.add_argument("--verify", action="store_true", help="only check the checksum of every image of the pack")
     parser.add_argument("--compare", action="store_true", help="only check that every image is as its file gives it")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
-    args = parser.parse_intermixed_args()
-    cfg = load_cfg(args.config_file, args.opts)
+    args, cfg = parse_config(parser)
     from processor.prepare import PARTS, pack_set, verify_pack  # torch takes seconds: not before the config is right
 
     setup_logger()

@@ -6,36 +6,29 @@
 The rules are the keys of the section UDA: by the nearest query, or by clustering (--data_dir_gallery alone will do).
 Under torchrun the processes share the extraction of features.
 """
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs import load_cfg
-from tools.arguments import add_unlabelled_arguments
-from utils.logger import run_tool, setup_logger
+from tools.arguments import add_unlabelled_arguments, make_config_parser, open_tool, parse_config
+from utils.logger import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config_file", default=None, help="YAML file of the model; without it the defaults")
+    parser = make_config_parser(__doc__, "YAML file of the model; without it the defaults")
     add_unlabelled_arguments(parser)
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="where images/, label.txt, report.json and samples.png go; default: unlabel/ in "
                              "DATASETS.DERIVED_DIR")
     parser.add_argument("--copy", action="store_true", help="copy the images; else they are linked where that can be")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
-    args = parser.parse_intermixed_args()
-    cfg = load_cfg(args.config_file, args.opts)
+    args, cfg = parse_config(parser)
     from processor.pseudo.report import said
     from processor.pseudo_label import default_place, pseudo_label, unlabelled_images  # torch takes seconds to import
-    from utils.dist import worker_group
 
-    setup_logger(cfg.OUTPUT_DIR, "pseudo_label_log.txt").debug("config:\n%s", cfg)
     place = args.output or default_place(cfg)
-    unlabelled = unlabelled_images(cfg, args.data_dir_query, args.data_dir_gallery)
-    with worker_group() as workers:
+    with open_tool(cfg.OUTPUT_DIR, "pseudo_label_log.txt", config=cfg) as workers:
+        unlabelled = unlabelled_images(cfg, args.data_dir_query, args.data_dir_gallery)
         report = pseudo_label(cfg, unlabelled, place, Path(cfg.OUTPUT_DIR) / "unlabelled_features", args.copy,
                               workers=workers)
         if workers.is_main:

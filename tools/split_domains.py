@@ -14,12 +14,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.sets.domains import split_domains
+from tools.arguments import make_parser
 from utils.logger import run_tool, setup_logger
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--data_dir_query", required=True, metavar="DIR", help="folder with the query images")
     parser.add_argument("--data_dir_gallery", required=True, metavar="DIR", help="folder with the gallery images")
     parser.add_argument("--save_dir", required=True, metavar="DIR",

@@ -12,36 +12,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs import load_cfg
+from tools.arguments import make_config_parser, parse_config
 from utils.logger import run_tool, setup_logger
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config_file", default=None, help="YAML file whose DATASETS are cut; without it the defaults")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to cut, and where to write it."""
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the JSON file to write")
     parser.add_argument("--identities", type=int, default=1000, metavar="N", help="with queries (%(default)s)")
     parser.add_argument("--distractors", type=int, default=1000, metavar="N",
                         help="identities that stand in the gallery only (%(default)s)")
     parser.add_argument("--green", metavar="SHARE",
                         help="share of both that are green, the rest normal; none: no domains, and no image is read "
-                        "(default: 0.5 where naic is among the sets, else none)")
+                        "(default: 0.5 if naic is among the sets, else none)")
     parser.add_argument("--queries", type=int, default=1, metavar="N", help="of an identity, at most (%(default)s)")
     parser.add_argument("--no-compare", action="store_true",
-                        help="do not read every image first to find identities that share a picture (one person under "
+                        help="do not read every image first to find identities that share a picture (a person under "
                         "two names, as in NAIC's sets)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (%(default)s)")
     parser.add_argument("--workers", type=int, metavar="N",
                         help="processes that decode (default: one a core, eight at most)")
     parser.add_argument("--force", action="store_true", help="replace FILE")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the config file")
-    return parser.parse_intermixed_args()
 
 
 def main() -> None:
-    args = parse_args()
-    cfg = load_cfg(args.config_file, args.opts)
+    parser = make_config_parser(__doc__, "YAML file whose DATASETS are cut; without it the defaults")
+    add_arguments(parser)
+    args, cfg = parse_config(parser)
     from datasets.validation.cut import Plan  # not before the arguments are right
     from processor.prepare import make_validation, share
 

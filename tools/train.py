@@ -3,47 +3,57 @@
 Several GPUs: MODEL.DEVICE_ID 0,1 (one process), or torchrun --nproc_per_node 2 tools/train.py ... (one each, faster).
 SIGTERM and Ctrl-C write a checkpoint and end with exit code 75; the same command with --resume goes on to the bit.
 """
-import argparse
-import re
+import itertools
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs import load_cfg
-from utils.logger import run_tool, setup_logger
+from configs import dump_cfg, load_cfg, load_cfg_with_origins
+from configs.defaults import RULES
+from tools.arguments import make_config_parser, open_tool
+from utils.logger import run_tool
 
 
-def _auto_resume(words: list[str]) -> list[str]:
-    """--resume KEY VALUE: the word after it is a key of the config, not a checkpoint's name."""
-    keys = [bool(re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)?", word)) for word in [*words[1:], ""]]
-    return ["--resume=auto" if word == "--resume" and key else word for word, key in zip(words, keys, strict=True)]
+def name_resumed_file(words: list[str]) -> list[str]:
+    """The command line with `--resume FILE`, the old spelling, as `--resume-from FILE`.
+
+    The words that follow --resume up to the next option are KEY VALUE pairs; an odd count of them begins with a file.
+    """
+    words = [word.replace("--resume=", "--resume-from=", 1) if word.startswith("--resume=") else word for word in words]
+    place = words.index("--resume") if "--resume" in words else len(words)
+    following = list(itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1:]))
+    if len(following) % 2 and following[0] not in RULES:  # load_cfg refuses a key without a value
+        words[place] = "--resume-from"
+    return words
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config_file", default=None, help="YAML file; without it the defaults")
-    parser.add_argument("--resume", nargs="?", const="auto", default="none", metavar="CHECKPOINT",
-                        help="go on from this checkpoint, or without a name from OUTPUT_DIR's newest")
+    parser = make_config_parser(__doc__)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT_DIR")
+    parser.add_argument("--resume-from", metavar="FILE", help="go on from this checkpoint")
     parser.add_argument("--dry-run", action="store_true",
                         help="build everything, run a step and an evaluation batch, print the plan, write nothing")
+    parser.add_argument("--print-config", action="store_true",
+                        help="print the merged config as YAML, with the file that each value is from, and stop")
     parser.add_argument("--list-models", action="store_true", help="print the backbones of MODEL.NAME, and stop")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the file")
-    args = parser.parse_intermixed_args(_auto_resume(sys.argv[1:]))
+    args = parser.parse_intermixed_args(name_resumed_file(sys.argv[1:]))
     if args.list_models:
         from model.zoo import format_zoo
 
         print(format_zoo())
         return
+    if args.print_config:
+        sys.stdout.reconfigure(encoding="utf-8")  # as load_cfg reads it
+        print(dump_cfg(*load_cfg_with_origins(args.config_file, args.opts)), end="")
+        return
     cfg = load_cfg(args.config_file, args.opts)
     from processor.trainer import do_train
     from processor.training.dry_run import dry_run  # torch takes seconds to import: not before the config is right
-    from utils.dist import worker_group
 
-    setup_logger(None if args.dry_run else cfg.OUTPUT_DIR, "train_log.txt").debug("config:\n%s", cfg)
-    with worker_group() as workers:
+    with open_tool(None if args.dry_run else cfg.OUTPUT_DIR, "train_log.txt", config=cfg) as workers:
         if not args.dry_run:
-            do_train(cfg, args.resume, workers)
+            do_train(cfg, args.resume_from or ("auto" if args.resume else "none"), workers)
             return
         plan = dry_run(cfg, workers)
         if workers.is_main:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.arguments import add_ranking_arguments
-from utils.logger import run_tool, setup_logger
+from tools.arguments import add_ranking_arguments, make_compute, make_parser, open_tool
+from utils.logger import run_tool
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, metavar="DIR",
                         help="OUTPUT_DIRs of tools/test.py; several are an ensemble")
     parser.add_argument("--k1", nargs="+", type=int, default=[10, 20, 30], metavar="N", help="default: 10 20 30")
@@ -24,11 +24,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lambda", nargs="+", type=float, default=[0.1, 0.3, 0.5], dest="lambdas", metavar="L",
                         help="shares of the original distance, 0 to 1; default: 0.1 0.3 0.5")
     parser.add_argument("--weights", nargs="+", default=["auto"], metavar="W",
-                        help="auto: search them (default); or one number a DIR")
+                        help="auto: search them (default); or a number a DIR")
     parser.add_argument("--metric", default="naic_score", choices=("naic_score", "mAP", "rank1", "mINP"),
                         help="what to tune for (default: naic_score)")
     parser.add_argument("--domain", default="all", metavar="NAME",
-                        help="all (default: their figures together), or one of them, such as green or normal")
+                        help="all (default: their figures together), or a domain, such as green or normal")
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="where tuning.json and tuning.csv are kept; default: tuning/ in the first input")
     add_ranking_arguments(parser)
@@ -36,27 +36,21 @@ def parse_args() -> argparse.Namespace:
     try:
         args.weights = None if args.weights == ["auto"] else [float(word) for word in args.weights]
     except ValueError:
-        parser.error(f"--weights {' '.join(args.weights)}: auto, or one number a DIR")
+        parser.error(f"--weights {' '.join(args.weights)}: auto, or a number a DIR")
     args.output = args.output or args.inputs[0] / "tuning"
     return args
 
 
 def main() -> None:
     args = parse_args()
-    from processor.evaluation.sources import Compute  # torch takes seconds to import
-    from processor.evaluation.tuning import Grid, format_tuning, tune
-    from utils.dist import worker_group
-    from utils.precision import select_device
+    from processor.evaluation.tuning import Grid, format_tuning, tune  # torch takes seconds to import
 
     for folder in args.inputs:  # before a log makes one of them
         if not folder.is_dir():
             raise ValueError(f"{folder} does not exist; --inputs takes OUTPUT_DIRs of tools/test.py")
-    setup_logger(args.output, "tune_log.txt")
-    with worker_group() as workers:
-        compute = Compute(args.precision, args.memory * 2**20 or None,
-                          workers.device(select_device(args.device, "0")), workers)
+    with open_tool(args.output, "tune_log.txt") as workers:
         tuning = tune(args.inputs, args.output, Grid(args.k1, args.k2, args.lambdas, args.weights), args.metric,
-                      args.domain, compute)
+                      args.domain, make_compute(args, workers))
         if workers.is_main:
             print(format_tuning(tuning))
 

@@ -3,17 +3,17 @@
 Every query once, with enough different names of gallery images. Prints a line, and the score where the test folder has
 ground truth, and exits with 0; or prints what is wrong and exits with 1; 2: the arguments cannot be used.
 """
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools.arguments import make_parser
 from utils.logger import run_tool, setup_logger
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="the submission JSON")
     parser.add_argument("--data", type=Path, required=True, metavar="DATA_ROOT",
                         help="the folder that holds MyDataSet/, or MyDataSet itself")
