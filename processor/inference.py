@@ -15,7 +15,7 @@ from datasets.transforms import Normalize
 from model.make_model import ReIDModel, make_model, place_model
 from model.pretrained import MODEL_HEADS, load_weights
 from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
-from processor.evaluation.ranking import Evaluation, rank_domains, write_results
+from processor.evaluation.ranking import rank_domains, write_results
 from processor.evaluation.sources import Compute, bank_source
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
@@ -27,6 +27,19 @@ logger = logging.getLogger(__name__)
 _SHAPES_FEATURES = ("MODEL.LAST_STRIDE", "MODEL.POOLING_METHOD", "MODEL.GEM_P", "MODEL.PCB_GATE", "INPUT.PIXEL_MEAN",
                     "INPUT.PIXEL_STD")
 MakeArray = Callable[[str, tuple[int, int]], np.ndarray]
+
+
+def ranking_of(cfg) -> Ranking:
+    """The TEST section: how features become distances."""
+    k1, k2, lambda_value = cfg.TEST.RE_RANKING_PARAMETER
+    re_ranking = (int(k1), int(k2), float(lambda_value)) if cfg.TEST.RE_RANKING else None
+    return Ranking(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, re_ranking, cfg.TEST.LOCAL_WEIGHT,
+                   cfg.TEST.QUERY_EXPANSION, cfg.TEST.DATABASE_AUGMENTATION, cfg.TEST.EXPANSION_ALPHA)
+
+
+def compute_of(cfg, device: str, workers: Workers = ALONE) -> Compute:
+    """The TEST section: how distances are computed."""
+    return Compute(cfg.TEST.SEARCH_PRECISION, cfg.TEST.MEMORY_BUDGET * 2**20 or None, device, workers)
 
 
 @torch.inference_mode()
@@ -76,15 +89,15 @@ def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision, 
     The workers share the images and the ranking.
     Returns {domain or 'all': {'plain': figures}}, {} where no domain has ground truth.
     """
-    ranking = replace(Ranking.from_cfg(cfg), re_ranking=None, query_expansion=0, database_augmentation=0)
-    compute = Compute.from_cfg(cfg, str(precision.device), workers)
+    ranking = replace(ranking_of(cfg), re_ranking=None, query_expansion=0, database_augmentation=0)
+    compute = compute_of(cfg, str(precision.device), workers)
     domains = {}
     for domain, test in loaders.test.items():
         if test.has_truth:
             bank = extract_features(model, test, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
                                     workers=workers)
             domains[domain] = [bank_source("model", bank, ranking, compute)]
-    return rank_domains(domains, [1.0], Evaluation(cfg.TEST.TOP_K), workers=workers).metrics()
+    return rank_domains(domains, [1.0], cfg.TEST.TOP_K, workers=workers).metrics()
 
 
 def load_trained(cfg, weight: Path) -> ReIDModel:
@@ -120,11 +133,10 @@ def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> d
     device = torch.device(workers.device(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)))
     leave_bank(cfg, device, out / "features", workers)
     banks, index = read_bank(out / "features")
-    compute = Compute.from_cfg(cfg, str(device), workers)
-    domains = {domain: [bank_source(cfg.MODEL.NAME, bank, Ranking.from_cfg(cfg), compute)]
+    compute = compute_of(cfg, str(device), workers)
+    domains = {domain: [bank_source(cfg.MODEL.NAME, bank, ranking_of(cfg), compute)]
                for domain, bank in banks.items()}
-    evaluation = Evaluation(index["evaluation"]["top_k"])
-    ranked = rank_domains(domains, [1.0], evaluation, out if save_distmat else None, workers)
+    ranked = rank_domains(domains, [1.0], cfg.TEST.TOP_K, out if save_distmat else None, workers)
     return write_results(out / "submission.json", ranked, workers, weight=index["weight"])
 
 
@@ -150,6 +162,5 @@ def leave_bank(cfg, device: torch.device, folder: Path, workers: Workers = ALONE
             model, part, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
             make_array=lambda branch, shape, domain=domain: writer.array(domain, branch, shape), workers=workers,
         ))
-    evaluation = Evaluation(cfg.TEST.TOP_K)
-    writer.finish(Ranking.from_cfg(cfg), evaluation=vars(evaluation), weight=weight.name,
+    writer.finish(ranking_of(cfg), evaluation={"top_k": cfg.TEST.TOP_K}, weight=weight.name,
                   weight_sha256=sha256_of(weight), model=cfg.MODEL.NAME, size=list(cfg.INPUT.SIZE_TEST))

@@ -24,9 +24,8 @@ from datasets.sets.domains import PARTS
 from datasets.sets.unlabelled import Unlabelled, find_unlabelled
 from datasets.transforms import Normalize
 from model.make_model import place_model
-from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
-from processor.evaluation.sources import Compute
-from processor.inference import extract_features, load_trained
+from processor.evaluation.feature_bank import BankWriter, FeatureBank, read_bank
+from processor.inference import compute_of, extract_features, load_trained, ranking_of
 from processor.pseudo.clusters import NOBODY, Labels, Rules, keep_numbers, label
 from processor.pseudo.report import describe_labels, said, write_sheet
 from processor.retrieval.ensemble import concat_features
@@ -126,7 +125,7 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
     report = None
     if workers.is_main:
         feats, normalize = _one_table(cfg, bank)
-        labels = label(feats, unlabelled.num_query, rules, normalize, Compute.from_cfg(cfg, device))
+        labels = label(feats, unlabelled.num_query, rules, normalize, compute_of(cfg, device))
         report = _write(cfg, unlabelled, labels, rules, place, copy, before)
     return workers.gather_objects(report)[0]
 
@@ -195,7 +194,7 @@ def _features(cfg, unlabelled: Unlabelled, folder: Path, device: str, workers: W
     writer.add("all", extract_features(
         model, loader, normalize, cfg.TEST.FLIP_FEATS, precision, title="unlabelled", workers=workers,
         make_array=lambda branch, shape: writer.array("all", branch, shape)))
-    writer.finish(Ranking.from_cfg(cfg), features_of=wanted)
+    writer.finish(ranking_of(cfg), features_of=wanted)
     return read_bank(folder)[0]["all"]
 
 
@@ -208,7 +207,7 @@ def _is_bank_of(folder: Path, wanted: dict) -> bool:
 
 def _one_table(cfg, bank: FeatureBank) -> tuple[np.ndarray, bool]:
     """Features [N, D], and whether they are to be given length 1; several branches are put side by side, weighted."""
-    weights = Ranking.from_cfg(cfg).branch_weights(bank.feats)
+    weights = ranking_of(cfg).branch_weights(bank.feats)
     if len(weights) == 1:
         return next(iter(bank.feats.values())), cfg.TEST.FEAT_NORM
     return concat_features([bank.feats[branch] for branch in weights], list(weights.values())), True

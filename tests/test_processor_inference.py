@@ -15,7 +15,7 @@ from processor.evaluation.comparison import compare_runs, format_comparison
 from processor.evaluation.ensemble import ensemble
 from processor.evaluation.feature_bank import read_bank
 from processor.inference import do_inference, extract_features
-from processor.retrieval.submission import check_submission
+from processor.retrieval.submission import submission_problems
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.files import read_json
 from utils.precision import Precision
@@ -246,9 +246,9 @@ def test_a_submission_can_be_checked(models, tmp_path):
     path = Path(shutil.copy(models / "a" / "submission.json", tmp_path))
     queries = [str(name) for bank in banks.values() for name in bank.query_names]
     gallery = [str(name) for bank in banks.values() for name in bank.gallery_names]
-    check_submission(path, queries, gallery, 10)
+    assert not list(submission_problems(path, queries, gallery, 10))
     answer = json.loads(path.read_text())
     answer.popitem()
     path.write_text(json.dumps(answer))
-    with pytest.raises(ValueError, match="1 of"):
-        check_submission(path, queries, gallery, 10)
+    (problem,) = submission_problems(path, queries, gallery, 10)
+    assert "is missing (1 of" in problem.text

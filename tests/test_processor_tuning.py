@@ -290,14 +290,14 @@ def test_the_files_hold_every_row_best_first(banks, tmp_path):
 def test_k2_beyond_k1_is_left_out_and_said(banks, tmp_path, caplog):
     with caplog.at_level("INFO"):
         found = tune([banks / "a"], tmp_path, Grid((3, 5), (2, 6), (0.3,)))
-    assert "left out, for k2 may be k1 + 1 at most: (k1, k2) = (3, 6)" in caplog.text
+    assert "left out, because k2 may be k1 + 1 at most: (k1, k2) = (3, 6)" in caplog.text
     assert {(3, 2), (5, 2), (5, 6)} <= {row.setting.encoding[0] for row in found.rows}
 
 
 @pytest.mark.parametrize(("grid", "message"), [
     (Grid((3,), (6, 7)), r"no k2 of \[6, 7\] goes with a k1 of \[3\]"),
     (Grid((0,)), "k1=0"), (Grid(k2=(0,)), "k2=0"), (Grid(lambdas=(1.5,)), "lambda_value=1.5"),
-    (Grid(weights=(1, 2)), "2 weights for 1 inputs"), (Grid(weights=(0,)), "one at least not 0"),
+    (Grid(weights=(1, 2)), "2 weights for 1 inputs"), (Grid(weights=(0,)), "one at least must not be 0"),
     (Grid(weights=(float("nan"),)), "all must be finite"),
 ])
 def test_a_grid_without_meaning_is_refused(banks, tmp_path, grid, message):
@@ -358,7 +358,7 @@ def test_the_tool_prints_the_table_and_what_to_paste(banks, tmp_path):
     assert head.split() == ["k1", "k2", "lambda", "weights", "rank1", "mAP", "mAP@10", "mINP", "naic_score"]
     assert first.endswith("best of the grid")
     assert sum("as tested" in line for line in rest) == sum("without re-ranking" in line for line in rest) == 1
-    assert len(rest) <= tuning.SHOWN + 3
+    assert len(rest) <= tuning.TABLE_ROWS + 3
     found = tune([banks / name for name in ("a", "b", "noise")], tmp_path, Grid((5, 9), (4,), (0.2, 0.6)))
     assert done.stdout == format_tuning(found) + "\n"
     k1, k2, lambda_value = found.best.setting.re_ranking[0]

@@ -38,7 +38,7 @@ def test_sources_that_do_not_agree_are_refused(second, message):
 
 
 @pytest.mark.parametrize(("count", "weights", "message"), [
-    (0, None, "no source"), (2, [1], "1 weights for 2 sources"), (2, [1, float("nan")], "must be finite"),
+    (0, None, "no source"), (2, [1], "1 weights for 2 inputs"), (2, [1, float("nan")], "must be finite"),
 ])
 def test_unfit_weights_are_refused_at_the_call(count, weights, message):
     with pytest.raises(ValueError, match=message):

@@ -188,7 +188,7 @@ def hard_pairs(dim):
 def searched_and_true(feat, name, shift):
     """What a tile of the search holds of all pairs, the float64 distances, and the bounds between the two."""
     rows = rows_of(feat)
-    bounds = Bounds(rows, PRECISIONS[name], shift)
+    bounds = Bounds(rows, PRECISIONS[name]).shifted(shift)
     tiles = Tiles(rows, bounds, -(-len(feat) // 8) * 8)
     left = tiles.left(slice(0, len(feat)), tiles.size, shift)
     searched = tiles.product(left, tiles.right(0), tiles.places(tiles.size))[: len(feat), : len(feat)]
@@ -238,7 +238,7 @@ def test_limits_turn_a_true_distance_into_a_searched_one(kind, name, shift):
 @pytest.mark.parametrize("shift", [0.0, 1.7])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_limits_are_no_looser_than_the_bounds(name, shift):
-    bounds = Bounds(rows_of(make("random", 60)), PRECISIONS[name], shift)
+    bounds = Bounds(rows_of(make("random", 60)), PRECISIONS[name]).shifted(shift)
     true = torch.rand(60, 200, generator=torch.Generator().manual_seed(0)) * 4
     near = torch.testing.assert_close
     near(bounds.lower(bounds.lowest_beyond(true)), true, rtol=2e-5, atol=1e-5)
@@ -249,7 +249,7 @@ def test_the_limits_are_no_looser_than_the_bounds(name, shift):
 def test_nothing_found_bounds_nothing():
     """Infinite values stand for images that are not there: no NaN, and no distance that is not infinite."""
     for name in NAMES:
-        bounds, none = Bounds(rows_of(make("random", 9)), PRECISIONS[name], 0.5), torch.full((9, 1), torch.inf)
+        bounds, none = Bounds(rows_of(make("random", 9)), PRECISIONS[name]).shifted(0.5), torch.full((9, 1), torch.inf)
         assert (bounds.lower(none) == torch.inf).all()
         assert (bounds.upper(none) == torch.inf).all()
         assert (bounds.lower(-none) == 0).all()
@@ -320,11 +320,6 @@ def test_products_leave_the_process_setting_as_it_was():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def test_an_unknown_precision_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="unknown precision 'fp8'; choose from auto, float32, tf32, bf16"):
-        choose("fp8", torch.device("cpu"), 8, 8)
 
 
 @pytest.mark.parametrize(("low", "expected"), [(0.9, "float32"), (0.51, "float32"), (0.49, "bf16"), (0.1, "bf16")])

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from processor.retrieval.metrics import RankAccumulator
 from processor.retrieval.submission import (
-    check_submission,
     read_submission,
     score_submission,
     submission_problems,
@@ -20,18 +19,23 @@ QUERIES, GALLERY = ["q0.png", "q1.png"], ["g0.png", "g1.png", "g2.png"]
 GOOD = {"q0.png": ["g2.png", "g0.png"], "q1.png": ["g1.png", "g2.png"]}
 
 
+def problems_of(path, content, fewest=None, top_k=2):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return list(submission_problems(path, QUERIES, GALLERY, top_k, fewest))
+
+
 def test_what_is_written_is_read_and_passes_the_check(tmp_path):
     path = tmp_path / "out" / "submission.json"
     write_submission(path, QUERIES, GALLERY, np.array([[2, 0], [1, 2]]))
     assert read_submission(path) == GOOD
-    check_submission(path, QUERIES, GALLERY, top_k=2)
+    assert not list(submission_problems(path, QUERIES, GALLERY, top_k=2))
     assert [file.name for file in path.parent.iterdir()] == ["submission.json"]
 
 
 def test_a_gallery_smaller_than_top_k_is_answered_whole(tmp_path):
     path = tmp_path / "submission.json"
     write_submission(path, QUERIES, GALLERY, np.array([[2, 0, 1], [1, 2, 0]]))
-    check_submission(path, QUERIES, GALLERY, top_k=200)
+    assert not list(submission_problems(path, QUERIES, GALLERY, top_k=200))
 
 
 @pytest.mark.parametrize(("queries", "gallery", "indices", "message"), [
@@ -39,9 +43,9 @@ def test_a_gallery_smaller_than_top_k_is_answered_whole(tmp_path):
     (QUERIES, GALLERY, [[0.0], [1.0]], "a row of integer indices"),
     (QUERIES, GALLERY, [[0, 1], [1, 3]], "query 'q1.png', rank 2: gallery index 3 is out of range"),
     (QUERIES, GALLERY, [[0, 1], [-1, 1]], "query 'q1.png', rank 1: gallery index -1 is out of range"),
-    (QUERIES, GALLERY, [[0, 1], [1, 1]], "query 'q1.png': gallery names: 'g1.png' comes twice"),
-    (["q", "q"], GALLERY, [[0], [1]], "query names: 'q' comes twice"),
-    (QUERIES, ["g", "g"], [[0], [1]], "gallery names: 'g' comes twice"),
+    (QUERIES, GALLERY, [[0, 1], [1, 1]], "query 'q1.png': gallery image 'g1.png' comes twice"),
+    (["q", "q"], GALLERY, [[0], [1]], "query 'q' comes twice"),
+    (QUERIES, ["g", "g"], [[0], [1]], "gallery image 'g' comes twice"),
 ])
 def test_a_wrong_ranking_leaves_no_file(tmp_path, queries, gallery, indices, message):
     with pytest.raises(ValueError, match=message):
@@ -50,28 +54,20 @@ def test_a_wrong_ranking_leaves_no_file(tmp_path, queries, gallery, indices, mes
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("[", "submission.json: not a JSON file"),
+    ("[", "not a JSON file"),
     ("[]", "expected an object"),
     ('{"q0.png": ["g0.png", "g1.png"], "q1.png": "g0.png"}', "query 'q1.png': expected a list of gallery names"),
     ('{"q0.png": ["g0.png", "g1.png"], "q0.png": ["g0.png", "g1.png"]}', "query 'q0.png': comes more than once"),
-    (json.dumps({"q0.png": GOOD["q0.png"]}), "query 'q1.png': is missing \\(1 of 2 are\\)"),
+    (json.dumps({"q0.png": GOOD["q0.png"]}), "query 'q1.png': is missing (1 of 2 are)"),
     (json.dumps({**GOOD, "q2.png": []}), "query 'q2.png': is not among the queries"),
     (json.dumps({**GOOD, "q1.png": ["g1.png"]}), "query 'q1.png': 1 gallery names, expected 2"),
     (json.dumps({**GOOD, "q1.png": ["g1.png", "g1.png"]}), "rank 2: 'g1.png' comes twice, first at rank 1"),
     (json.dumps({**GOOD, "q1.png": ["g1.png", "g7.png"]}), "query 'q1.png', rank 2: 'g7.png' is not in the gallery"),
     (json.dumps({**GOOD, "q1.png": [None, "g7.png", "g8.png"]}),
-     r"query 'q1.png': 3 gallery names, expected 2 \(and 2 more problems\)"),
+     "query 'q1.png': 3 gallery names, expected 2"),
 ])
-def test_a_wrong_file_is_told_apart(tmp_path, text, message):
-    path = tmp_path / "submission.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        check_submission(path, QUERIES, GALLERY, top_k=2)
-
-
-def problems_of(path, content, fewest=None, top_k=2):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    return list(submission_problems(path, QUERIES, GALLERY, top_k, fewest))
+def test_the_first_problem_names_the_fault_and_the_query(tmp_path, text, message):
+    assert message in problems_of(tmp_path / "s.json", text)[0].text
 
 
 def test_all_problems_are_found_in_one_go(tmp_path):

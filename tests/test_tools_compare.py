@@ -148,7 +148,7 @@ def test_the_last_common_kind_is_compared(ap, tmp_path):
     assert compare_runs(a, b).kind == "plain"
     with pytest.raises(ValueError, match=r"ranking re_ranked in common: .*a has plain, saved and .*b has plain, re_"):
         compare_runs(a, b, kind="re_ranked")
-    with pytest.raises(ValueError, match="no ranking of one kind in common"):
+    with pytest.raises(ValueError, match="no ranking of any kind in common"):
         compare_runs(a, write_run(tmp_path / "c", ap, kinds=("re_ranked",)))
 
 

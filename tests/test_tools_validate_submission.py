@@ -103,7 +103,7 @@ def test_without_truth_there_is_no_score(tiny_data, perfect, tmp_path):
 
 def test_the_first_problems_are_shown_and_all_are_counted(check, perfect):
     wrong = {query: ["gallery/" + names[0], *names[1:]] for query, names in list(perfect.items())[:-2]}
-    lines = check({**wrong, "x.png": []}).lines(shown=3)
+    lines = check({**wrong, "x.png": []}).lines(limit=3)
     assert len(lines) == 5
     assert all(line.startswith("query '") and "did you mean" in line for line in lines[:3])
     count = len(wrong) + 3

@@ -23,11 +23,12 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import numpy as np, torch
 from processes import processes_by_hand, processes_under_torchrun
 from retrieval_oracle import people
-from processor.retrieval import budget, encoding, reranking, search
+from processor.retrieval import reranking
 from processor.retrieval.distance import distance_blocks
-from processor.retrieval.precision import PRECISIONS
-from processor.retrieval.ranks import top_k
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k
+from processor.retrieval.search import budget, encoding, search
+from processor.retrieval.search.precision import PRECISIONS
+from processor.retrieval.search.top_k import top_k
 from utils.dist import worker_group
 torch.set_num_threads(1)
 budget.TILES, budget.STRIPS, budget.FULL_ROWS_BELOW, encoding.ROWS_AT_ONCE = {{"cpu": (64,)}}, (2,), 0, 100

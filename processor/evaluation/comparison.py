@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from processor.retrieval.metrics import RankResult, merge_results
+from processor.retrieval.metrics import QUERY_FIGURES, RankResult, merge_results
 from processor.retrieval.significance import Difference, compare
+from processor.retrieval.submission import check_unique
 from utils.files import read_json
 
 PER_QUERY = "per_query.json"  # {domain: {kind: per_query_table(...)}}, beside metrics.json
-_COLUMNS = ("ap", "ap_at_k", "inp", "first_hit")
 ALPHA = 0.05
 
 
 # ------------------------------------------------------------------ per_query.json
 def per_query_table(result: RankResult, query_names: Sequence[str]) -> dict:
-    """One domain's figures by query, ready for JSON; a query without a match has null.
+    """A domain's figures by query, ready for JSON; a query without a match has null.
 
     Raises:
         ValueError: not one name a query, or a name comes twice.
@@ -26,10 +26,10 @@ def per_query_table(result: RankResult, query_names: Sequence[str]) -> dict:
     names = [str(name) for name in query_names]
     if len(names) != result.num_queries:
         raise ValueError(f"{len(names)} names for {result.num_queries} queries")
-    _refuse_repeated(names)
+    check_unique("query", names)
     columns = {name: [value if valid else None for value, valid in zip(getattr(result, name).tolist(),
                                                                        result.valid.tolist(), strict=True)]
-               for name in _COLUMNS}
+               for name in QUERY_FIGURES}
     return {"k": result.k, "queries": names, **columns}
 
 
@@ -37,21 +37,21 @@ def per_query_result(table: dict) -> tuple[list[str], RankResult]:
     """What `per_query_table` was made from: the names, and the figures without TPR@FPR.
 
     Raises:
-        ValueError: it is not such a table; says what is wrong.
+        ValueError: it is not such a table.
     """
-    if not isinstance(table, dict) or set(table) != {"k", "queries", *_COLUMNS}:
-        raise ValueError(f"expected the fields k, queries, {', '.join(_COLUMNS)}")
+    if not isinstance(table, dict) or set(table) != {"k", "queries", *QUERY_FIGURES}:
+        raise ValueError(f"expected the fields k, queries, {', '.join(QUERY_FIGURES)}")
     names, k = table["queries"], table["k"]
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k must be a whole number from 1, got {k!r}")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError("queries must be a list of names")
-    _refuse_repeated(names)
-    for column in _COLUMNS:
+    check_unique("query", names)
+    for column in QUERY_FIGURES:
         if not isinstance(table[column], list) or len(table[column]) != len(names):
             raise ValueError(f"{column}: expected {len(names)} numbers, one a query")
     try:
-        ap, ap_at_k, inp = (np.array(table[column], np.float64) for column in _COLUMNS[:3])
+        ap, ap_at_k, inp = (np.array(table[column], np.float64) for column in QUERY_FIGURES[:3])
         first_hit = np.array([0 if rank is None else rank for rank in table["first_hit"]], np.int64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"a figure is not a number: {error}") from error
@@ -59,13 +59,6 @@ def per_query_result(table: dict) -> tuple[list[str], RankResult]:
     if not result.valid.any() or (np.isnan([ap, ap_at_k, inp]) == result.valid).any():
         raise ValueError("null must stand in all columns of a query without a match, and not in all queries")
     return names, result
-
-
-def _refuse_repeated(names: Sequence[str]) -> None:
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        repeated = next(name for name in names if name in seen or seen.add(name))
-        raise ValueError(f"query {repeated!r} comes twice")
 
 
 # ------------------------------------------------------------------ two runs
@@ -86,7 +79,7 @@ def read_run(folder: Path) -> Run:
     """Read a run's per_query.json.
 
     Raises:
-        ValueError: it is missing or damaged, or metrics.json beside it tells of another run.
+        ValueError: it is missing or damaged, or metrics.json beside it is of another run.
     """
     path = folder / PER_QUERY
     if not path.is_file():
@@ -112,9 +105,9 @@ def _check_metrics(run: Run) -> None:
     metrics = read_json(path) if path.is_file() else {}
     for domain, kinds in run.domains.items():
         for kind, (_, result) in kinds.items():
-            told = metrics.get(domain, {}).get(kind, {}).get("mAP", result.mAP)
-            if abs(told - result.mAP) > 1e-9:
-                raise ValueError(f"{path} says mAP {told:.6f} for {domain}, {kind}, but {PER_QUERY} beside it has "
+            mean_ap = metrics.get(domain, {}).get(kind, {}).get("mAP", result.mAP)
+            if abs(mean_ap - result.mAP) > 1e-9:
+                raise ValueError(f"{path} has mAP {mean_ap:.6f} for {domain}, {kind}, but {PER_QUERY} beside it has "
                                  f"{result.mAP:.6f}: they are of different runs; run tools/test.py again")
 
 
@@ -123,7 +116,7 @@ class Comparison:
     a: Path
     b: Path
     kind: str
-    num_queries: dict[str, int]  # valid ones of each domain
+    num_queries: dict[str, int]  # those with a match, by domain
     differences: list[Difference]
 
 
@@ -131,8 +124,8 @@ def compare_runs(a: Path, b: Path, kind: str | None = None, seed: int = 0) -> Co
     """Compare two tested models on the queries that both ranked.
 
     Args:
-        a, b: folders with per_query.json: OUTPUT_DIR of tools/test.py, or where tools/ensemble.py wrote its answer.
-        kind: which ranking, "plain" or "re_ranked"; None = the last one that both have.
+        a, b: folders with per_query.json: OUTPUT_DIR of tools/test.py, or of an answer of tools/ensemble.py.
+        kind: which ranking, "plain" or "re_ranked"; None = the last that both have.
         seed: of the bootstrap and of the test.
     Raises:
         ValueError: a file is missing or damaged, a run lacks the kind, or the queries differ; the first difference
@@ -155,35 +148,35 @@ def compare_runs(a: Path, b: Path, kind: str | None = None, seed: int = 0) -> Co
 
 
 def _common_kind(runs: Sequence[Run], kind: str | None) -> str:
-    common = [one for one in runs[0].kinds() if one in runs[1].kinds()]
+    common = [name for name in runs[0].kinds() if name in runs[1].kinds()]
     if not common or kind not in (None, *common):
-        have = " and ".join(f"{run.folder} has {', '.join(run.kinds()) or 'none'}" for run in runs)
-        raise ValueError(f"the runs have no ranking {kind or 'of one kind'} in common: {have}")
+        kinds = " and ".join(f"{run.folder} has {', '.join(run.kinds()) or 'none'}" for run in runs)
+        raise ValueError(f"the runs have no ranking {kind or 'of any kind'} in common: {kinds}")
     return kind or common[-1]
 
 
 def _check_same_queries(runs: Sequence[Run], domain: str, tables: Sequence[tuple[list[str], RankResult]]) -> None:
-    found = [dict(zip(names, result.valid.tolist(), strict=True)) for names, result in tables]
-    for here, there in ((0, 1), (1, 0)):
-        for name in found[here]:
-            if name not in found[there]:
-                raise ValueError(f"{domain}: query {name!r} is in {runs[here].folder} and not in "
-                                 f"{runs[there].folder}: the runs ranked different queries")
-    for name, valid in found[0].items():
-        if valid != found[1][name]:
-            have, lack = runs if valid else runs[::-1]
-            raise ValueError(f"{domain}: query {name!r} has a match to find in {have.folder} and none in "
-                             f"{lack.folder}: the runs have different galleries or TEST.DROP_SAME_CAMERA")
+    valid = [dict(zip(names, result.valid.tolist(), strict=True)) for names, result in tables]
+    for i, j in ((0, 1), (1, 0)):
+        for name in valid[i]:
+            if name not in valid[j]:
+                raise ValueError(f"{domain}: query {name!r} is in {runs[i].folder} and not in {runs[j].folder}: the "
+                                 f"runs ranked different queries")
+    for name, has_match in valid[0].items():
+        if has_match != valid[1][name]:
+            with_match, without = runs if has_match else runs[::-1]
+            raise ValueError(f"{domain}: query {name!r} has a match to find in {with_match.folder} and none in "
+                             f"{without.folder}: the runs have different galleries or TEST.DROP_SAME_CAMERA")
     if tables[0][1].k != tables[1][1].k:
         raise ValueError(f"{runs[0].folder} was tested with TEST.TOP_K={tables[0][1].k} and {runs[1].folder} with "
-                         f"{tables[1][1].k}: their mAP@k cannot be compared; test one of them again")
+                         f"{tables[1][1].k}: their mAP@k cannot be compared; test either of them again")
 
 
 def _in_order(names: list[str], result: RankResult, wanted: list[str]) -> RankResult:
     """The same figures with the queries in another order."""
     position = {name: index for index, name in enumerate(names)}
     rows = np.array([position[name] for name in wanted])
-    columns = (getattr(result, column)[rows] for column in _COLUMNS)
+    columns = (getattr(result, column)[rows] for column in QUERY_FIGURES)
     return RankResult(*columns, result.domain_sizes, result.max_rank, result.k)
 
 
@@ -193,10 +186,10 @@ def format_comparison(comparison: Comparison) -> str:
     lines = [f"A = {comparison.a}", f"B = {comparison.b}",
              f"ranking: {comparison.kind.replace('_', '-')}; queries with a match: {queries}", "",
              f"{'metric':<12}{'A':>8}{'B':>8}{'B-A':>8}   {'95 % interval':<18}{'p':>8}{'p (Holm)':>10}   verdict"]
-    for found in comparison.differences:
-        a, b, low, high = (100 * value for value in (found.a, found.b, found.low, found.high))
-        lines.append(f"{found.metric:<12}{a:>8.2f}{b:>8.2f}{b - a:>+8.2f}   {f'[{low:+.2f}, {high:+.2f}]':<18}"
-                     f"{found.p:>8.4f}{found.p_holm:>10.4f}   {found.verdict(ALPHA)}")
+    for change in comparison.differences:
+        a, b, low, high = (100 * value for value in (change.a, change.b, change.low, change.high))
+        lines.append(f"{change.metric:<12}{a:>8.2f}{b:>8.2f}{b - a:>+8.2f}   {f'[{low:+.2f}, {high:+.2f}]':<18}"
+                     f"{change.p:>8.4f}{change.p_holm:>10.4f}   {change.verdict(ALPHA)}")
     lines += ["", "Interval: paired bootstrap over queries. p: paired sign-flip permutation test, two-sided.",
               f"{len(comparison.differences)} metrics are tested at once, so the verdict asks for p (Holm) < {ALPHA}: "
               f"p adjusted by Holm's procedure.",

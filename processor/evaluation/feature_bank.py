@@ -1,7 +1,7 @@
 """The features of a test set on disk: what a tested model leaves for re-ranking, ensembling and later questions.
 
-A bank is a folder: `index.json` (written last: a bank without it is not one) and, for each domain,
-`DOMAIN.names.npy`, `DOMAIN.pids.npy`, `DOMAIN.camids.npy` and one `DOMAIN.BRANCH.npy` a branch, queries first.
+A bank is a folder: `index.json` (written last: a folder without it is no bank) and, for each domain,
+`DOMAIN.names.npy`, `DOMAIN.pids.npy`, `DOMAIN.camids.npy` and a `DOMAIN.BRANCH.npy` for each branch, queries first.
 """
 from __future__ import annotations
 
@@ -36,13 +36,6 @@ class Ranking:
     database_augmentation: int = 0
     expansion_alpha: float = 0.0
 
-    @classmethod
-    def from_cfg(cls, cfg) -> Ranking:
-        k1, k2, lambda_value = cfg.TEST.RE_RANKING_PARAMETER
-        re_ranking = (int(k1), int(k2), float(lambda_value)) if cfg.TEST.RE_RANKING else None
-        return cls(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, re_ranking, cfg.TEST.LOCAL_WEIGHT,
-                   cfg.TEST.QUERY_EXPANSION, cfg.TEST.DATABASE_AUGMENTATION, cfg.TEST.EXPANSION_ALPHA)
-
     def branch_weights(self, branches: Iterable[str]) -> dict[str, float]:
         """The factor of each branch's distance in their sum."""
         branches = list(branches)
@@ -52,7 +45,7 @@ class Ranking:
 
 @dataclass
 class FeatureBank:
-    """One domain: feats {branch: [N, D] float32}, pids [N], camids [N], names [N]; the first num_query are queries.
+    """A domain: feats {branch: [N, D] float32}, pids [N], camids [N], names [N]; the first num_query are queries.
 
     drop_same_camera: how it is measured: the query's identity from the query's camera does not count.
     """
@@ -74,12 +67,12 @@ class FeatureBank:
         return self.names[self.num_query:]
 
     def branch(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """query [Q, D] and gallery [G, D] of one branch."""
+        """query [Q, D] and gallery [G, D] of a branch."""
         return self.feats[name][: self.num_query], self.feats[name][self.num_query:]
 
 
 class BankWriter:
-    """Collects a bank in a temporary folder; `finish` puts it in place, so that a reader sees a whole one or none.
+    """Collects a bank in a temporary folder; `finish` puts it in place, so that a reader sees a whole bank or none.
 
     Of several processes, which all see the folder, the first makes the files and all fill the arrays; each of them
     calls every method.

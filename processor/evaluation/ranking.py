@@ -2,16 +2,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from processor.evaluation.agreement import common_setting
 from processor.evaluation.comparison import PER_QUERY, per_query_table
-from processor.evaluation.sources import DOMAIN_LABELS, Blocks, DomainSource, Truth
-from processor.retrieval.distance import top_k
+from processor.evaluation.sources import DOMAIN_LABELS, DomainSource, Truth
+from processor.retrieval.distance import Block, top_k
 from processor.retrieval.ensemble import check_same_order, sum_blocks
-from processor.retrieval.metrics import RankAccumulator, RankResult, merge_results
+from processor.retrieval.metrics import RankAccumulator, RankResult, format_figures, merge_results
 from processor.retrieval.significance import intervals
 from processor.retrieval.submission import write_submission
 from utils.dist import ALONE, Workers
@@ -20,16 +22,9 @@ from utils.files import make_mapped_array, write_json
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """top_k: length of a list, and the k of mAP@k."""
-
-    top_k: int
-
-
 @dataclass
 class Ranked:
-    """What ranking every domain gives; results[domain][kind] where the truth is known."""
+    """What ranking every domain gives; results[domain][kind] if the truth is known."""
 
     query_names: list[str] = field(default_factory=list)
     gallery_names: list[str] = field(default_factory=list)
@@ -48,13 +43,14 @@ class Ranked:
 
 
 # ------------------------------------------------------------------ ranking
-def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], evaluation: Evaluation,
+def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], top: int,
                  save_distmat: Path | None = None, workers: Workers = ALONE) -> Ranked:
     """Sum the sources' distances of each domain by query blocks, take the exact top-k and, with truth, the metrics.
 
     Args:
-        domains: {domain: one source a model}, the queries and galleries of a domain in the same order.
-        weights: one a model.
+        domains: {domain: a source for each model}, the queries and galleries of a domain in the same order.
+        weights: of the models.
+        top: length of a list, and the k of mAP@k.
         save_distmat: folder for the original's distmat_{1,2}.npy and its lists, written block by block.
         workers: processes that share the queries; each gets the whole result.
     Raises:
@@ -66,12 +62,14 @@ def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], e
         check_same_order({source.name: source.gallery_names for source in sources})
         first = sources[0]
         truth = next((source.truth for source in sources if source.truth), None)
-        _check_same_protocol(domain, sources)
+        if truth:
+            common_setting(f"TEST.DROP_SAME_CAMERA in {domain}",
+                           {source.name: source.truth.drop_same_camera for source in sources if source.truth})
         if truth is None and save_distmat is None and len(sources) == 1 and first.nearest:
-            indices = first.nearest(evaluation.top_k)
+            indices = first.nearest(top)
         else:
             saving = (save_distmat, DOMAIN_LABELS.get(domain, domain)) if save_distmat else None
-            indices, results = _rank_full_rows(sources, weights, evaluation, truth, saving, workers)
+            indices, results = _rank_full_rows(sources, weights, top, truth, saving, workers)
             if truth:
                 ranked.results[domain] = results
                 ranked.per_query[domain] = {kind: per_query_table(result, first.query_names)
@@ -83,35 +81,28 @@ def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], e
 
 
 def _rank_full_rows(
-    sources: list[DomainSource], weights: list[float], evaluation: Evaluation, truth: Truth | None,
+    sources: list[DomainSource], weights: list[float], top: int, truth: Truth | None,
     saving: tuple[Path, str] | None, workers: Workers,
 ) -> tuple[np.ndarray, dict[str, RankResult]]:
-    """One domain: the top-k of the sum, and the metrics of each kind of distance."""
+    """The top-k of a domain's summed distances, and the metrics of each kind of distance."""
     indices, results = np.empty(0), {}
     final = _final_streams(sources)
     for kind, chosen in _kinds(sources, final, with_plain=truth is not None).items():
-        blocks = sum_blocks([source.streams[one]() for source, one in zip(sources, chosen, strict=True)], weights)
+        blocks = sum_blocks([source.streams[name]() for source, name in zip(sources, chosen, strict=True)], weights)
         accumulator = None
         if truth:
-            accumulator = RankAccumulator(**vars(truth), k=evaluation.top_k)
-            blocks = _watched(blocks, accumulator)
+            accumulator = RankAccumulator(**vars(truth), k=top)
+            blocks = _accumulate(blocks, accumulator)
         if chosen is final:
             if saving:
-                blocks = _saved(blocks, *saving, sources[0], workers)
-            indices, _ = top_k(blocks, evaluation.top_k, len(sources[0].query_names), workers)
+                blocks = _write_distmat(blocks, *saving, sources[0], workers)
+            indices, _ = top_k(blocks, top, len(sources[0].query_names), workers)
         else:
             for _ in blocks:
                 pass
         if accumulator:
-            results[kind] = _joined(accumulator, workers).result()
+            results[kind] = accumulator.gather(workers).result()
     return indices, results
-
-
-def _check_same_protocol(domain: str, sources: list[DomainSource]) -> None:
-    drops = {source.name: source.truth.drop_same_camera for source in sources if source.truth}
-    if len(set(drops.values())) > 1:
-        raise ValueError("the inputs were tested with different settings of TEST.DROP_SAME_CAMERA in "
-                         f"{domain}: {drops}")
 
 
 def _final_streams(sources: list[DomainSource]) -> list[str]:
@@ -120,27 +111,21 @@ def _final_streams(sources: list[DomainSource]) -> list[str]:
 
 
 def _kinds(sources: list[DomainSource], final: list[str], with_plain: bool) -> dict[str, list[str]]:
-    """{what it is called: the stream of each source}, the one that the answer sums last."""
+    """{kind of distance: the stream of each source}, last what the answer sums."""
     if with_plain and set(final) != {"plain"} and all("plain" in source.streams for source in sources):
         return {"plain": ["plain"] * len(sources), "re_ranked" if "re_ranked" in final else final[0]: final}
     return {final[0]: final}
 
 
-def _joined(accumulator: RankAccumulator, workers: Workers) -> RankAccumulator:
-    """What all processes have seen."""
-    first, *others = workers.gather_objects(accumulator)
-    for other in others:
-        first.absorb(other)
-    return first
-
-
-def _watched(blocks: Blocks, accumulator: RankAccumulator) -> Blocks:
+def _accumulate(blocks: Iterator[Block], accumulator: RankAccumulator) -> Iterator[Block]:
+    """Pass the blocks on and count their ranks."""
     for rows, distances in blocks:
         accumulator.update(rows, distances)
         yield rows, distances
 
 
-def _saved(blocks: Blocks, folder: Path, label: str, source: DomainSource, workers: Workers) -> Blocks:
+def _write_distmat(blocks: Iterator[Block], folder: Path, label: str, source: DomainSource,
+                   workers: Workers) -> Iterator[Block]:
     """Pass the blocks on and keep them as the original's files; the lists are written last."""
     shape = (len(source.query_names), len(source.gallery_names))
     path = folder / f"distmat_{label}.npy"
@@ -161,7 +146,7 @@ def _saved(blocks: Blocks, folder: Path, label: str, source: DomainSource, worke
 
 
 def write_results(submission: Path, ranked: Ranked, workers: Workers = ALONE, **about: object) -> dict:
-    """Write the submission and, beside it where the truth is known, metrics.json and per_query.json.
+    """Write the submission and, beside it if the truth is known, metrics.json and per_query.json.
 
     Returns the metrics. Only the first of the workers writes.
     """
@@ -184,7 +169,5 @@ def write_results(submission: Path, ranked: Ranked, workers: Workers = ALONE, **
 
 
 def describe(figures: dict) -> str:
-    """One line of metrics."""
-    shown = [f"{name} {100 * value:.2f}%" for name, value in figures.items()
-             if isinstance(value, float) and not name.startswith("TPR")]
-    return ", ".join(shown) + f" ({figures['num_valid']} queries)"
+    """The log line of a ranking's metrics."""
+    return f"{format_figures(figures)} ({figures['num_valid']} queries)"

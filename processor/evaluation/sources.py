@@ -1,4 +1,4 @@
-"""One model's distances in one domain, from a feature bank or from saved files."""
+"""The distances of a model in a domain, from a feature bank or from saved files."""
 from __future__ import annotations
 
 import logging
@@ -9,22 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from processor.evaluation.feature_bank import FeatureBank, Ranking
-from processor.retrieval.distance import distance_blocks
+from processor.retrieval.distance import Block, distance_blocks
 from processor.retrieval.ensemble import sum_blocks
 from processor.retrieval.expansion import expand
 from processor.retrieval.reranking import re_ranked_blocks, re_ranked_top_k
-from processor.retrieval.search.rows import own_rows
+from processor.retrieval.search.rows import local_blocks
 from utils.dist import ALONE, Workers
 
 logger = logging.getLogger(__name__)
 
-Blocks = Iterator[tuple[slice, np.ndarray]]
 DOMAIN_LABELS = {"green": "1", "normal": "2"}  # in the names of the original's distmat files; others have their own
 
 
 @dataclass
 class Truth:
-    """pids and camids [Q] or [G] of one domain, and whether the query's own camera counts."""
+    """pids and camids [Q] or [G] of a domain, and whether matches from the query's camera are left out."""
 
     q_pids: np.ndarray
     g_pids: np.ndarray
@@ -51,45 +50,41 @@ class Compute:
     device: str | None = None
     workers: Workers = ALONE
 
-    @classmethod
-    def from_cfg(cls, cfg, device: str | None = None, workers: Workers = ALONE) -> Compute:
-        return cls(cfg.TEST.SEARCH_PRECISION, cfg.TEST.MEMORY_BUDGET * 2**20 or None, device, workers)
 
-
-HERE = Compute()  # this process alone, where the features are
+HERE = Compute()  # this process alone, on the features' device
 
 
 @dataclass
 class DomainSource:
-    """One model's distances in one domain.
+    """The distances of a model in a domain.
 
     streams: {'plain' | 're_ranked' | 'saved': () -> blocks of rows}, of this process' queries.
-    nearest: k -> the indices [Q, k] of the last stream without computing all its distances, where there is such a way.
+    nearest: k -> the indices [Q, k] of the last stream without computing all its distances, if there is such a way.
     """
 
     name: str
     query_names: np.ndarray
     gallery_names: np.ndarray
-    streams: dict[str, Callable[[], Blocks]]
+    streams: dict[str, Callable[[], Iterator[Block]]]
     truth: Truth | None = None
     nearest: Callable[[int], np.ndarray] | None = None
 
 
 # ------------------------------------------------------------------ sources
 def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute = HERE) -> DomainSource:
-    """The streams of a feature bank: distances as they are and, where the ranking says so, re-ranked ones."""
+    """The streams of a feature bank: distances as they are and, if the ranking has parameters for it, re-ranked."""
     weights = ranking.branch_weights(bank.feats)
     features = _expanded_once(bank, ranking)
     options = {"normalize": ranking.feat_norm, "device": compute.device, "workers": compute.workers}
     search = {**options, "precision": compute.precision, "memory": compute.memory}
 
-    def plain(branch: str) -> Blocks:
+    def plain(branch: str) -> Iterator[Block]:
         return distance_blocks(*features(branch), ranking.distance, **options)
 
-    def re_ranked(branch: str) -> Blocks:
+    def re_ranked(branch: str) -> Iterator[Block]:
         return re_ranked_blocks(*features(branch), *ranking.re_ranking, **search)
 
-    def stream(blocks_of: Callable[[str], Blocks]) -> Blocks:
+    def stream(blocks_of: Callable[[str], Iterator[Block]]) -> Iterator[Block]:
         if blocks_of is re_ranked and len(weights) > 1:
             logger.info("%s: re-ranking %d branches (%s) takes %d times the work of one", name, len(weights),
                         ", ".join(weights), len(weights))
@@ -109,7 +104,7 @@ def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute
 
 
 def _expanded_once(bank: FeatureBank, ranking: Ranking) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
-    """branch -> its query and gallery features, expanded where the ranking says so; the last branch is kept."""
+    """branch -> its query and gallery features, expanded as the ranking has it; the last branch is kept."""
     kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def features(branch: str) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +141,8 @@ def distmat_source(folder: Path, label: str, workers: Workers = ALONE) -> Domain
         raise ValueError(f"{folder / f'distmat_{label}.npy'}: {distmat.shape}, but its lists name {len(names[0])} "
                          f"queries and {len(names[1])} gallery images")
 
-    def blocks() -> Blocks:
-        for rows in own_rows(len(distmat), workers):
+    def blocks() -> Iterator[Block]:
+        for rows in local_blocks(len(distmat), workers):
             yield rows, np.asarray(distmat[rows], dtype=np.float32)
 
     return DomainSource(str(folder), *names, {"saved": blocks})

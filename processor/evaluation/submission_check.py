@@ -11,6 +11,7 @@ from datasets.files.images import is_safe_path, list_images
 from datasets.naic import TEST_DIR, data_root
 from datasets.sets.domains import DOMAINS, PARTS
 from datasets.sets.naic_test import read_domains, read_truth
+from processor.retrieval.metrics import format_figures
 from processor.retrieval.submission import Problem, read_submission, score_submission, submission_problems
 
 logger = logging.getLogger(__name__)
@@ -19,13 +20,13 @@ Domains = dict[tuple[str, str], list[str]]  # (part, domain) -> names of its ima
 
 @dataclass(frozen=True)
 class SubmissionReport:
-    """What was found.
+    """The result of a check.
 
     Attributes:
         problems: in the order of the file; none: the competition takes it.
         about: what a valid file holds, in a few words.
-        figures: its score where the truth is known, else {}.
-        hint: what to do where the problems may come from how it was checked, or "".
+        figures: its score if the truth is known, else {}.
+        hint: what to do if the problems may come from how it was checked, or "".
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -33,15 +34,15 @@ class SubmissionReport:
     figures: dict[str, float | int] = field(default_factory=dict)
     hint: str = ""
 
-    def lines(self, shown: int = 20) -> list[str]:
-        """The report: the first problems and how many there are of each kind, or a line each on file and score."""
+    def lines(self, limit: int = 20) -> list[str]:
+        """The first `limit` problems and how many there are of each kind, or what is valid and its score."""
         if not self.problems:
             return [f"valid: {self.about}", *([_score_line(self.figures)] if self.figures else [])]
         count = len(self.problems)
         kinds = Counter(problem.kind for problem in self.problems)
         return [
-            *(problem.text for problem in self.problems[:shown]),
-            *([f"… and {count - shown:,} more"] if count > shown else []),
+            *(problem.text for problem in self.problems[:limit]),
+            *([f"… and {count - limit:,} more"] if count > limit else []),
             *([self.hint] if self.hint else []),
             f"invalid: {count:,} problem{'s' * (count > 1)} "
             f"({', '.join(f'{number:,} × {kind}' for kind, number in kinds.most_common())})",
@@ -50,19 +51,19 @@ class SubmissionReport:
 
 def validate_submission(path: str | os.PathLike, root: str | os.PathLike, test_dir: str = TEST_DIR, top_k: int = 200,
                         derived_dir: str | os.PathLike | None = None) -> SubmissionReport:
-    """Check an answer file against the images of a test folder, and score it where the truth is known.
+    """Check an answer file against the images of a test folder, and score it if the truth is known.
 
     Every image of query/ needs a list of top_k different images of gallery/. Our models search a query's own domain:
-    where the domain lists are found, a list may also be as short as that domain's gallery. The competition knows no
-    domains; neither does the score: matches are counted in the whole gallery, and the camera does not matter.
+    if there are domain lists, a list may also be as short as that domain's gallery. The competition knows no domains;
+    neither does the score: matches are counted in the whole gallery, and the camera does not matter.
 
     Args:
         path: the submission JSON.
         root: the folder that holds MyDataSet/, or MyDataSet itself.
         test_dir: the test folder's name inside MyDataSet/.
         top_k: names that a list should hold, cut to the size of the gallery, and the k of mAP@k.
-        derived_dir: folder of the domain lists where the test folder has none; None: `derived` beside the file or
-            beside its folder, where run.sh puts it, is tried.
+        derived_dir: folder of the domain lists if the test folder has none; None: `derived` beside the file or beside
+            its folder, run.sh's place for it, is tried.
     Raises:
         ValueError: an argument, or the ground truth or the domain lists of the data, cannot be used.
         OSError: the file, the test folder or the domain lists of derived_dir are missing.
@@ -109,7 +110,7 @@ def _test_folder(data: Path, test_dir: str) -> Path:
 
 def _find_domains(folder: Path, images: dict[str, list[str]], path: Path,
                   derived_dir: str | os.PathLike | None) -> Domains | None:
-    """The domain lists of the test folder or of the derived one; None where those in the usual places do not fit."""
+    """The domain lists of the test folder or of the derived folder; None if those in the usual places do not fit."""
     if derived_dir is not None:
         return read_domains(folder, images, Path(derived_dir))
     for place in (path.absolute().parent / "derived", path.absolute().parent.parent / "derived"):
@@ -117,7 +118,7 @@ def _find_domains(folder: Path, images: dict[str, list[str]], path: Path,
             return read_domains(folder, images, place)
         except FileNotFoundError:
             continue
-        except ValueError as error:  # nobody said that these lists belong to this test folder
+        except ValueError as error:  # these lists need not belong to this test folder
             logger.info("domain lists are not used: %s", error)
     return None
 
@@ -137,6 +138,5 @@ def _score(answer: dict[str, list[str]], truth: dict[str, tuple[str, int]], imag
 
 def _score_line(figures: dict[str, float | int]) -> str:
     names = {"rank1": "rank-1", "naic_score": "NAIC score"}
-    shown = ", ".join(f"{names.get(name, name)} {100 * value:.2f}%" for name, value in figures.items()
-                      if isinstance(value, float))
-    return f"{shown} ({figures['num_valid']:,} of {figures['num_queries']:,} queries have a match)"
+    means = format_figures({names.get(name, name): value for name, value in figures.items()})
+    return f"{means} ({figures['num_valid']:,} of {figures['num_queries']:,} queries have a match)"

@@ -1,6 +1,6 @@
 """Which k1, k2, lambda and weights rank a validation set best.
 
-`TuningSet` measures many of them in one pass, from one candidate search a model; `Results` remembers what was
+`TuningSet` measures many of them in a pass, from a single candidate search a model; `Results` remembers what was
 measured; `best_weights` and `tune` decide what to try next.
 """
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from processor.evaluation.sources import Compute
-from processor.evaluation.tuning_set import HERE, Setting, TuningSet, Weights, grouped, said, shown, weights_of
+from processor.evaluation.sources import HERE, Compute
+from processor.evaluation.tuning_set import Setting, TuningSet, Weights, group_by
+from processor.retrieval.ensemble import check_weights
 from processor.retrieval.reranking import check_parameters
 from processor.retrieval.significance import intervals
 from utils.files import read_json, write_json, write_text
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 METRICS = ("naic_score", "mAP", "rank1", "mINP")  # what can be tuned for
 FORMAT = 1
 ROUNDS = 10  # of the search for weights, at most
-SHOWN = 20
+TABLE_ROWS = 20
+
 
 @dataclass(frozen=True)
 class Row:
@@ -42,7 +43,7 @@ class Row:
 class Grid:
     """What to try.
 
-    weights: one a model, kept as they are; None: searched.
+    weights: of the models, kept as they are; None: searched.
     """
 
     k1: Sequence[int] = (10, 20, 30)
@@ -64,7 +65,7 @@ class Grid:
         pairs = list(dict.fromkeys((k1, k2) for k1 in self.k1 for k2 in self.k2))
         left_out = [pair for pair in pairs if pair[1] > pair[0] + 1]
         if left_out:
-            logger.info("left out, for k2 may be k1 + 1 at most: (k1, k2) = %s", ", ".join(map(str, left_out)))
+            logger.info("left out, because k2 may be k1 + 1 at most: (k1, k2) = %s", ", ".join(map(str, left_out)))
         if len(left_out) == len(pairs):
             raise ValueError(f"no k2 of {list(self.k2)} goes with a k1 of {list(self.k1)}: k2 may be k1 + 1 at most")
         return [pair for pair in pairs if pair not in left_out]
@@ -72,10 +73,10 @@ class Grid:
 
 # ------------------------------------------------------------------ results
 class Results:
-    """What was measured on one validation set, kept in tuning.json and tuning.csv as it comes.
+    """What was measured on a validation set, kept in tuning.json and tuning.csv as it comes.
 
     Args:
-        folder: where they are; what is there already of the same inputs is taken over.
+        folder: of the files; what is there already of the same inputs is taken over.
         metric: the rows are written best first by it.
     Raises:
         ValueError: tuning.json is of other inputs, or damaged.
@@ -95,7 +96,7 @@ class Results:
                 raise ValueError(f"{self.path} holds the results of other inputs, of another order of them or of other "
                                  f"domains; {advice}")
             for row in content["rows"]:
-                re_ranking = tuple(tuple(one) if one else None for one in row["re_ranking"])
+                re_ranking = tuple(tuple(parameters) if parameters else None for parameters in row["re_ranking"])
                 setting = Setting(re_ranking, tuple(row["weights"]))
                 self.rows[setting] = Row(setting, row["figures"], row["ci95"])
         except (KeyError, TypeError) as error:
@@ -103,22 +104,22 @@ class Results:
         logger.info("%s: %d rankings measured before need not be measured again", self.path, len(self.rows))
 
     def measure(self, settings: Iterable[Setting]) -> list[Row]:
-        """A row for each setting; what is not known yet is measured, one pass for each encoding, and written."""
+        """A row for each setting; what is not known yet is measured, in a pass for each encoding, and written."""
         settings = list(settings)
         self.asked.update(dict.fromkeys(settings))
-        missing = [one for one in dict.fromkeys(settings) if one not in self.rows]
-        for some in grouped(missing, lambda setting: setting.encoding).values():
-            for setting, result in self.validation.measure(some):
+        missing = [setting for setting in dict.fromkeys(settings) if setting not in self.rows]
+        for group in group_by(missing, lambda setting: setting.encoding).values():
+            for setting, result in self.validation.measure(group):
                 self.rows[setting] = Row(setting, result.to_dict(), intervals(result))
             self._write()
-        return [self.rows[one] for one in settings]
+        return [self.rows[setting] for setting in settings]
 
     def score(self, row: Row) -> tuple[float, float]:
         """What is compared: the metric, then mAP."""
         return row.figures[self.metric], row.figures["mAP"]
 
     def best_first(self, settings: Iterable[Setting]) -> list[Row]:
-        return sorted((self.rows[one] for one in settings), key=self.score, reverse=True)
+        return sorted((self.rows[setting] for setting in settings), key=self.score, reverse=True)
 
     def _write(self) -> None:
         if self.validation.compute.workers.is_main:
@@ -136,45 +137,46 @@ class Results:
         table.writerow(["k1", "k2", "lambda", *(f"weight of {name}" for name in self.validation.names), *columns,
                         *(f"{self.metric} {bound}" for bound in ("low", "high"))])
         for row in rows:
-            table.writerow([*shown(row.setting), *row.setting.weights, *row.figures.values(), *row.ci95[self.metric]])
+            table.writerow([*row.setting.format_parameters(), *row.setting.weights, *row.figures.values(),
+                            *row.ci95[self.metric]])
         return out.getvalue()
 
 
 # ------------------------------------------------------------------ the search
 def moves(weights: Weights) -> list[Weights]:
     """The next weights to try: each model's times 0, 1/2 and 2, scaled to sum 1. A weight of 0 stays 0."""
-    found: dict[Weights, None] = {}
+    tried: dict[Weights, None] = {}
     for i, weight in enumerate(weights):
         for factor in (0, Fraction(1, 2), 2):
             changed = [*weights[:i], weight * factor, *weights[i + 1:]]
             if total := sum(changed):
-                found[tuple(one / total for one in changed)] = None
-    found.pop(weights, None)
-    return list(found)
+                tried[tuple(weight / total for weight in changed)] = None
+    tried.pop(weights, None)
+    return list(tried)
 
 
 def best_weights(results: Results, grid: Grid, encoding: tuple[int, int], also: Sequence[Setting] = ()) -> Row:
-    """The best row for one (k1, k2): every lambda with equal weights, then a search over weights.
+    """The best row of a (k1, k2): every lambda with equal weights, then a search over weights.
 
-    Each round tries the `moves` of the best weights so far with every lambda, all in one pass over the blocks, and
-    goes on from the best; it ends where a round gains nothing. The first round shares the pass of the equal weights.
+    Each round tries the `moves` of the best weights so far with every lambda, all in a pass over the blocks, and goes
+    on from the best; it ends if a round gains nothing. The first round shares the pass of the equal weights.
     This is a hill climb: it depends on nothing but the figures, and may end in a local optimum.
 
     Args:
-        also: settings to measure in the first pass, where they are of this encoding.
+        also: settings to measure in the first pass, if they are of this encoding.
     """
     count = len(results.validation.names)
     equal: Weights = (Fraction(1, count),) * count
     candidates = [equal, *moves(equal)] if grid.weights is None else [tuple(grid.weights)]
     best = None
     for _ in range(ROUNDS):
-        tried = {Setting(((*encoding, one),) * count, tuple(map(float, weights))): weights
-                 for weights in candidates for one in grid.lambdas}
-        rows = results.measure([*tried, *(one for one in also if one.encoding == (encoding,) * count)])
-        found = max(rows[: len(tried)], key=results.score)
-        if best and results.score(found) <= results.score(best):
+        tried = {Setting(((*encoding, lambda_value),) * count, tuple(map(float, weights))): weights
+                 for weights in candidates for lambda_value in grid.lambdas}
+        rows = results.measure([*tried, *(setting for setting in also if setting.encoding == (encoding,) * count)])
+        row = max(rows[: len(tried)], key=results.score)
+        if best and results.score(row) <= results.score(best):
             break
-        best = found
+        best = row
         candidates = moves(tried[best.setting]) if grid.weights is None else []
         if not candidates:
             break
@@ -186,7 +188,7 @@ class Tuning:
     """The answer.
 
     rows: all that this run asked for, best first.  best: of the grid.
-    plain, tested: to compare with, both with the weights as given, or equal ones: without re-ranking, and with the
+    plain, tested: to compare with, both with the weights as given, or equal weights: without re-ranking, and with the
         re-ranking that each model was tested with.
     """
 
@@ -211,7 +213,7 @@ def tune(inputs: Sequence[Path], output: Path, grid: Grid = Grid(), metric: str 
         inputs: OUTPUT_DIRs of tools/test.py, of the same images.
         output: folder for tuning.json and tuning.csv.
         grid: what to try.
-        metric: one of METRICS.
+        metric: of METRICS.
         domain: "all": the figures are those of all domains together, each weighed by its valid queries.
         compute: how; its workers share the queries.
     Raises:
@@ -233,20 +235,21 @@ def tune(inputs: Sequence[Path], output: Path, grid: Grid = Grid(), metric: str 
 
 
 def _given_weights(grid: Grid, count: int) -> tuple[float, ...]:
-    """The weights that are not searched for: the user's, or equal ones."""
+    """The weights that are not searched for: the user's, or equal weights."""
     if grid.weights is None:
         return (1 / count,) * count
-    if len(grid.weights) != count:
-        raise ValueError(f"{len(grid.weights)} weights for {count} inputs")
-    if not all(map(math.isfinite, grid.weights)) or not any(grid.weights):
-        raise ValueError(f"weights {list(grid.weights)}: all must be finite, and one at least not 0")
-    return tuple(map(float, grid.weights))
+    weights = tuple(check_weights(count, grid.weights))
+    if not any(weights):
+        raise ValueError(f"weights {list(grid.weights)}: one at least must not be 0")
+    return weights
 
 
 # ------------------------------------------------------------------ for a person
 def _line(row: Row, metric: str) -> str:
-    weights = f", weights {weights_of(row.setting)}" if len(row.setting.weights) > 1 else ""
-    return f"{said(row.setting)}: lambda {shown(row.setting)[2]}{weights}, {metric} {100 * row.figures[metric]:.2f}%"
+    setting = row.setting
+    weights = f", weights {setting.format_weights()}" if len(setting.weights) > 1 else ""
+    return (f"{setting.format_encoding()}: lambda {setting.format_parameters()[2]}{weights}, {metric} "
+            f"{100 * row.figures[metric]:.2f}%")
 
 
 def format_tuning(tuning: Tuning) -> str:
@@ -257,9 +260,10 @@ def format_tuning(tuning: Tuning) -> str:
         marks[row.setting] = ", ".join(filter(None, (marks.get(row.setting), mark)))
     metrics = list(tuning.best.ci95)
     table = [["k1", "k2", "lambda", "weights", *metrics, ""]]
-    for row in [*tuning.rows[:SHOWN], *(row for row in tuning.rows[SHOWN:] if row.setting in marks)]:
+    for row in [*tuning.rows[:TABLE_ROWS], *(row for row in tuning.rows[TABLE_ROWS:] if row.setting in marks)]:
         figures = (f"{100 * row.figures[name]:.2f}" for name in metrics)
-        table.append([*shown(row.setting), weights_of(row.setting), *figures, marks.get(row.setting, "")])
+        table.append([*row.setting.format_parameters(), row.setting.format_weights(), *figures,
+                      marks.get(row.setting, "")])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join([*(f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=False)), row[-1]]).rstrip()
              for row in table]

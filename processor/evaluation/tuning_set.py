@@ -1,4 +1,4 @@
-"""A set with ground truth, on which many settings of several models are measured in one pass over its queries.
+"""A set with ground truth, on which many settings of several models are measured in a pass over its queries.
 
 Each model is searched for candidates once, whatever is asked of it later.
 """
@@ -16,21 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from processor.evaluation.agreement import common_domains, common_setting, common_top_k
 from processor.evaluation.feature_bank import FeatureBank, Ranking, read_bank, read_ranking
-from processor.evaluation.ranking import Evaluation
-from processor.evaluation.sources import Compute, Truth
+from processor.evaluation.sources import HERE, Compute, Truth
 from processor.retrieval.distance import distance_blocks
 from processor.retrieval.ensemble import check_same_order
 from processor.retrieval.expansion import expand
 from processor.retrieval.metrics import RankAccumulator, RankResult, merge_results
 from processor.retrieval.reranking import ReRanker
 from processor.retrieval.search.budget import ENTRIES, free_bytes
-from processor.retrieval.search.rows import QUERY_ROWS, own_rows
+from processor.retrieval.search.rows import QUERY_ROWS, local_blocks
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
-
-HERE = Compute()
 
 Parameters = tuple[int, int, float]  # k1, k2, lambda
 Weights = tuple[Fraction, ...]  # exact, so that no two differ by rounding alone
@@ -39,7 +37,7 @@ Parts = list[Tensor]  # [distance], or [original distance, Jaccard distance] tha
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to rank: each model's re-ranking (None: distances as they are) and its weight in the sum."""
+    """A way to rank: each model's re-ranking (None: distances as they are) and its weight in the sum."""
 
     re_ranking: tuple[Parameters | None, ...]
     weights: tuple[float, ...]
@@ -47,27 +45,24 @@ class Setting:
     @property
     def encoding(self) -> tuple[tuple[int, int] | None, ...]:
         """What has to be encoded for it: (k1, k2) of each model."""
-        return tuple(one and one[:2] for one in self.re_ranking)
+        return tuple(parameters and parameters[:2] for parameters in self.re_ranking)
 
+    def format_parameters(self) -> list[str]:
+        """k1, k2 and lambda in a table: "-" without re-ranking, and separated by "/" if models differ."""
+        per_model = [parameters or ("-", "-", "-") for parameters in self.re_ranking]
+        columns = [[str(value) for value in column] for column in zip(*per_model, strict=True)]
+        return [column[0] if len(set(column)) == 1 else "/".join(column) for column in columns]
 
-def shown(setting: Setting) -> list[str]:
-    """k1, k2 and lambda as a table shows them: "-" without re-ranking, and with "/" where models differ."""
-    per_model = [one or ("-", "-", "-") for one in setting.re_ranking]
-    columns = [[str(value) for value in column] for column in zip(*per_model, strict=True)]
-    return [column[0] if len(set(column)) == 1 else "/".join(column) for column in columns]
+    def format_encoding(self) -> str:
+        k1, k2, _ = self.format_parameters()
+        return f"k1 {k1}, k2 {k2}" if any(self.re_ranking) else "without re-ranking"
 
-
-def said(setting: Setting) -> str:
-    k1, k2, _ = shown(setting)
-    return f"k1 {k1}, k2 {k2}" if any(setting.re_ranking) else "without re-ranking"
-
-
-def weights_of(setting: Setting) -> str:
-    return " ".join(f"{weight:.3f}" for weight in setting.weights)
+    def format_weights(self) -> str:
+        return " ".join(f"{weight:.3f}" for weight in self.weights)
 
 
 class Model:
-    """One tested model in one domain: its distances by query blocks, its neighbours searched once."""
+    """A tested model in a domain: its distances by query blocks, its neighbours searched once."""
 
     def __init__(self, name: str, bank: FeatureBank, ranking: Ranking, compute: Compute):
         self.name, self.bank, self.ranking, self.compute = name, bank, ranking, compute
@@ -87,8 +82,8 @@ class Model:
         held = 0
         for branch, (query, gallery) in zip(self.shares, self.features, strict=True):
             logger.info("%s, %s: the %d nearest of every image", self.name, branch, k1)
-            left = None if memory is None else max(memory - held, 0)
-            ranker = ReRanker(query, gallery, k1, precision=self.compute.precision, memory=left,
+            free = None if memory is None else max(memory - held, 0)
+            ranker = ReRanker(query, gallery, k1, precision=self.compute.precision, memory=free,
                               normalize=self.ranking.feat_norm, device=self.compute.device,
                               workers=self.compute.workers)
             size, width = ranker.neighbours.indices.shape
@@ -98,17 +93,17 @@ class Model:
         return held
 
     def parts(self, encoding: tuple[int, int] | None) -> Iterator[tuple[slice, Parts]]:
-        """(rows, the sum of the branches) for each of this process' blocks of queries."""
+        """(rows, the sum of the branches) of each block of this process' queries."""
         if encoding:
             branches = [ranker.parts(*encoding) for ranker in self.rankers]
         else:
             branches = [self._plain(query, gallery) for query, gallery in self.features]
         shares = list(self.shares.values())
-        for together in zip(*branches, strict=True):
-            total, *others = (parts for _, *parts in together)
-            for same in zip(total, *others, strict=True):
-                _sum(same, shares, out=same[0], spare=torch.empty_like(same[0]))
-            yield together[0][0], total
+        for blocks in zip(*branches, strict=True):
+            total, *others = (parts for _, *parts in blocks)
+            for part in zip(total, *others, strict=True):
+                _sum(part, shares, out=part[0], spare=torch.empty_like(part[0]))
+            yield blocks[0][0], total
 
     def _plain(self, query: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
         device = self.compute.device
@@ -123,7 +118,7 @@ class TuningSet:
     Args:
         inputs: OUTPUT_DIRs of tools/test.py.
         k1: the largest that will be asked for, beside those that the models were tested with.
-        domain: one of the banks' domains, or "all".
+        domain: of the banks' domains, or "all".
     Raises:
         ValueError: an input has no feature bank, no such domain or no ground truth, or the inputs disagree in their
             images, their truth or how they are evaluated.
@@ -136,33 +131,33 @@ class TuningSet:
         self.names, self.compute = list(opened), compute
         rankings = [read_ranking(index) for _, index in opened.values()]
         self.tested = tuple(ranking.re_ranking for ranking in rankings)
-        self.k1 = max([k1, *(one[0] for one in self.tested if one)])
-        self.evaluation = _common_evaluation({name: index for name, (_, index) in opened.items()})
-        domains = _common_domains({name: list(banks) for name, (banks, _) in opened.items()}, domain)
+        self.k1 = max([k1, *(parameters[0] for parameters in self.tested if parameters)])
+        self.top_k = common_top_k({name: index for name, (_, index) in opened.items()})
+        domains = common_domains({name: banks for name, (banks, _) in opened.items()}, domain)
         self.truths: dict[str, Truth] = {}
         self.models: dict[str, list[Model]] = {}
-        for one in domains:
-            banks = {name: banks[one] for name, (banks, _) in opened.items()}
-            self.truths[one] = _common_truth(banks, one)
-            self.models[one] = [Model(f"{name}, {one}", bank, ranking, compute)
-                                for (name, bank), ranking in zip(banks.items(), rankings, strict=True)]
+        for name in domains:
+            banks = {folder: banks[name] for folder, (banks, _) in opened.items()}
+            self.truths[name] = _common_truth(banks, name)
+            self.models[name] = [Model(f"{folder}, {name}", bank, ranking, compute)
+                                 for (folder, bank), ranking in zip(banks.items(), rankings, strict=True)]
         self.fingerprint = {
             "evaluation": next(iter(opened.values()))[1]["evaluation"],
-            "inputs": [{"ranking": index["ranking"], "domains": {one: index["domains"][one] for one in domains}}
+            "inputs": [{"ranking": index["ranking"], "domains": {name: index["domains"][name] for name in domains}}
                        for _, index in opened.values()]}
 
     def measure(self, settings: Sequence[Setting]) -> Iterator[tuple[Setting, RankResult]]:
-        """Rank with each of some settings of one encoding: all in one pass over the blocks of each domain."""
+        """Rank with each of the settings, which share an encoding: all in a pass over the blocks of each domain."""
         if any(settings[0].encoding):
             self._search()
         at_once = self._at_once()
         for start in range(0, len(settings), at_once):
-            some = settings[start : start + at_once]
-            for setting, *by_domain in zip(some, *(self._measure(one, some) for one in self.models), strict=True):
+            chunk = settings[start : start + at_once]
+            for setting, *by_domain in zip(chunk, *(self._measure(name, chunk) for name in self.models), strict=True):
                 yield setting, merge_results(by_domain)
 
     def _search(self) -> None:
-        """Let every model find its neighbours, once; what one keeps, the next cannot use."""
+        """Let every model find its neighbours, once; the memory that a model keeps is not there for the next."""
         memory = self.compute.memory and self.compute.memory * 3 // 4  # the rest: see _at_once
         missing = [model for models in self.models.values() for model in models if not model.rankers]
         for model in progress(missing, "searching neighbours", "models") if missing else ():
@@ -171,22 +166,16 @@ class TuningSet:
 
     def _measure(self, domain: str, settings: Sequence[Setting]) -> list[RankResult]:
         truth, encoding = self.truths[domain], settings[0].encoding
-        counters = {setting: RankAccumulator(**vars(truth), k=self.evaluation.top_k)
-                    for setting in settings}
+        counters = {setting: RankAccumulator(**vars(truth), k=self.top_k) for setting in settings}
         mixed = Mixer(settings, len(truth.g_pids), self.compute.device or "cpu")
-        blocks = zip(*(model.parts(one) for model, one in zip(self.models[domain], encoding, strict=True)), strict=True)
-        total = len(own_rows(len(truth.q_pids), self.compute.workers))
-        for together in progress(blocks, f"{domain}, {said(settings[0])}, settings: {len(settings)}", "blocks", total):
-            for setting, rows, distances in mixed(together[0][0], [parts for _, parts in together]):
+        blocks = zip(*(model.parts(pair) for model, pair in zip(self.models[domain], encoding, strict=True)),
+                     strict=True)
+        total = len(local_blocks(len(truth.q_pids), self.compute.workers))
+        title = f"{domain}, {settings[0].format_encoding()}, settings: {len(settings)}"
+        for by_model in progress(blocks, title, "blocks", total):
+            for setting, rows, distances in mixed(by_model[0][0], [parts for _, parts in by_model]):
                 counters[setting].update(rows, distances)
-        return [self._joined(counter).result() for counter in counters.values()]
-
-    def _joined(self, counter: RankAccumulator) -> RankAccumulator:
-        """What all processes have counted."""
-        first, *others = self.compute.workers.gather_objects(counter)
-        for other in others:
-            first.absorb(other)
-        return first
+        return [counter.gather(self.compute.workers).result() for counter in counters.values()]
 
     def _at_once(self) -> int:
         """How many settings share a pass: their counters, which keep the nearest hundredth of all pairs, may take a
@@ -200,7 +189,7 @@ class TuningSet:
 T, K = TypeVar("T"), TypeVar("K", bound=Hashable)
 
 
-def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     groups: dict[K, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -210,54 +199,36 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 class Mixer:
     """The distances of many settings from the parts of a block, a few rows at a time, in memory that is taken once.
 
-    Memory taken for each setting anew would pile up: what the counters keep comes to lie between the pieces.
+    Memory taken anew for each setting would pile up: what the counters keep comes to lie between the pieces.
     """
 
     ROWS = 32
 
     def __init__(self, settings: Sequence[Setting], num_gallery: int, device: torch.device | str):
-        self.by_re_ranking = grouped(settings, lambda setting: setting.re_ranking)
+        self.by_re_ranking = group_by(settings, lambda setting: setting.re_ranking)
         self.spare, self.sum, *self.mixed = (torch.empty(self.ROWS, num_gallery, device=device)
                                              for _ in range(2 + len(settings[0].weights)))
 
     def __call__(self, rows: slice, parts: Sequence[Parts]) -> Iterator[tuple[Setting, slice, np.ndarray]]:
-        """(setting, some of the rows, their distances [n, G], good until the next are asked for)."""
+        """(setting, a few of the rows, their distances [n, G], good until the next are asked for)."""
         for start in range(0, rows.stop - rows.start, self.ROWS):
-            some = slice(rows.start + start, min(rows.start + start + self.ROWS, rows.stop))
-            own = [[part[start : start + self.ROWS] for part in one] for one in parts]
+            chunk = slice(rows.start + start, min(rows.start + start + self.ROWS, rows.stop))
+            count = chunk.stop - chunk.start
+            by_model = [[part[start : start + count] for part in model_parts] for model_parts in parts]
             for re_ranking, settings in self.by_re_ranking.items():
-                distances = [_sum(one, (k[2], 1 - k[2]) if k else (1,), out[: some.stop - some.start], self.spare)
-                             for one, k, out in zip(own, re_ranking, self.mixed, strict=True)]
+                distances = [_sum(model_parts, (k[2], 1 - k[2]) if k else (1,), out[:count], self.spare)
+                             for model_parts, k, out in zip(by_model, re_ranking, self.mixed, strict=True)]
                 for setting in settings:
-                    total = _sum(distances, setting.weights, self.sum[: some.stop - some.start], self.spare)
-                    yield setting, some, total.cpu().numpy()
+                    total = _sum(distances, setting.weights, self.sum[:count], self.spare)
+                    yield setting, chunk, total.cpu().numpy()
 
 
 def _sum(distances: Sequence[Tensor], weights: Sequence[float], out: Tensor, spare: Tensor) -> Tensor:
     """The weighted sum as `sum_blocks` has it: float32, each product rounded before it is added, in order."""
     torch.mul(distances[0], weights[0], out=out)
-    for one, weight in zip(distances[1:], weights[1:], strict=True):
-        out.add_(torch.mul(one, weight, out=spare[: len(out)]))
+    for part, weight in zip(distances[1:], weights[1:], strict=True):
+        out.add_(torch.mul(part, weight, out=spare[: len(out)]))
     return out
-
-
-def _common_evaluation(indices: dict[str, dict]) -> Evaluation:
-    lengths = {name: index["evaluation"]["top_k"] for name, index in indices.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"the inputs were tested with different settings of TEST.TOP_K: {lengths}")
-    return Evaluation(next(iter(lengths.values())))
-
-
-def _common_domains(domains: dict[str, list[str]], wanted: str) -> list[str]:
-    first = next(iter(domains.values()))
-    if wanted != "all":
-        lacking = [name for name, known in domains.items() if wanted not in known]
-        if lacking:
-            raise ValueError(f"{lacking[0]} has no domain {wanted}; it has {', '.join(domains[lacking[0]])}")
-        return [wanted]
-    if any(set(known) != set(first) for known in domains.values()):
-        raise ValueError(f"the inputs have different domains: {domains}; choose one that all have with --domain")
-    return first
 
 
 def _common_truth(banks: dict[str, FeatureBank], domain: str) -> Truth:
@@ -265,7 +236,7 @@ def _common_truth(banks: dict[str, FeatureBank], domain: str) -> Truth:
     for name, bank in banks.items():
         if not bank.has_truth:
             raise ValueError(f"{name}: the {domain} images have no ground truth to tune on: the test folder had no "
-                             f"ground_truth.json. Take a validation set that has one and run tools/test.py on it")
+                             f"ground_truth.json. Take a validation set that has it and run tools/test.py on it")
     check_same_order({name: bank.query_names.tolist() for name, bank in banks.items()})
     check_same_order({name: bank.gallery_names.tolist() for name, bank in banks.items()})
     (first, bank), *others = banks.items()
@@ -273,7 +244,5 @@ def _common_truth(banks: dict[str, FeatureBank], domain: str) -> Truth:
         if not (np.array_equal(bank.pids, other.pids) and np.array_equal(bank.camids, other.camids)):
             raise ValueError(f"{first} and {name} know different pids or camids for the {domain} images; run "
                              f"tools/test.py again for both")
-        if bank.drop_same_camera != other.drop_same_camera:
-            raise ValueError(f"{first} and {name} were tested with different settings of TEST.DROP_SAME_CAMERA in "
-                             f"{domain}; run tools/test.py again for both")
+    common_setting(f"TEST.DROP_SAME_CAMERA in {domain}", {name: bank.drop_same_camera for name, bank in banks.items()})
     return Truth.of(bank)

@@ -1,6 +1,6 @@
 """Distances between query and gallery, a few query rows at a time.
 
-Every product has one fixed shape, [QUERY_ROWS, D] x [D, TILE] (the last ones are padded with zeros before it and cut
+Every product has the fixed shape [QUERY_ROWS, D] x [D, TILE] (the last ones are padded with zeros before it and cut
 after it), so a pair's distance has the same bits whatever number of rows a caller asks for at a time, and whichever
 process computes it.
 """
@@ -46,6 +46,9 @@ def l2_normalize(feat: Features) -> Features:
         feat: [N, D] numpy array (also memory-mapped) or tensor; it is not modified.
     Returns:
         [N, D] float32, of the same kind and on the same device.
+
+    >>> l2_normalize(np.array([[3.0, 0.0], [0.0, 0.0]])).tolist()
+    [[1.0, 0.0], [0.0, 0.0]]
     """
     feat = as_features("feat", feat)
     if isinstance(feat, Tensor):
@@ -65,11 +68,14 @@ def distance(query: Features, gallery: Features, metric: str) -> Tensor:
         gallery: [G, D] float32, on query's device.
         metric: "euclidean" (not squared) or "cosine" (1 - cos, in [0, 2]).
     Returns:
-        [Q, G] float32; the inputs are not modified. A feature is at distance 0 from an equal one (cosine: 1e-6).
+        [Q, G] float32; the inputs are not modified. A feature is at distance 0 from an equal feature (cosine: 1e-6).
     Raises:
         ValueError: the feature dimensions differ, a feature is not finite, or metric is unknown (the choices
             are listed).
     Source: Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015.
+
+    >>> distance(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0], [3.0, 4.0]]), "euclidean")
+    tensor([[5., 0.]])
     """
     features = FeatureRows(query, gallery)
     return torch.cat([block for _, block in query_gallery_blocks(features, _kernel(metric))])
@@ -85,12 +91,17 @@ def distance_blocks(
         query, gallery, metric: as for `distance`; numpy arrays may be memory-mapped.
         block_rows: the most query rows in one block, QUERY_ROWS at most; it changes the memory, never the values.
         normalize: give the features length 1 first, without a copy of them.
-        device: where to compute; None: where the features are.
-        workers: processes that share the queries; each is given the blocks of its own (`own_rows`).
+        device: to compute on; None: the features' device.
+        workers: processes that share the queries; each is given its `local_blocks`.
     Returns:
         An iterator of (rows, distances [len(rows), G] float32), `rows` a slice; every query once, in order.
     Raises:
         ValueError: as for `distance`, at the call.
+
+    >>> for rows, block in distance_blocks(np.zeros((3, 2)), np.array([[3.0, 4.0]]), "euclidean", block_rows=2):
+    ...     print(rows, block.tolist())
+    slice(0, 2, None) [[5.0], [5.0]]
+    slice(2, 3, None) [[5.0]]
     """
     check_block_rows(block_rows)
     blocks = query_gallery_blocks(FeatureRows(query, gallery, device, normalize), _kernel(metric), workers)

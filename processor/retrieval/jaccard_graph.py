@@ -38,26 +38,30 @@ def jaccard_graph(feats: Features, k1: int, k2: int, radius: float = 1.0, **opti
         [N, N] sparse float32 without its diagonal; equal images have an explicit 0.
     Raises:
         ValueError: fewer than two images, parameters out of range, or a feature that is not finite.
+
+    >>> feats = np.array([[0.0], [1.0], [9.0]], np.float32)
+    >>> jaccard_graph(feats, k1=1, k2=1).toarray().astype(float).round(3).tolist()  # the third has no reciprocal
+    [[0.0, 0.014, 0.0], [0.014, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
     check_parameters(k1, k2, 0)
     if len(feats) < 2:
         raise ValueError(f"{len(feats)} image has no pairs; at least two are needed")
-    ranker = ReRanker(feats[:1], feats[1:], k1, **options)  # one table: which are called queries does not matter
+    ranker = ReRanker(feats[:1], feats[1:], k1, **options)  # which images are called queries does not matter
     size = len(feats)
     index = JaccardIndex(ranker.index(k1, k2).codes, 0, ranker.plan.queries)
     starts = range(0, size, index.at_once)
 
     def near(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Counts [R] of a few rows' pairs, their columns and distances."""
+        """How many pairs each of a few rows has [R], their columns and distances."""
         rows = slice(start, min(start + index.at_once, size))
         distances = jaccard_distance(index.shared(rows))
         distances[torch.arange(len(distances)), torch.arange(rows.start, rows.stop)] = 1  # the image itself
         row, column = ((distances <= radius) & (distances < 1)).nonzero(as_tuple=True)
         counts = torch.bincount(row, minlength=len(distances))
-        return tuple(one.cpu().numpy() for one in (counts, column.int(), distances[row, column]))
+        return tuple(part.cpu().numpy() for part in (counts, column.int(), distances[row, column]))
 
     pieces = list(progress(in_threads(near, starts, ranker.plan.threads), "near pairs", "blocks", len(starts)))
-    counts, columns, distances = (np.concatenate(one) for one in zip(*pieces, strict=True))
+    counts, columns, distances = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     return csr_matrix((distances, columns, np.concatenate([[0], np.cumsum(counts)])), shape=(size, size))
 
 
@@ -71,6 +75,11 @@ def re_ranked_among_queries(
         query: [Q, D], as the ranker was given it.
     Returns:
         An iterator of (rows, distances [len(rows), Q] float32).
+
+    >>> query, gallery = np.array([[0.0], [1.0]], np.float32), np.array([[9.0]], np.float32)
+    >>> blocks = re_ranked_among_queries(ReRanker(query, gallery, k1=1), query, k1=1, k2=1, lambda_value=0)
+    >>> [block.astype(float).round(3).tolist() for _, block in blocks]
+    [[[0.0, 0.014], [0.014, 0.0]]]
     """
     codes, count = ranker.index(k1, k2).codes, len(query)
     end = int(codes.starts[count])
@@ -80,6 +89,6 @@ def re_ranked_among_queries(
     for start in range(0, count, QUERY_ROWS):
         rows = slice(start, min(start + QUERY_ROWS, count))
         distances = row_block(features, rows, squared_euclidean).div_(ranker.neighbours.farthest[rows, None])
-        for some, part in index.parts_of(rows):
-            mix(distances[part], index, some, lambda_value)
+        for queries, part in index.parts_of(rows):
+            mix(distances[part], index, queries, lambda_value)
         yield rows, distances.cpu().numpy()

@@ -1,27 +1,33 @@
 """CMC, mAP, mINP and TPR@FPR, counted up a few queries at a time."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from processor.retrieval.roc import RocCounts
+
+if TYPE_CHECKING:  # a ranking is measured without torch, too
+    from utils.dist import Workers
+
+QUERY_FIGURES = ("ap", "ap_at_k", "inp", "first_hit")  # the arrays of a RankResult
 
 
 @dataclass(frozen=True, eq=False)
 class RankResult:
     """How well the gallery was ranked: a figure for each query, and their averages.
 
-    A query without a match in the gallery (after dropping its own camera, where that is asked for) has no rank to
-    measure: it is NaN here, counts in `num_queries`, not in `num_valid`, and in no average.
+    A query without a match in the gallery (after its camera was dropped, if that is asked for) has no rank to measure:
+    it is NaN here, counts in `num_queries`, not in `num_valid`, and in no average.
     """
 
     ap: np.ndarray         # [Q] float64, NaN without a match
     ap_at_k: np.ndarray    # [Q] float64, NaN without a match
     inp: np.ndarray        # [Q] float64, NaN without a match
     first_hit: np.ndarray  # [Q] int64, rank of the nearest match from 1; 0 without a match
-    domain_sizes: tuple[int, ...]  # queries of each domain, one after the other, where several were merged
+    domain_sizes: tuple[int, ...]  # queries of each domain, domain after domain, if several were merged
     max_rank: int          # length of cmc
     k: int                 # of ap_at_k
     tpr_at_fpr: dict[str, float] = field(default_factory=dict)  # see RocCounts; {} for several domains together
@@ -80,10 +86,10 @@ class RankAccumulator:
 
     Ranks follow the distance, and equal distances the gallery index; -inf comes first and +inf last. AP is the mean
     over a query's matches of the precision at the match's rank (not interpolated); AP@k counts the matches among the
-    first k ranks and divides by min(matches, k); INP is the number of matches divided by the last one's rank.
+    first k ranks and divides by min(matches, k); INP is the number of matches divided by the last match's rank.
     TPR@FPR is over all pairs that are ranked, those of queries without a match too; see `RocCounts`.
 
-    One row is sorted at a time, without its indices: only where the matches stand in it is asked.
+    A row is sorted at a time, without its indices: only the matches' places in it are asked for.
 
     Args:
         q_pids, g_pids: [Q], [G] identities.
@@ -91,11 +97,17 @@ class RankAccumulator:
         max_rank: length of the CMC curve; a gallery shorter than this repeats its last value.
         k: ranks that mAP@k looks at.
         drop_same_camera: leave the query's identity from the query's camera out of its ranking (Market-1501's
-            protocol); False ranks the whole gallery, as where the cameras are unknown.
+            protocol); False ranks the whole gallery, as if the cameras were unknown.
     Raises:
         ValueError: lengths that do not fit together, or max_rank or k below 1.
     Source: Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015; mINP: Ye et al., Deep Learning
         for Person Re-identification: A Survey and Outlook, TPAMI 2021.
+
+    >>> accumulator = RankAccumulator([7, 8], [8, 7], [0, 0], [1, 1])
+    >>> accumulator.update(slice(0, 1), [[0.2, 0.1]])  # the match of query 0 is the nearest ...
+    >>> accumulator.update(slice(1, 2), [[0.4, 0.3]])  # ... and that of query 1 the second
+    >>> accumulator.result().ap.tolist()
+    [1.0, 0.5]
     """
 
     def __init__(
@@ -118,13 +130,13 @@ class RankAccumulator:
         self._first_hit = np.zeros(size, np.int64)
 
     def update(self, rows: slice | np.ndarray, distances: np.ndarray) -> None:
-        """Rank the gallery for some queries.
+        """Rank the gallery for these queries.
 
         Args:
             rows: which queries, a slice or an integer array.
             distances: [len(rows), G], smaller is closer.
         Raises:
-            ValueError: a wrong shape, NaN, a query out of range, or one that was there before. Nothing was counted.
+            ValueError: a wrong shape, NaN, a query out of range, or that was there before. Nothing was counted.
         """
         size = len(self._seen)
         if isinstance(rows, slice):
@@ -145,7 +157,7 @@ class RankAccumulator:
         self._seen[rows] = True
 
     def _rank(self, row: int, distances: np.ndarray) -> None:
-        """Enter one query's figures."""
+        """Enter the figures of a query."""
         same_pid = self._by_pid[self._begin[row] : self._end[row]]
         same_pid = same_pid[np.argsort(distances[same_pid], kind="stable")]
         dropped = self.drop_same_camera & (self.g_camids[same_pid] == self.q_camids[row])
@@ -163,7 +175,7 @@ class RankAccumulator:
         self._first_hit[row] = ranks[0]
 
     def absorb(self, other: RankAccumulator) -> None:
-        """Add what another accumulator has counted for other queries of the same data, as another process's.
+        """Add what another accumulator, such as another process's, has counted of other queries of the same data.
 
         The result depends neither on who absorbs whom nor on the order. An accumulator can be pickled.
 
@@ -179,6 +191,13 @@ class RankAccumulator:
         for name in ("_ap", "_ap_at_k", "_inp", "_first_hit", "_seen"):
             getattr(self, name)[rows] = getattr(other, name)[rows]
         self._roc.absorb(other._roc)
+
+    def gather(self, workers: Workers) -> RankAccumulator:
+        """What all processes have counted together, in each of them."""
+        first, *others = workers.gather_objects(self)
+        for other in others:
+            first.absorb(other)
+        return first
 
     def result(self) -> RankResult:
         """The figures of all queries.
@@ -199,7 +218,7 @@ class RankAccumulator:
 
 
 def _places(ordered: np.ndarray, distances: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Where some images stand in the ranking of a row by (distance, index), from 0.
+    """[n] the places of images in the ranking of a row by (distance, index), from 0.
 
     Args:
         ordered: [G] the row, ascending.
@@ -234,6 +253,10 @@ def evaluate_rank(
         q_pids, g_pids, q_camids, g_camids, max_rank: as for `RankAccumulator`.
     Raises:
         ValueError: as `RankAccumulator`, its `update` and its `result`.
+
+    >>> result = evaluate_rank([[0.1, 0.2, 0.3]], q_pids=[7], g_pids=[7, 1, 7], q_camids=[0], g_camids=[0, 1, 1])
+    >>> result.cmc[:2].tolist(), result.mAP  # the nearest is from the query's camera: the match has rank 2
+    ([0.0, 1.0], 0.5)
     """
     accumulator = RankAccumulator(q_pids, g_pids, q_camids, g_camids, max_rank)
     accumulator.update(slice(0, len(accumulator.q_pids)), distmat)
@@ -248,6 +271,11 @@ def merge_results(results: Sequence[RankResult]) -> RankResult:
 
     Raises:
         ValueError: there are none, or they differ in max_rank or k.
+
+    >>> green = evaluate_rank([[0.1, 0.2]], [7], [7, 1], [0], [1, 1])
+    >>> normal = evaluate_rank([[0.1, 0.2], [0.3, 0.1]], [7, 7], [1, 7], [0, 0], [1, 1])
+    >>> merge_results([green, normal]).ap.tolist()
+    [1.0, 0.5, 1.0]
     """
     if not results:
         raise ValueError("no results to merge")
@@ -256,7 +284,16 @@ def merge_results(results: Sequence[RankResult]) -> RankResult:
         raise ValueError(f"results of different (max_rank, k) cannot be merged: {sorted(kinds)}")
     if len(results) == 1:
         return results[0]
-    per_query = (np.concatenate([getattr(result, name) for result in results])
-                 for name in ("ap", "ap_at_k", "inp", "first_hit"))
+    per_query = (np.concatenate([getattr(result, name) for result in results]) for name in QUERY_FIGURES)
     sizes = tuple(size for result in results for size in result.domain_sizes)
     return RankResult(*per_query, sizes, results[0].max_rank, results[0].k)
+
+
+def format_figures(figures: Mapping[str, float | int]) -> str:
+    """The means of `RankResult.to_dict` but TPR@FPR, in per cent.
+
+    >>> format_figures({"rank1": 0.5, "mAP": 0.251, "num_valid": 8, "TPR@FPR=1e-02": 0.1})
+    'rank1 50.00%, mAP 25.10%'
+    """
+    return ", ".join(f"{name} {100 * value:.2f}%" for name, value in figures.items()
+                     if isinstance(value, float) and not name.startswith("TPR"))

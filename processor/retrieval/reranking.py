@@ -30,7 +30,7 @@ from processor.retrieval.search.rows import (
     QUERY_ROWS,
     PairDistances,
     check_block_rows,
-    own_rows,
+    local_blocks,
     row_block,
     split_rows,
     squared_euclidean,
@@ -47,10 +47,16 @@ Result = TypeVar("Result")
 
 
 def re_ranking(query: Features, gallery: Features, k1: int, k2: int, lambda_value: float) -> np.ndarray:
-    """`re_ranked_blocks` in one piece.
+    """`re_ranked_blocks` in a single matrix.
 
     Returns:
         [Q, G] float32 numpy, smaller is closer.
+
+    The second gallery image is as near to the query as the first, but the query is not among its nearest:
+
+    >>> query, gallery = np.array([[0.0]], np.float32), np.array([[1.0], [-1.0], [-1.5], [-1.2]], np.float32)
+    >>> re_ranking(query, gallery, k1=1, k2=1, lambda_value=0.3).astype(float).round(2).tolist()
+    [[0.32, 0.83, 1.0, 0.89]]
     """
     return np.concatenate([block for _, block in re_ranked_blocks(query, gallery, k1, k2, lambda_value)])
 
@@ -66,7 +72,7 @@ def re_ranked_blocks(
     Args:
         query: [Q, D] float32, numpy (also memory-mapped) or tensor. Any norm; re-ID usually normalises first.
         gallery: [G, D] likewise, on query's device.
-        k1: reciprocal neighbours; lists are cut to N = Q + G where k1 + 1 is more.
+        k1: reciprocal neighbours; lists are cut to N = Q + G if k1 + 1 is more.
         k2: nearest images (the image itself is the first) whose encodings are averaged; 1 averages nothing.
         lambda_value: weight of the original distance, in [0, 1].
         block_rows: the most query rows in one block, QUERY_ROWS at most; it changes the memory, never the values.
@@ -75,8 +81,11 @@ def re_ranked_blocks(
         An iterator of (rows, distances [len(rows), G] float32), `rows` a slice; every query once, in order (with
         workers: those of this process). The work that all queries share is done when the first block is asked for.
     Raises:
-        ValueError: at the call, where a parameter is out of its range, the dimensions differ or a feature is not
-            finite.
+        ValueError: at the call, if a parameter is out of its range, the dimensions differ or a feature is not finite.
+
+    >>> query, gallery = np.array([[0.0], [9.0]], np.float32), np.array([[1.0], [8.0]], np.float32)
+    >>> [rows for rows, _ in re_ranked_blocks(query, gallery, k1=1, k2=1, lambda_value=0.3, block_rows=1)]
+    [slice(0, 1, None), slice(1, 2, None)]
     """
     check_block_rows(block_rows)
     check_parameters(k1, k2, lambda_value)
@@ -100,23 +109,32 @@ def re_ranked_top_k(
         indices [Q, k] int64 and distances [Q, k] float32, nearest first, equal distances by gallery index.
     Raises:
         ValueError: as `re_ranked_blocks`, and for k < 1.
+
+    >>> query, gallery = np.array([[0.0], [9.0]], np.float32), np.array([[1.0], [8.0]], np.float32)
+    >>> re_ranked_top_k(query, gallery, k1=1, k2=1, lambda_value=0.3, k=1)[0].tolist()
+    [[0], [1]]
     """
     check_parameters(k1, k2, lambda_value)
     return ReRanker(query, gallery, k1, top_k=k, **options).top_k(k1, k2, lambda_value)
 
 
 def check_parameters(k1: int, k2: int, lambda_value: float) -> None:
-    """Raise ValueError for parameters that have no meaning."""
+    """Raise ValueError for parameters that have no meaning.
+
+    >>> check_parameters(k1=0, k2=1, lambda_value=0.3)
+    Traceback (most recent call last):
+    ValueError: k1=0: at least one neighbour is needed
+    """
     if k1 < 1:
         raise ValueError(f"k1={k1}: at least one neighbour is needed")
     if not 1 <= k2 <= k1 + 1:
-        raise ValueError(f"k2={k2}: must be from 1 to k1 + 1 = {k1 + 1}, for only the k1 + 1 nearest are known")
+        raise ValueError(f"k2={k2}: must be from 1 to k1 + 1 = {k1 + 1}: only the k1 + 1 nearest are known")
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value={lambda_value}: must be from 0 to 1")
 
 
 class ReRanker:
-    """One candidate search, and from it any number of re-rankings with k1 up to the one it was made for.
+    """A candidate search, and from it any number of re-rankings with k1 up to that of the search.
 
     Args:
         query, gallery: as for `re_ranked_blocks`.
@@ -125,10 +143,15 @@ class ReRanker:
         precision: of the candidate search's products: auto | float32 | tf32 | bf16. The answer is the same.
         memory: bytes that may be used above the features; None: four fifths of what is free. The answer is the same.
         normalize: give the features length 1 first, without a copy of them.
-        device: where to compute; None: where the features are.
+        device: to compute on; None: the features' device.
         workers: processes that share the work, each with all the features.
     Raises:
-        ValueError: unfit features or options; when the work starts, where it needs more memory than it may have.
+        ValueError: unfit features or options; when the work starts, if it needs more memory than it may have.
+
+    >>> query, gallery = np.array([[0.0], [9.0]], np.float32), np.array([[1.0], [8.0]], np.float32)
+    >>> ranker = ReRanker(query, gallery, k1=2)
+    >>> [block.argmin(1).tolist() for k1 in (1, 2) for _, block in ranker.blocks(k1, 1, 0.3)]
+    [[0, 1], [0, 1]]
     """
 
     def __init__(
@@ -170,7 +193,7 @@ class ReRanker:
         start = time.perf_counter()
         logger.info("re-ranking %s", self.work.describe(self.plan))
         try:
-            found = search(self.features, self.k1 + 1, self.plan, self.workers, self._tiles, self._bounds)
+            lists = search(self.features, self.k1 + 1, self.plan, self.workers, self._tiles, self._bounds)
         except InexactProducts:
             if self.plan.precision.name == "float32":
                 raise
@@ -178,9 +201,9 @@ class ReRanker:
                            self.plan.precision.name)
             self.plan = replace(self.plan, precision=PRECISIONS["float32"], keep=False)
             del self._bounds, self._tiles
-            found = search(self.features, self.k1 + 1, self.plan, self.workers, self._tiles, self._bounds)
+            lists = search(self.features, self.k1 + 1, self.plan, self.workers, self._tiles, self._bounds)
         logger.info("re-ranking: neighbours found after %.1f s", time.perf_counter() - start)
-        return found
+        return lists
 
     def index(self, k1: int, k2: int) -> JaccardIndex:
         """The codes for k1 and k2; the last ones are kept."""
@@ -200,7 +223,7 @@ class ReRanker:
         def make(rows: slice) -> tuple[slice, Tensor, Tensor]:
             return rows, self._original(rows), jaccard_distance(index.shared(rows))
 
-        yield from self._in_blocks(make)  # whoever mixes them shows how far it is
+        yield from self._in_blocks(make)  # whoever mixes them reports the progress
 
     def blocks(self, k1: int, k2: int, lambda_value: float) -> Iterator[Block]:
         """Full rows of distances, QUERY_ROWS queries at a time."""
@@ -208,28 +231,28 @@ class ReRanker:
 
         def make(rows: slice) -> Block:
             original = self._original(rows)
-            for some, part in index.parts_of(rows):
-                mix(original[part], index, some, lambda_value)
+            for queries, part in index.parts_of(rows):
+                mix(original[part], index, queries, lambda_value)
             return rows, original.cpu().numpy()
 
-        yield from self._shown(make)
+        yield from self._with_progress(make)
 
     def _original(self, rows: slice) -> Tensor:
         squared = row_block(self.features, rows, squared_euclidean)
         return squared.div_(self.neighbours.farthest[rows, None])
 
     def _in_blocks(self, make: Callable[[slice], Result]) -> Iterator[Result]:
-        """make(rows) for the blocks of this process' queries, in order."""
-        blocks = own_rows(self.features.num_query, self.workers)
+        """make(rows) of the blocks of this process' queries, in order."""
+        blocks = local_blocks(self.features.num_query, self.workers)
         with PRECISIONS["float32"].products(self.features.device):
             yield from in_threads(make, blocks, self.plan.threads)
 
-    def _shown(self, make: Callable[[slice], Result]) -> Iterator[Result]:
-        count = len(own_rows(self.features.num_query, self.workers))
+    def _with_progress(self, make: Callable[[slice], Result]) -> Iterator[Result]:
+        count = len(local_blocks(self.features.num_query, self.workers))
         return progress(self._in_blocks(make), "re-ranked distances", "blocks", count)
 
     def top_k(self, k1: int, k2: int, lambda_value: float) -> tuple[np.ndarray, np.ndarray]:
-        """indices [Q, k] and distances [Q, k], for the top_k that this was made for."""
+        """indices [Q, k] and distances [Q, k], with the top_k of the constructor as k."""
         assert self.k is not None, "made without top_k"
         index, num_query = self.index(k1, k2), self.features.num_query
         certified = CertifiedNearest(self._tiles, self._bounds, self.pairs, index, self.neighbours.farthest,
@@ -241,11 +264,11 @@ class ReRanker:
                 keys[rows] = certified.keys(rows)
                 return
             original = self._original(rows)
-            for some, part in index.parts_of(rows):  # a few rows stay in a core's cache from the mix to the selection
-                mix(original[part], index, some, lambda_value)
-                keys[some] = nearest_keys(original[part], self.k)
+            for queries, part in index.parts_of(rows):  # a few stay in a core's cache from the mix to the selection
+                mix(original[part], index, queries, lambda_value)
+                keys[queries] = nearest_keys(original[part], self.k)
 
-        for _ in self._shown(rank):
+        for _ in self._with_progress(rank):
             pass
         for i, start in enumerate(range(0, num_query, QUERY_ROWS)):
             self.workers.broadcast(keys[start : start + QUERY_ROWS], i % self.workers.size)
@@ -254,5 +277,14 @@ class ReRanker:
 
 
 def mix(original: Tensor, index: JaccardIndex, rows: slice, lambda_value: float) -> None:
-    """Make the original distances [R, G] in [0, 1] of a few queries their final ones, in place."""
+    """Make the original distances [R, G] in [0, 1] of a few queries their final ones, in place.
+
+    >>> from processor.retrieval.search.encoding import ONE, Codes
+    >>> starts, columns = torch.tensor([0, 1, 2]), torch.tensor([0, 1], dtype=torch.int32)
+    >>> index = JaccardIndex(Codes(starts, columns, torch.full((2,), ONE, dtype=torch.int32)), 1, at_once=1)
+    >>> original = torch.tensor([[0.5]])
+    >>> mix(original, index, slice(0, 1), 0.4)  # 0.4 * 0.5 + 0.6 * 1: the codes share nothing
+    >>> original
+    tensor([[0.8000]])
+    """
     original.mul_(lambda_value).add_(jaccard_distance(index.shared(rows)), alpha=1 - lambda_value)

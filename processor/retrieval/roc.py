@@ -11,7 +11,12 @@ _GRID_SHIFT = 8            # the histogram leaves out the last 8 of a float32's 
 class SmallestValues:
     """The `size` smallest of the values that pass by.
 
-    limit: `size` values below or at it are known; one that is not below it need not be added.
+    limit: `size` values below or at it are known; a value that is not below it need not be added.
+
+    >>> kept = SmallestValues(2)
+    >>> kept.add(np.array([5.0, 1.0, 3.0, 4.0, 2.0]))
+    >>> kept.value_at(0), float(kept.limit)
+    (1.0, 2.0)
     """
 
     def __init__(self, size: int) -> None:
@@ -25,18 +30,18 @@ class SmallestValues:
         self._pieces.append(piece)
         self._count += len(piece)
         if self._count > 2 * self.size:
-            joined = np.concatenate(self._pieces)
-            joined.partition(self.size - 1)
-            self._pieces, self._count = [joined[: self.size].copy()], self.size
-            self.limit = joined[self.size - 1]
+            values = np.concatenate(self._pieces)
+            values.partition(self.size - 1)
+            self._pieces, self._count = [values[: self.size].copy()], self.size
+            self.limit = values[self.size - 1]
 
     def absorb(self, other: SmallestValues) -> None:
-        """Add what another one keeps."""
+        """Add what `other` keeps."""
         for piece in other._pieces:
             self.add(piece)
 
     def value_at(self, k: int) -> float:
-        """The k-th smallest value, k from 0 and below `size`; infinity where so many were not finite."""
+        """The k-th smallest value, k from 0 and below `size`; infinity if so many were not finite."""
         return float(np.partition(np.concatenate(self._pieces), k)[k]) if k < self._count else np.inf
 
     def count_below(self, threshold: float) -> int:
@@ -89,7 +94,7 @@ def _step_of(values: np.ndarray) -> np.ndarray:
 
 
 class RocCounts:
-    """TPR at given FPR over pairs of two images, of which those nearer than a threshold are taken for one identity.
+    """TPR at given FPR over pairs of two images, of which those nearer than a threshold are accepted as a match.
 
     TPR@FPR=x is the share of the matching pairs that the largest threshold accepts whose FPR - the share of the
     other pairs that it accepts - is at most x. With m = floor(x · num_negatives) these are the matching pairs that
@@ -100,9 +105,14 @@ class RocCounts:
     Args:
         num_positives: at least the number of matching pairs to come.
         num_negatives: the exact number of other pairs to come.
-    Only the smallest hundredth of the negatives decides, so it is all that is kept. exact: False where even that, or
-    the positives, are more than MAX_POOL values; then both are counted on `Histogram`'s grid, and the threshold is
-    the largest on that grid.
+    Only the smallest hundredth of the negatives decides, so it is all that is kept. exact: False if even that, or the
+    positives, are more than MAX_POOL values; then both are counted on `Histogram`'s grid, and the threshold is the
+    largest on that grid.
+
+    >>> counts = RocCounts(num_positives=2, num_negatives=100)
+    >>> counts.add(positives=np.array([0.1, 0.35]), negatives=np.arange(100) / 10 + 0.2)
+    >>> counts.tpr_at_fpr()["TPR@FPR=1e-02"]  # a threshold between 0.2 and 0.3 accepts 1 of 100 wrong pairs
+    0.5
     """
 
     def __init__(self, num_positives: int, num_negatives: int) -> None:
@@ -118,13 +128,13 @@ class RocCounts:
         self.negatives.add(negatives)
 
     def absorb(self, other: RocCounts) -> None:
-        """Add the pairs of another one made for the same totals."""
+        """Add the pairs of another count made for the same totals."""
         self._num_positives += other._num_positives
         self.positives.absorb(other.positives)
         self.negatives.absorb(other.negatives)
 
     def tpr_at_fpr(self) -> dict[str, float]:
-        """{"TPR@FPR=1e-04": ...}; {} where there is no matching or no other pair."""
+        """{"TPR@FPR=1e-04": ...}; {} if there is no matching or no other pair."""
         if not self._num_positives or not self._num_negatives:
             return {}
         thresholds = {e: self.negatives.value_at(self._num_negatives // 10 ** e) for e in FPR_EXPONENTS}

@@ -27,11 +27,15 @@ def write_submission(
     Raises:
         ValueError: there is not a row for each query, an index is no index or out of range, a name comes twice, or
             a row repeats an image.
+
+    >>> write_submission(path, ["q.png"], ["a.png", "b.png"], [np.array([1, 0])])
+    >>> read_submission(path)
+    {'q.png': ['b.png', 'a.png']}
     """
     if len(indices) != len(query_names):
         raise ValueError(f"expected a row of indices for each of {len(query_names)} queries, got {len(indices)}")
-    _check_unique("query names", query_names)
-    _check_unique("gallery names", gallery_names)
+    check_unique("query", query_names)
+    check_unique("gallery image", gallery_names)
     lines = []
     for name, row in zip(query_names, indices, strict=True):
         row = np.asarray(row)
@@ -42,7 +46,7 @@ def write_submission(
             raise ValueError(f"query {name!r}, rank {outside[0] + 1}: gallery index {row[outside[0]]} is out of "
                              f"range: there are {len(gallery_names)} images")
         names = [str(gallery_names[index]) for index in row]
-        _check_unique(f"query {name!r}: gallery names", names)
+        check_unique(f"query {name!r}: gallery image", names)
         lines.append(f"{json.dumps(str(name), ensure_ascii=False)}: {json.dumps(names, ensure_ascii=False)}")
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")  # a query a line: for eyes and for diff
 
@@ -52,7 +56,7 @@ class Problem(NamedTuple):
 
     Attributes:
         kind: the same few words for all faults of a kind, to count them by.
-        text: one line that names the query, without the file.
+        text: a line that names the query, without the file.
     """
 
     kind: str
@@ -65,32 +69,20 @@ def read_submission(path: str | os.PathLike) -> dict[str, list[str]]:
     Raises:
         ValueError: it is not JSON, not an object of lists of names, or holds a query twice; the message names the
             file and the query.
+
+    >>> write_text(path, '{"q.png": ["a.png"]}')
+    >>> read_submission(path)
+    {'q.png': ['a.png']}
     """
     try:
         pairs = _read_pairs(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    _check_unique(f"{path}: query names", [query for query, _ in pairs])
+    check_unique(f"{path}: query", [query for query, _ in pairs])
     for query, names in pairs:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{path}: query {_shown(query)}: expected a list of gallery names")
+            raise ValueError(f"{path}: query {_format_value(query)}: expected a list of gallery names")
     return dict(pairs)
-
-
-def check_submission(
-    path: str | os.PathLike, query_names: Sequence[str], gallery_names: Sequence[str], top_k: int,
-) -> None:
-    """Make sure that an answer file is complete: every query once, with top_k different gallery images.
-
-    Args:
-        top_k: names expected for each query, cut to the size of the gallery.
-    Raises:
-        ValueError: the first thing that is wrong, with the file and the query, and how many more there are.
-    """
-    problems = list(submission_problems(path, query_names, gallery_names, top_k))
-    if problems:
-        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        raise ValueError(f"{path}: {problems[0].text}{more}")
 
 
 def submission_problems(
@@ -99,12 +91,16 @@ def submission_problems(
 ) -> Iterator[Problem]:
     """All that is wrong with an answer file, in the order of the file, and then the queries that it lacks.
 
-    Whatever the file holds, nothing raises but OSError. A list with several faults of a kind is one problem.
+    Whatever the file holds, nothing raises but OSError. Several faults of a kind in a list are a single problem.
 
     Args:
         query_names, gallery_names: as the competition spells them.
         top_k: names expected for each query, cut to the size of the gallery.
         fewest: {query: the least length that its list may have}; queries that are not in it, and None: top_k, cut.
+
+    >>> write_text(path, '{"q.png": ["a.png", "a.png"]}')
+    >>> [problem.text for problem in submission_problems(path, ["q.png"], ["a.png", "b.png"], top_k=2)]
+    ["query 'q.png', rank 2: 'a.png' comes twice, first at rank 1"]
     """
     most, largest = min(top_k, len(gallery_names)), _largest_size(query_names, gallery_names, top_k)
     size = os.path.getsize(path)
@@ -123,41 +119,43 @@ def submission_problems(
                                              "it as UTF-8 without")
     queries, gallery, seen = set(query_names), set(gallery_names), set()
     for query, names in pairs:
+        label = f"query {_format_value(query)}"
         if query in seen:
-            yield Problem("repeated query", f"query {_shown(query)}: comes more than once")
+            yield Problem("repeated query", f"{label}: comes more than once")
         elif query not in queries:
-            yield Problem("unknown query", f"query {_shown(query)}: is not among the queries{_hint(query, queries)}")
+            yield Problem("unknown query", f"{label}: is not among the queries{_hint(query, queries)}")
         seen.add(query)
         if query in queries:
             least = most if fewest is None else fewest.get(query, most)
-            yield from _list_problems(f"query {_shown(query)}", names, gallery, least, most)
+            yield from _list_problems(label, names, gallery, least, most)
     missing = [query for query in query_names if query not in seen]
     for query in missing:
-        yield Problem("missing query", f"query {_shown(query)}: is missing ({len(missing)} of {len(query_names)} are)")
+        yield Problem("missing query", f"query {_format_value(query)}: is missing ({len(missing)} of "
+                                       f"{len(query_names)} are)")
 
 
-def _list_problems(where: str, names: Any, gallery: set[str], least: int, most: int) -> Iterator[Problem]:
-    """What is wrong with one query's list."""
+def _list_problems(query: str, names: Any, gallery: set[str], least: int, most: int) -> Iterator[Problem]:
+    """What is wrong with the list of a query."""
     if not isinstance(names, list):
-        yield Problem("no list", f"{where}: expected a list of gallery names, got {_shown(names)}")
+        yield Problem("no list", f"{query}: expected a list of gallery names, got {_format_value(names)}")
         return
     if not least <= len(names) <= most:
         expected = f"{most}" if least == most else f"{least} to {most}"
-        yield Problem("wrong length", f"{where}: {len(names)} gallery names, expected {expected}")
+        yield Problem("wrong length", f"{query}: {len(names)} gallery names, expected {expected}")
     first_rank: dict[str, int] = {}
     faults: dict[str, list[str]] = {}
     for rank, name in enumerate(names, start=1):
         if not isinstance(name, str):
-            faults.setdefault("no name", []).append(f"rank {rank}: expected a gallery name, got {_shown(name)}")
+            faults.setdefault("no name", []).append(f"rank {rank}: expected a gallery name, got {_format_value(name)}")
         elif name not in gallery:
             faults.setdefault("unknown gallery name", []).append(
-                f"rank {rank}: {_shown(name)} is not in the gallery{_hint(name, gallery)}")
+                f"rank {rank}: {_format_value(name)} is not in the gallery{_hint(name, gallery)}")
         elif first_rank.setdefault(name, rank) != rank:
             faults.setdefault("repeated gallery name", []).append(
-                f"rank {rank}: {_shown(name)} comes twice, first at rank {first_rank[name]}")
+                f"rank {rank}: {_format_value(name)} comes twice, first at rank {first_rank[name]}")
     for kind, texts in faults.items():
         more = f" (and {len(texts) - 1} more of its names)" if len(texts) > 1 else ""
-        yield Problem(kind, f"{where}, {texts[0]}{more}")
+        yield Problem(kind, f"{query}, {texts[0]}{more}")
 
 
 def score_submission(
@@ -166,8 +164,8 @@ def score_submission(
 ) -> dict[str, float | int]:
     """Rank-1, mAP@k and the NAIC score of an answer, from its lists alone.
 
-    AP@k adds the precisions at the ranks of the matches among the first k names and divides by min(matches, k), where
-    the matches are those of the whole gallery, as `RankAccumulator` has it. A query without any is in no average.
+    AP@k adds the precisions at the ranks of the matches among the first k names and divides by min(matches, k); the
+    matches are those of the whole gallery, as `RankAccumulator` has it. A query without any is in no average.
 
     Args:
         answer: {query: gallery names, nearest first}, none of them twice.
@@ -177,6 +175,9 @@ def score_submission(
         rank1, mAP@k and naic_score, their mean, in 0..1; num_valid and num_queries.
     Raises:
         ValueError: a query has no list, or none has a match in the gallery.
+
+    >>> score_submission({"q.png": ["a.png", "b.png"]}, {"q.png": "ann"}, {"a.png": "bob", "b.png": "ann"}, k=2)
+    {'rank1': 0.0, 'mAP@2': 0.5, 'naic_score': 0.25, 'num_valid': 1, 'num_queries': 1}
     """
     missing = query_pids.keys() - answer.keys()
     if missing:
@@ -196,9 +197,9 @@ def score_submission(
 
 
 def _read_pairs(path: str | os.PathLike) -> tuple[tuple[str, Any], ...]:
-    """(query, what stands for it) of a file, as often as they stand there.
+    """The (query, value) pairs of a file, repeated ones too.
 
-    JSON objects are tuples of pairs here, also within: json's own dicts would keep the last of two equal keys.
+    JSON objects are tuples of pairs here, also within: dicts would keep the last of two equal keys.
 
     Raises:
         ValueError: it is not JSON or not an object; the message does not name the file.
@@ -214,26 +215,26 @@ def _read_pairs(path: str | os.PathLike) -> tuple[tuple[str, Any], ...]:
     except ValueError as error:  # bad JSON, bad UTF-8, a number of thousands of digits
         raise ValueError(f"not a JSON file: {error}") from error
     if not isinstance(answer, tuple):
-        raise ValueError(f"expected an object {{query name: [gallery names]}}, got {_shown(answer)}")
+        raise ValueError(f"expected an object {{query name: [gallery names]}}, got {_format_value(answer)}")
     return answer
 
 
 def _largest_size(query_names: Sequence[str], gallery_names: Sequence[str], top_k: int) -> int:
-    """Bytes that no correct answer exceeds: every name escaped, on an indented line of its own; 1 MiB for the rest."""
+    """Bytes that no correct answer exceeds: every name escaped, each on an indented line; 1 MiB for the rest."""
     query, gallery = (max((len(json.dumps(name)) for name in names), default=0) + 16
                       for names in (query_names, gallery_names))
     return 2**20 + len(query_names) * (query + 16 + min(top_k, len(gallery_names)) * gallery)
 
 
 def _hint(name: str, known: set[str]) -> str:
-    """What may have been meant: the bare file name, or the one with its suffix."""
+    """What may have been meant: the bare file name, or that with a suffix."""
     bare = name.strip().replace("\\", "/").rsplit("/", 1)[-1]
     near = next((guess for guess in (bare, f"{bare}.png", f"{bare}.jpg") if guess in known), None)
-    return f"; did you mean {_shown(near)}?" if near else ""
+    return f"; did you mean {_format_value(near)}?" if near else ""
 
 
-def _shown(value: Any) -> str:
-    """A value of an answer file, for a message: one line, cut where it is long."""
+def _format_value(value: Any) -> str:
+    """A value of an answer file in a message: a line, cut if it is long."""
     if isinstance(value, str):
         return repr(value if len(value) <= 80 else value[:80] + "…")
     if isinstance(value, bool) or value is None:
@@ -241,9 +242,15 @@ def _shown(value: Any) -> str:
     return {list: "a list", tuple: "an object"}.get(type(value), "a number")
 
 
-def _check_unique(what: str, names: Iterable[str]) -> None:
+def check_unique(what: str, names: Iterable[str]) -> None:
+    """Raise ValueError if a name comes twice.
+
+    >>> check_unique("query", ["a.png", "b.png", "a.png"])
+    Traceback (most recent call last):
+    ValueError: query 'a.png' comes twice
+    """
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{what}: {name!r} comes twice")
+            raise ValueError(f"{what} {name!r} comes twice")
         seen.add(name)

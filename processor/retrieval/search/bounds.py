@@ -21,14 +21,26 @@ UNIT = 2.0**-24  # float32 rounds by this share at most
 
 
 class Bounds:
-    """From a searched value to the interval in which the true squared distance lies, and back.
+    """The interval in which the true squared distance of each searched value lies, and the way back.
 
-    A searched value is the product's squared distance of the rounded features less `shift`. `of(rows)` has the bounds
-    of some rows: product [R, 1] is what the product can be wrong by, rounding [R, 1] how far apart rounding moved two
-    features at most. norms: [N] squared lengths of the rounded features.
+    A searched value is what a product gives: the squared distance of two rounded features less `shift`. All methods
+    take values [R, C] of the R rows that the bounds are of: all images at first, fewer after `of`.
+
+    Attributes:
+        product: [R, 1] what the product can be wrong by.
+        rounding: [R, 1] how far apart rounding moved two features at most.
+        norms: [N] squared lengths of the rounded features.
+
+    Three images at 0, 1 and 3 on a line, searched in float32: the true 9 lies between the two bounds of a searched 9.
+
+    >>> from processor.retrieval.search.precision import PRECISIONS
+    >>> bounds = Bounds(FeatureRows(np.zeros((1, 1)), np.array([[1.0], [3.0]])), PRECISIONS["float32"])
+    >>> searched = torch.full((3, 1), 9.0)
+    >>> bool((bounds.lower(searched) < 9).all() and (bounds.upper(searched) > 9).all())
+    True
     """
 
-    def __init__(self, features: FeatureRows, precision: Precision, shift: float = 0.0):
+    def __init__(self, features: FeatureRows, precision: Precision):
         self.precision = precision
         self.norms, residuals = features.squared_norms, torch.zeros_like(features.squared_norms)
         if precision.name != "float32":
@@ -39,27 +51,25 @@ class Bounds:
                 self.norms[part] = torch.linalg.vector_norm(rounded, dim=1).square_()
                 residuals[part] = torch.linalg.vector_norm(rounded.sub_(rows), dim=1)
         # A sum of n products in float32 is wrong by n units of the sum of their absolute values at most, and of the
-        # distance itself (all its terms are positive) by n units of itself. 8: the norms' own columns, and room.
+        # distance itself (all its terms are positive) by n units of it. 8: the columns of the norms, and room.
         share, lengths = (features.dim + 8) * UNIT, self.norms.sqrt()
         self.product = (share * precision.units * (lengths + lengths.max()).square())[:, None]
         self.rounding = ((residuals + residuals.max()) * (1 + share))[:, None]
         self.scale, self.shift, self.result_share = 1 + 2 * share, 0.0, precision.result_share
         self._shift_share = share * precision.units
-        if shift:
-            self.__dict__ = self.shifted(shift).__dict__
 
     def shifted(self, shift: float) -> Bounds:
-        """The bounds for values less another shift."""
-        other = copy.copy(self)
-        other.product = self.product + self._shift_share * (abs(shift) - abs(self.shift))
-        other.shift = shift
-        return other
+        """The bounds of values less another shift."""
+        bounds = copy.copy(self)
+        bounds.product = self.product + self._shift_share * (abs(shift) - abs(self.shift))
+        bounds.shift = shift
+        return bounds
 
     def of(self, rows: slice | Tensor) -> Bounds:
-        """The bounds of some rows only."""
-        some = copy.copy(self)
-        some.product, some.rounding = self.product[rows], self.rounding[rows]
-        return some
+        """The bounds of these rows only."""
+        bounds = copy.copy(self)
+        bounds.product, bounds.rounding = self.product[rows], self.rounding[rows]
+        return bounds
 
     def lower(self, searched: Tensor) -> Tensor:
         """[R, C] no true distance with this searched value is smaller."""
@@ -92,11 +102,14 @@ class Bounds:
 
 
 def typical_distance(features: FeatureRows, others: int) -> float:
-    """About how far the last of an image's nearest `others` is: searched values near it should be rounded least."""
+    """About how far the last of an image's nearest `others` is: searched values near it should be rounded least.
+
+    >>> typical_distance(FeatureRows(np.zeros((1, 1)), np.ones((9, 1))), others=3)  # most images coincide
+    0.0
+    """
     size, device = len(features), features.device
-    some = torch.linspace(0, size - 1, min(size, 256), device=device).long()
-    many = torch.linspace(0, size - 1, min(size, 4096), device=device).long()
-    a, b = (features.take(rows, torch.empty(len(rows), features.dim, device=device)) for rows in (some, many))
-    squared = features.squared_norms[some][:, None] + features.squared_norms[many] - 2 * a @ b.T
-    rank = min(others * len(many) // size + 1, len(many) - 1)  # the first is the image itself, or takes its place
+    left, right = (torch.linspace(0, size - 1, min(size, most), device=device).long() for most in (256, 4096))
+    a, b = (features.take(rows, torch.empty(len(rows), features.dim, device=device)) for rows in (left, right))
+    squared = features.squared_norms[left][:, None] + features.squared_norms[right] - 2 * a @ b.T
+    rank = min(others * len(right) // size + 1, len(right) - 1)  # the first is the image itself, or takes its place
     return float(kth_smallest(squared, rank + 1).clamp_(min=0).median())

@@ -30,7 +30,18 @@ ENTRIES = 70  # of an averaged code, for the estimate; 45 to 65 were seen
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done: how many images, lists of which length, shared by how many processes."""
+    """A re-ranking to be planned.
+
+    Attributes:
+        features: of query and gallery.
+        k1: neighbours that are searched, the image itself not counted.
+        k: nearest gallery images that are wanted of a query; 0 = full rows.
+        processes: that share the work.
+
+    >>> feats = torch.zeros(1000, 8)
+    >>> Work(FeatureRows(feats[:100], feats[100:]), k1=20, k=10, processes=1).by_full_rows
+    True
+    """
 
     features: FeatureRows
     k1: int
@@ -51,7 +62,7 @@ class Work:
         operands = (plan.strip + (0 if plan.keep else 2 * plan.threads)) * plan.tile * operand
         searching = lists + operands + plan.threads * 14 * plan.tile**2
         neighbours, codes = size * (self.k1 + 1) * 24 + 24 * size, 8 * ENTRIES * size
-        # Of a block: the distances, a copy to select from or to give out, and some rows of Jaccard's and of marks.
+        # Of a block: the distances, a copy to select from or to give out, and a few rows of Jaccard's and of marks.
         block = (8 * (QUERY_ROWS if self.by_full_rows or not self.k else 64) + 24 * plan.queries) * gallery
         ranking = 2 * codes + plan.threads * block
         return (FIXED + kept_operands + plan.threads * 2 * plan.pairs * dim * 4
@@ -75,10 +86,10 @@ class Work:
         return (time.perf_counter() - start) / plan.pairs
 
     def describe(self, plan: SearchPlan) -> str:
-        """The line that is said before the work starts."""
+        """The line that is logged before the work starts."""
         features, shared = self.features, f", shared by {self.processes} processes" if self.processes > 1 else ""
         images = f"{features.num_query:,} queries and {features.num_gallery:,} gallery images"
-        if features.num_query == 1:  # also one set of images, of which any is called the query (graph.py)
+        if features.num_query == 1:  # also a set of images, of which any is called the query (jaccard_graph.py)
             images = f"{len(features):,} images"
         return (f"{images} of dimension {features.dim} on {features.device.type}: about "
                 f"{self.bytes(plan) / MIB:,.0f} MiB above the features and {max(self.seconds(plan), 1):,.0f} s, "
@@ -92,7 +103,13 @@ def plan_search(work: Work, precision: str, memory: int | None, workers: Workers
         precision: see `precision.choose`.
         memory: of one process; None: its share of SHARE_OF_FREE of what is free.
     Raises:
-        ValueError: an unknown precision, or even the smallest plan needs more (how much is said).
+        ValueError: even the smallest plan needs more; the message says how much.
+
+    >>> feats = torch.zeros(1000, 8)
+    >>> work = Work(FeatureRows(feats[:100], feats[100:]), k1=20, k=10, processes=1)
+    >>> plan = plan_search(work, "float32", memory=200 * MIB)
+    >>> plan.precision.name, plan.width, work.bytes(plan) <= 200 * MIB
+    ('float32', 40, True)
     """
     device, size = work.features.device, len(work.features)
     kind = "cuda" if device.type == "cuda" else "cpu"
@@ -104,28 +121,32 @@ def plan_search(work: Work, precision: str, memory: int | None, workers: Workers
     chosen, seconds = choose(precision, device, work.features.dim, sample)
     seconds *= (largest / sample) ** 2
     # Processes may measure different speeds and free memory, and must not differ in what they do.
-    mine = (chosen.name, seconds, memory, thread_count(device))
-    name, seconds, memory, threads = workers.gather_objects(mine)[0]
+    measured = (chosen.name, seconds, memory, thread_count(device))
+    name, seconds, memory, threads = workers.gather_objects(measured)[0]
     others = min(work.k1, size - 1)
     width = others + 20 if name == "float32" else others * 3 // 2 + 18
     pairs = max(GATHERED[kind] // (4 * work.features.dim), 16)
     plan = SearchPlan(PRECISIONS[name], largest, STRIPS[0], pairs, width, QUERIES[kind], threads)
     fewer_threads = [2**power for power in range(threads.bit_length() - 1, -1, -1)]
     keeps = (True, False) if plan.precision.dtype == torch.bfloat16 else (False,)
-    plans = [replace(plan, tile=tile, strip=strip, threads=some, keep=keep,
+    plans = [replace(plan, tile=tile, strip=strip, threads=count, keep=keep,
                      product_seconds=seconds * (tile / largest) ** 2)
              for tile in TILES[kind] if tile <= largest for strip in STRIPS
-             for some in dict.fromkeys((threads, *fewer_threads)) for keep in keeps]
-    for one in plans:
-        if work.bytes(one) <= memory:
-            return one
+             for count in dict.fromkeys((threads, *fewer_threads)) for keep in keeps]
+    for plan in plans:
+        if work.bytes(plan) <= memory:
+            return plan
     raise ValueError(f"re-ranking {size:,} images of dimension {work.features.dim} needs "
                      f"{work.bytes(plans[-1]) / MIB:,.0f} MiB above the features and may use {memory / MIB:,.0f}: give "
                      "it more (TEST.MEMORY_BUDGET, --memory)")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that may still be taken: of the CUDA device, or of this machine or container."""
+    """Memory that may still be taken: of the CUDA device, or of this machine or container.
+
+    >>> free_bytes(torch.device("cpu")) > 0
+    True
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = [_meminfo("MemAvailable")]
@@ -133,9 +154,9 @@ def free_bytes(device: torch.device) -> int:
                         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")):
         numbers = [_number(path) for path in (limit, used)]
         if None not in numbers:
-            # Files in memory (a feature bank, for one) make way when memory is needed.
+            # Files in memory (such as a feature bank) make way when memory is needed.
             free.append(max(numbers[0] - numbers[1] + _cgroup_files(Path(used).parent), 0))
-    known = [one for one in free if one is not None]
+    known = [size for size in free if size is not None]
     return min(known) if known else 4 * 2**30
 
 

@@ -1,8 +1,8 @@
 """The nearest gallery images of a query by re-ranked distance, searched in any precision, with a proof.
 
-A block of queries is multiplied with the gallery in the search's precision. What that can be wrong by says which images
-can be among the k nearest; only their distances are computed, from the differences of features (`PairDistances`), so
-that the answer has the same bits for any precision.
+A block of queries is multiplied with the gallery in the search's precision. What that can be wrong by (`Bounds`) says
+which images can be among the k nearest; only their distances are computed, from the differences of features
+(`PairDistances`), so that the answer has the same bits in any precision.
 """
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ ROUNDING = 4e-7  # of the mix of two distances in [0, 1]
 
 
 class CertifiedNearest:
-    """For blocks of queries the k nearest.
+    """The k nearest gallery images of a block of queries, by re-ranked distance.
 
     Args:
-        tiles, bounds: of the search.  farthest: [N].  k: at most G.
+        tiles, bounds: of the search.
+        pairs: what computes the distances that decide.
+        index: of the codes; it gives the Jaccard distances.
+        farthest: [N] what the squared distances of each row are divided by.
+        lambda_value: weight of the original distance.
+        k: at most G.
     """
 
     def __init__(self, tiles: Tiles, bounds: Bounds, pairs: PairDistances, index: JaccardIndex, farthest: Tensor,
@@ -40,20 +45,20 @@ class CertifiedNearest:
 
     def keys(self, rows: slice) -> Tensor:
         """[len(rows), k] sorted rank_keys of the nearest."""
-        found = []
+        keys = []
         for start in range(rows.start, rows.stop, ROWS):
             block = slice(start, min(start + ROWS, rows.stop))
             searched = self._searched(block)
-            found += [self._nearest(some, searched[part]) for some, part in self.index.parts_of(block)]
-        return torch.cat(found)
+            keys += [self._nearest(queries, searched[part]) for queries, part in self.index.parts_of(block)]
+        return torch.cat(keys)
 
     def _nearest(self, rows: slice, searched: Tensor) -> Tensor:
-        """The same for a few queries with their searched values [R, G]."""
+        """The same of a few queries with their searched values [R, G]."""
         factors = self.factors[rows]
         jaccard = jaccard_distance(self.index.shared(rows))
         bounds = self.bounds.of(rows)
         error = bounds.error(searched) * factors + ROUNDING
-        # Exact distances first of the k that look nearest: the last of them bounds what else is worth one.
+        # Exact distances first of the k that look nearest: the last of them bounds what else can matter.
         looks = (searched + bounds.shift).mul_(factors).add_(jaccard, alpha=self.jaccard_share)
         first = looks <= kth_smallest(looks, self.k)[:, None]
         keys = self._exact(rows, first, jaccard)
@@ -68,7 +73,7 @@ class CertifiedNearest:
         return smallest_keys(row, rank_keys(values, image), len(wanted), self.k)
 
     def _searched(self, rows: slice) -> Tensor:
-        """[len(rows), G] searched values: float32's need no operands of their own."""
+        """[len(rows), G] searched values: float32's need no rounded operands."""
         if self.tiles.precision is PRECISIONS["float32"]:
             return row_block(self.features, rows, squared_euclidean)
         tiles, num_query = self.tiles, self.features.num_query

@@ -1,8 +1,8 @@
 """k-reciprocal codes as sparse rows, and the Jaccard distance through their inverted index.
 
-Weights are whole numbers of 2**-30: sums of whole numbers are the same in any order, so the codes and the Jaccard
-distances have the same bits on any number of threads and processes, and on a GPU. The rounding (1e-9) is below that
-of float32.
+An image's code has a weight for each member of its k-reciprocal set; images whose codes share much are near. Weights
+are whole numbers of 2**-30: sums of whole numbers are the same in any order, so the codes and the Jaccard distances
+have the same bits on any number of threads and processes, and on a GPU. The rounding (1e-9) is below that of float32.
 
 Source: Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017.
 """
@@ -26,7 +26,13 @@ ROWS_AT_ONCE = 2048
 
 @dataclass
 class Codes:
-    """Sparse rows: columns [E] int32 and weights [E] int32 (of 2**-30), row r from starts[r] to starts[r + 1]."""
+    """Sparse rows: columns [E] int32 and weights [E] int32 (of 2**-30), row r from starts[r] to starts[r + 1].
+
+    >>> codes = Codes(torch.tensor([0, 1, 3]), torch.tensor([7, 2, 5]), torch.tensor([ONE, ONE // 2, ONE // 2]))
+    >>> which, position = codes.entries(torch.tensor([1, 0]))
+    >>> which.tolist(), codes.columns[position].tolist()
+    ([0, 0, 1], [2, 5, 7])
+    """
 
     starts: Tensor
     columns: Tensor
@@ -48,11 +54,20 @@ def encode(neighbours: Neighbours, pairs: PairDistances, k1: int, k2: int, threa
     """The k-reciprocal code of every image, averaged over its k2 nearest.
 
     Args:
-        neighbours: at least k1 + 1 a row where there are so many images.
+        neighbours: at least k1 + 1 a row if there are so many images.
         pairs: for members that an expansion brings and no list has.
         threads: pieces of work at a time.
     Returns:
         N rows whose weights sum to 1 (2**30) up to their rounding.
+
+    Images at 0, 1 and 9 on a line: the first two are each other's nearest, the last is nobody's.
+
+    >>> from processor.retrieval.search.feature_rows import FeatureRows
+    >>> table = FeatureRows(torch.tensor([[0.0]]), torch.tensor([[1.0], [9.0]]))
+    >>> lists = Neighbours(torch.tensor([[0, 1], [1, 0], [2, 1]], dtype=torch.int32),
+    ...                    torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 64.0]]), torch.tensor([81.0, 64.0, 81.0]))
+    >>> encode(lists, PairDistances(table, 8), k1=1, k2=1).columns.tolist()
+    [0, 1, 0, 1, 2]
     """
     neighbours = neighbours.first(k1 + 1)
     sets = ReciprocalSets(neighbours, k1)
@@ -75,17 +90,17 @@ class ReciprocalSets:
         half = min(int(np.around(k1 / 2)) + 1, self.lists.shape[1])
         marks, halves, counts = [], [], []
         for start in range(0, len(self.lists), ROWS_AT_ONCE):
-            own = self.lists[start : start + ROWS_AT_ONCE]
-            theirs = self.lists[own.long()]  # [R, k, k]
-            mine = torch.arange(start, start + len(own), device=self.device, dtype=torch.int32)[:, None, None]
-            marks.append((theirs == mine).any(2))
-            near = (theirs[:, :half, :half] == mine).any(2)
-            halves.append(own[:, :half].masked_fill(~near, -1))
+            members = self.lists[start : start + ROWS_AT_ONCE]
+            lists = self.lists[members.long()]  # [R, k, k]: the lists of the members
+            images = torch.arange(start, start + len(members), device=self.device, dtype=torch.int32)[:, None, None]
+            marks.append((lists == images).any(2))
+            near = (lists[:, :half, :half] == images).any(2)
+            halves.append(members[:, :half].masked_fill(~near, -1))
             counts.append(near.sum(1, dtype=torch.int32))
         self.marks, self.halves, self.half_counts = torch.cat(marks), torch.cat(halves), torch.cat(counts)
 
     def expanded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What the expansion adds to the sets of some rows: R*(i) without R(i), eq. 5 of the paper.
+        """What the expansion adds to the sets of rows [R]: R*(i) without R(i), eq. 5 of the paper.
 
         The set R(c, k1 / 2) of each member c is added that has more than 2/3 of itself in R(i, k1).
         Returns:
@@ -94,19 +109,19 @@ class ReciprocalSets:
         lists, marks = self.lists[rows], self.marks[rows]
         members = self.halves[lists.long()]  # [R, k, half]: the sets of all in the list
         none = torch.iinfo(torch.int32).max
-        own = torch.where(marks, lists, none).sort(1).values
+        reciprocal = torch.where(marks, lists, none).sort(1).values
         flat = members.flatten(1)
-        places = torch.searchsorted(own, flat).clamp_(max=own.shape[1] - 1)
-        inside = (own.gather(1, places) == flat).view_as(members)
+        places = torch.searchsorted(reciprocal, flat).clamp_(max=reciprocal.shape[1] - 1)
+        inside = (reciprocal.gather(1, places) == flat).view_as(members)
         joins = marks & (3 * inside.sum(2) > 2 * self.half_counts[lists.long()])
         which, c, place = (joins[:, :, None] & ~inside & (members >= 0)).nonzero(as_tuple=True)
         size = len(self.lists)
-        found = torch.unique(which * size + members[which, c, place])
-        return found // size, found % size
+        added = torch.unique(which * size + members[which, c, place])
+        return added // size, added % size
 
 
 def _weighed(sets: ReciprocalSets, neighbours: Neighbours, pairs: PairDistances, rows: Tensor) -> Codes:
-    """Give each member of the sets of some images the weight exp(-d), each row summing to 1."""
+    """The codes of rows [R]: each member of a set has the weight exp(-d), and a row sums to 1."""
     which, place = sets.marks[rows].nonzero(as_tuple=True)
     more, members = sets.expanded(rows)
     columns = torch.cat([neighbours.indices[rows][which, place].long(), members])
@@ -119,7 +134,7 @@ def _weighed(sets: ReciprocalSets, neighbours: Neighbours, pairs: PairDistances,
 
 
 def _averaged(codes: Codes, nearest: Tensor) -> Codes:
-    """The mean code of the images nearest [R, k2] to each of some images."""
+    """[R] rows: the mean code of the images of each row of nearest [R, k2]."""
     size, k2 = len(codes), nearest.shape[1]
     slot, position = codes.entries(nearest.flatten().long())
     keys, inverse = torch.unique(slot // k2 * size + codes.columns[position], return_inverse=True)
@@ -141,8 +156,8 @@ def _rows_of(keys: Tensor, weights: Tensor, rows: int, size: int, is_sorted: boo
 
 def _in_chunks(make: Callable[[Tensor], Codes], chunks: list[Tensor], threads: int, workers: Workers) -> Codes:
     """The codes of all chunks of rows, in order; chunk i is made by process i modulo their number."""
-    own = range(workers.rank, len(chunks), workers.size)
-    made = dict(zip(own, in_threads(lambda i: make(chunks[i]), own, threads), strict=True))
+    local = range(workers.rank, len(chunks), workers.size)
+    made = dict(zip(local, in_threads(lambda i: make(chunks[i]), local, threads), strict=True))
     parts = []
     for i in range(len(chunks)):
         part = made.pop(i, None)
@@ -156,7 +171,17 @@ def _in_chunks(make: Callable[[Tensor], Codes], chunks: list[Tensor], threads: i
 
 # ------------------------------------------------------------------ Jaccard
 class JaccardIndex:
-    """The gallery's codes by column, to find what a query's code shares with each of them."""
+    """The gallery's codes by column: the inverted index for what a query's code shares with each of them.
+
+    Args:
+        codes: of the queries, then of the gallery.
+        at_once: queries of `parts_of`.
+
+    >>> starts, columns = torch.tensor([0, 2, 4, 6]), torch.tensor([0, 1, 1, 2, 3, 4], dtype=torch.int32)
+    >>> index = JaccardIndex(Codes(starts, columns, torch.full((6,), ONE // 2, dtype=torch.int32)), 1, at_once=8)
+    >>> (index.shared(slice(0, 1)) / ONE).tolist()  # the query has columns 0 and 1, the first gallery image has 1, too
+    [[0.5, 0.0]]
+    """
 
     def __init__(self, codes: Codes, num_query: int, at_once: int):
         self.codes, self.num_query, self.at_once = codes, num_query, at_once
@@ -176,7 +201,7 @@ class JaccardIndex:
             yield slice(start, stop), slice(start - rows.start, stop - rows.start)
 
     def shared(self, rows: slice) -> Tensor:
-        """[len(rows), G] int32 (of 2**-30) of a few queries: the sum over all columns of the smaller of two weights."""
+        """[len(rows), G] int32 (of 2**-30) of these queries: the sum over all columns of the smaller of two weights."""
         queries = torch.arange(rows.start, rows.stop, device=self.codes.starts.device)
         out = torch.zeros(len(queries) * self.num_gallery, dtype=torch.int32, device=queries.device)
         which, position = self.codes.entries(queries)
@@ -187,6 +212,10 @@ class JaccardIndex:
 
 
 def jaccard_distance(shared: Tensor) -> Tensor:
-    """1 - s / (2 - s) for what two codes share (of 2**-30), for both codes sum to 1; float32, same shape."""
+    """1 - s / (2 - s) of what two codes share (of 2**-30), because both codes sum to 1; float32, same shape.
+
+    >>> jaccard_distance(torch.tensor([0, ONE // 2, ONE], dtype=torch.int32))
+    tensor([1.0000, 0.6667, 0.0000])
+    """
     share = shared.float().mul_(1 / ONE).clamp_(max=1)  # rounding can put a code's sum with itself just above 1
     return share.div_(2 - share).neg_().add_(1)

@@ -21,27 +21,29 @@ class FeatureRows:
     Args:
         query: [Q, D] numpy array (also memory-mapped) or tensor, any float type.
         gallery: [G, D] likewise.
-        device: where to compute; None = where the tensors are, the CPU for numpy arrays. Another device than the
-            CPU gets a copy of the features.
+        device: to compute on; None = that of the tensors, the CPU for numpy arrays. Another device than the CPU gets a
+            copy of the features.
         normalize: give the rows out with length 1 (zeros stay zeros), with the bits of `l2_normalize`.
     Raises:
-        ValueError: one is not [n >= 1, D >= 1], the dimensions or the devices differ, or a row holds NaN or
-            infinity (which one and where is said).
+        ValueError: query or gallery is not [n >= 1, D >= 1], the dimensions or the devices differ, or a row holds
+            NaN or infinity (the message names it).
+
+    >>> table = FeatureRows(np.array([[3.0, 4.0]]), np.array([[0.0, 1.0], [2.0, 0.0]]))
+    >>> len(table), table.num_query, table.squared_norms.tolist(), table.rows(1, 3).tolist()
+    (3, 1, [25.0, 1.0, 4.0], [[0.0, 1.0], [2.0, 0.0]])
     """
 
     def __init__(
         self, query: Features, gallery: Features, device: torch.device | str | None = None, normalize: bool = False,
     ) -> None:
-        parts = [as_features("query", query), as_features("gallery", gallery)]
-        (self.num_query, self.dim), (self.num_gallery, gallery_dim) = (part.shape for part in parts)
-        if gallery_dim != self.dim:
-            raise ValueError(f"the feature dimensions differ: query {self.dim}, gallery {gallery_dim}")
+        parts = as_query_gallery(query, gallery)
+        (self.num_query, self.dim), (self.num_gallery, _) = (part.shape for part in parts)
         devices = {str(part.device) for part in parts if isinstance(part, Tensor)}
         if len(devices) > 1 and device is None:
             raise ValueError(f"the features are on different devices: {', '.join(sorted(devices))}")
         self.device = torch.device(device or (devices.pop() if devices else "cpu"))
-        self._owners = parts  # a joined table does not keep the gallery's memory alive
-        self._parts = [_as_tensor(part) for part in _joined(*parts)]
+        self._owners = parts  # a view over both does not keep the gallery's memory alive
+        self._parts = [_as_tensor(part) for part in _as_one_table(*parts)]
         self._parts = [part if part.device == self.device else part.to(self.device, torch.float32)
                        for part in self._parts]
         self._ends = np.cumsum([len(part) for part in self._parts]).tolist()
@@ -70,7 +72,7 @@ class FeatureRows:
         return self.num_query + self.num_gallery
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows start ... stop (cut at N) as [n, D] float32 on the device; it may be the table's own memory."""
+        """Rows start ... stop (cut at N) as [n, D] float32 on the device; it may be the table's memory."""
         pieces = []
         for part, end in zip(self._parts, self._ends, strict=True):
             first = end - len(part)
@@ -90,16 +92,20 @@ class FeatureRows:
         return out if self._lengths is None else out.div_(self._lengths[rows, None])
 
     def _check_finite(self) -> None:
-        """A NaN would sort anywhere; squared distances beyond float32 (3e38) would make one."""
+        """A NaN would sort anywhere; squared distances beyond float32 (3e38) would make a NaN."""
         broken = (~(self.squared_norms < 1e37)).nonzero()  # so written, it is true of a NaN
         if len(broken):
             row = int(broken[0])
-            where = f"query row {row}" if row < self.num_query else f"gallery row {row - self.num_query}"
-            raise ValueError(f"{where} holds NaN, infinity or a value too large to be squared in float32")
+            name = f"query row {row}" if row < self.num_query else f"gallery row {row - self.num_query}"
+            raise ValueError(f"{name} holds NaN, infinity or a value too large to be squared in float32")
 
 
 def lengths(rows: Tensor) -> Tensor:
-    """[n] what to divide features [n, D] by to give them length 1; never 0."""
+    """[n] what to divide features [n, D] by to give them length 1; never 0.
+
+    >>> lengths(torch.tensor([[3.0, 4.0]]))
+    tensor([5.])
+    """
     return torch.linalg.vector_norm(rows, dim=1).clamp_(min=1e-12)
 
 
@@ -108,6 +114,10 @@ def as_features(name: str, part: Features) -> Features:
 
     Raises:
         ValueError: it is not [N, D] with N, D >= 1, or holds no real numbers.
+
+    >>> as_features("query", np.zeros(3))
+    Traceback (most recent call last):
+    ValueError: query: expected features [N, D] with N, D >= 1, got shape (3,)
     """
     part = part.detach() if isinstance(part, Tensor) else np.asanyarray(part)
     if part.ndim != 2 or 0 in part.shape:
@@ -116,6 +126,22 @@ def as_features(name: str, part: Features) -> Features:
     if not is_real:
         raise ValueError(f"{name}: expected features of real numbers, got {part.dtype}")
     return part
+
+
+def as_query_gallery(query: Features, gallery: Features) -> list[Features]:
+    """Both by `as_features`.
+
+    Raises:
+        ValueError: as `as_features`, and for dimensions that differ.
+
+    >>> as_query_gallery(np.zeros((2, 8)), np.zeros((5, 4)))
+    Traceback (most recent call last):
+    ValueError: the feature dimensions differ: query 8, gallery 4
+    """
+    parts = [as_features("query", query), as_features("gallery", gallery)]
+    if parts[0].shape[1] != parts[1].shape[1]:
+        raise ValueError(f"the feature dimensions differ: query {parts[0].shape[1]}, gallery {parts[1].shape[1]}")
+    return parts
 
 
 def _as_tensor(part: Features) -> Tensor:
@@ -131,8 +157,8 @@ def _as_tensor(part: Features) -> Tensor:
         return torch.from_numpy(part)
 
 
-def _joined(query: Features, gallery: Features) -> list[Features]:
-    """[one table of both] where the gallery begins in memory where the query ends, else the two as they are."""
+def _as_one_table(query: Features, gallery: Features) -> list[Features]:
+    """[a view of both] if the gallery begins in memory at the query's end, else the two as they are."""
     shape = (len(query) + len(gallery), query.shape[1])
     if isinstance(query, Tensor) and isinstance(gallery, Tensor):
         same = (query.dtype == gallery.dtype and query.is_contiguous() and gallery.is_contiguous()

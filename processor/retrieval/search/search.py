@@ -1,12 +1,23 @@
 """The nearest and the farthest images of every image, exactly, without a matrix over all pairs.
 
-1. The upper triangle of N x N squared distances is computed in tiles, in any precision. Each tile feeds two kinds of
-   shortlist, of its rows and of its columns: some more than the k nearest, and a few of the farthest.
+The plainest way, a block of rows at a time (`plain_search`, the oracle at the head of tests/test_retrieval_search.py):
+
+    searched = row_block(table, rows, squared_euclidean)                # [R, N], wrong by `error` at most
+    near = searched <= kth_smallest(searched, k)[:, None] + 2 * error   # all that can be among the k nearest
+    row, image = near.nonzero(as_tuple=True)
+    exact = pairs(row + rows.start, image)                              # `PairDistances`: these decide
+    keys = smallest_keys(row, rank_keys(exact, image), R, k)            # by distance, then by index
+
+and the farthest image likewise. It multiplies all N² pairs, in float32, and holds whole rows. `search` gives the same
+lists to the bit and does less:
+
+1. Only the upper triangle of pairs is multiplied, in tiles and in any precision. Each tile feeds two kinds of
+   shortlist, of its rows and of its columns: a few more than the k nearest, and a few of the farthest (`Shortlists`).
 2. Every distance that can matter is computed again from the difference of the two features, in float32 and in one
-   fixed order (`PairDistances`). What the search computed has no other part in the answer, which is therefore the same
-   to the bit for any precision, tile, memory budget and number of threads or processes.
-3. A row is certified where no image outside its shortlist can be among its k nearest, or be its farthest (`Bounds`);
-   the other rows are compared with all images again.
+   fixed order (`PairDistances`). What the search computed has no other part in the answer, which therefore has the
+   same bits in any precision and for any tile, memory budget and number of threads or processes.
+3. A row is certified if no image outside its shortlist can be among its k nearest, or be its farthest (`Bounds`); the
+   other rows are compared with all images again.
 """
 from __future__ import annotations
 
@@ -24,7 +35,7 @@ from processor.retrieval.search.precision import PRECISIONS, Precision
 from processor.retrieval.search.rows import PairDistances
 from processor.retrieval.search.shortlists import Shortlists
 from processor.retrieval.search.tiles import Tiles
-from processor.retrieval.search.top_k import NO_KEY, rank_keys, split_keys, worst_distance
+from processor.retrieval.search.top_k import NO_KEY, key_table, rank_keys, split_keys, worst_distance
 from utils.dist import ALONE, Workers
 from utils.parallel import in_threads
 from utils.progress import progress
@@ -44,7 +55,7 @@ class Neighbours:
 
     indices: [N, k] int32, query images first, then the gallery's.
     distances: [N, k] float32, squared Euclidean.
-    farthest: [N] float32, the largest squared distance of the row; 1 where all images coincide.
+    farthest: [N] float32, the largest squared distance of the row; 1 if all images coincide.
     """
 
     indices: Tensor
@@ -58,10 +69,19 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """tile: rows and columns of a tile, a multiple of GROUP;  strip: tiles of rows held at a time;
-    pairs: features gathered at a time;  width: length of the shortlists;  queries: queries whose Jaccard sums are made
-    at a time;  threads: pieces of work at a time, on the CPU;  keep: hold the rounded features, of two bytes a number,
-    for as long as there are products;  product_seconds: what the product of one tile takes, for the prediction."""
+    """How to compute; no field changes the answer.
+
+    Attributes:
+        precision: of the products.
+        tile: rows and columns of a tile, a multiple of GROUP.
+        strip: tiles of rows that are held at a time.
+        pairs: features gathered at a time.
+        width: length of the shortlists.
+        queries: queries whose Jaccard sums are made at a time.
+        threads: pieces of work at a time, on the CPU.
+        keep: hold the rounded features, of two bytes a number, as long as there are products.
+        product_seconds: what the product of a tile takes, for the prediction.
+    """
 
     precision: Precision
     tile: int
@@ -94,20 +114,20 @@ def _scan(tiles: Tiles, lists: Shortlists, strip: int, threads: int, workers: Wo
                           tiles.count):
             pass
         strips = range(0, tiles.count, strip)
-        total = sum(len(_own_columns(first, tiles.count, workers)) for first in strips)
+        total = sum(len(_local_columns(first, tiles.count, workers)) for first in strips)
         columns = _strips(tiles, lists, strips, operand, threads, workers)
         for _ in progress(columns, "candidate search", "columns of tiles", total):
             pass
 
 
-def _own_columns(first: int, count: int, workers: Workers) -> range:
+def _local_columns(first: int, count: int, workers: Workers) -> range:
     """The columns of tiles of a strip that begins with tile `first` that this process computes."""
     return range(first + 1 + (workers.rank - first) % workers.size, count, workers.size)
 
 
 def _strips(tiles: Tiles, lists: Shortlists, strips: range, operand: Callable, threads: int,
             workers: Workers) -> Iterator[None]:
-    """One strip of tile rows after the other, and in each one column of tiles after the other."""
+    """A strip of tile rows after the other, and in each a column of tiles after the other."""
     left: dict[int, Tensor] = {}
     for first in strips:
         members = range(first, min(first + strips.step, tiles.count))
@@ -121,12 +141,15 @@ def _strips(tiles: Tiles, lists: Shortlists, strips: range, operand: Callable, t
                 if i < j:
                     lists.offer(i, j, tiles.product(left[i], right, places))
 
-        yield from in_threads(column, _own_columns(first, tiles.count, workers), threads)
+        yield from in_threads(column, _local_columns(first, tiles.count, workers), threads)
 
 
 # ------------------------------------------------------------------ from candidates to neighbours
 class _Refiner:
-    """Turns the shortlists of some rows into exact neighbours, and says which rows it cannot certify."""
+    """Turns the shortlists of rows into exact neighbours, and certifies rows.
+
+    as_proven: whether all distances were within the bounds of their searched values.
+    """
 
     def __init__(self, bounds: Bounds, pairs: PairDistances, others: int):
         self.bounds, self.pairs, self.others = bounds, pairs, others
@@ -136,8 +159,8 @@ class _Refiner:
         """rank_keys [R, others] of the nearest but the image itself, and whether they are proven [R].
 
         Args:
-            rows: [R] int64;  indices, searched: [R, width] shortlists, ascending, -1 and infinite where there is
-                nothing;  limits: [R] no image that is not listed was searched to be nearer.
+            rows: [R] int64;  indices, searched: [R, width] shortlists, ascending, -1 and infinite in empty
+                places;  limits: [R] no image that is not listed was searched to be nearer.
         """
         bounds, known = self.bounds.of(rows), indices >= 0
         interval = bounds.lower(searched), bounds.upper(searched)
@@ -151,7 +174,7 @@ class _Refiner:
         return keys, self._worst(keys) < bounds.lower(limits[:, None])[:, 0]
 
     def farthest(self, rows: Tensor, indices: Tensor, searched: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest distance [R] float32, and whether it is proven [R]; arguments as for `nearest`, negated."""
+        """The largest distance [R] float32, and whether it is proven [R]; arguments as of `nearest`, negated."""
         bounds, known = self.bounds.of(rows), indices >= 0
         searched = -searched.masked_fill(~known, 0)
         least = bounds.lower(searched).masked_fill(~known, 0).amax(1, keepdim=True)
@@ -173,7 +196,7 @@ class _Refiner:
         self.as_proven &= bool(((lower[row, place] <= distances) & (distances <= upper[row, place])).all())
 
     def _worst(self, keys: Tensor) -> Tensor:
-        """[R] the distance of the last of the nearest `others`, infinite where there are not so many."""
+        """[R] the distance of the last of the nearest `others`, infinite if there are not so many."""
         if keys.shape[1] < self.others:
             return torch.full((len(keys),), torch.inf, device=keys.device)
         return worst_distance(keys.kthvalue(self.others, dim=1).values)
@@ -186,32 +209,27 @@ def _compare_with_all(features: FeatureRows, pairs: PairDistances, rows: Tensor,
     Every pair that float32 cannot tell from what the row has is computed from its difference.
     """
     bounds = Bounds(features, PRECISIONS["float32"])
-    for some in torch.arange(len(rows), device=features.device).split(ROWS_AT_ONCE):
-        own = rows[some]
-        a = features.take(own, torch.empty(len(own), features.dim, device=features.device))
+    for part in torch.arange(len(rows), device=features.device).split(ROWS_AT_ONCE):
+        images = rows[part]
+        limits = bounds.of(images)
+        a = features.take(images, torch.empty(len(images), features.dim, device=features.device))
         for start in range(0, len(features), ROWS_AT_ONCE):
             b, norms = features.rows(start, start + ROWS_AT_ONCE), features.squared_norms[start : start + ROWS_AT_ONCE]
             with PRECISIONS["float32"].products(features.device):
-                searched = (features.squared_norms[own, None] + norms).addmm_(a, b.T, alpha=-2)
+                searched = (features.squared_norms[images, None] + norms).addmm_(a, b.T, alpha=-2)
             ids = torch.arange(start, start + len(b), device=features.device)
-            # Keys, not distances: where all tie, as equal images do, only smaller indices still matter.
-            possible = rank_keys(bounds.of(own).lower(searched), ids) < keys[some].amax(1, keepdim=True)
-            wanted = possible & (own[:, None] != ids)
-            row, place = wanted.nonzero(as_tuple=True)
-            keys[some] = _merged(keys[some], row, rank_keys(pairs(own[row], ids[place]), ids[place]))
-            row, place = (bounds.of(own).upper(searched) > farthest[some, None]).nonzero(as_tuple=True)
-            farthest[some] = farthest[some].scatter_reduce(0, row, pairs(own[row], ids[place]), "amax")
+            # Keys, not distances: if all tie, as equal images do, only smaller indices still matter.
+            possible = rank_keys(limits.lower(searched), ids) < keys[part].amax(1, keepdim=True)
+            row, place = (possible & (images[:, None] != ids)).nonzero(as_tuple=True)
+            keys[part] = _merged(keys[part], row, rank_keys(pairs(images[row], ids[place]), ids[place]))
+            row, place = (limits.upper(searched) > farthest[part, None]).nonzero(as_tuple=True)
+            farthest[part] = farthest[part].scatter_reduce(0, row, pairs(images[row], ids[place]), "amax")
 
 
-def _merged(keys: Tensor, rows: Tensor, found: Tensor) -> Tensor:
-    """The smallest different keys of each row, old and found; rows ascending."""
-    counts = torch.bincount(rows, minlength=len(keys))
-    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    both = keys.new_full((len(keys), keys.shape[1] + int(counts.max())), NO_KEY)
-    both[:, : keys.shape[1]] = keys
-    both[rows, keys.shape[1] + places] = found
-    both = both.sort(1).values
-    both[:, 1:].masked_fill_(both[:, 1:] == both[:, :-1], NO_KEY)  # found again
+def _merged(keys: Tensor, row: Tensor, new_keys: Tensor) -> Tensor:
+    """[R, k] the smallest different ones of keys [R, k] and of new_keys [E], of ascending rows."""
+    both = torch.cat([keys, key_table(row, new_keys, len(keys))], 1).sort(1).values
+    both[:, 1:].masked_fill_(both[:, 1:] == both[:, :-1], NO_KEY)  # in both
     return both.sort(1).values[:, : keys.shape[1]]
 
 
@@ -224,9 +242,16 @@ def search(features: FeatureRows, k: int, plan: SearchPlan, workers: Workers = A
         k: list length, the image itself included.
         plan: how to compute; it changes time and memory, never the result.
         workers: the processes that share the work; each gets the whole result.
-        tiles, bounds: for the plan's precision, where they are at hand.
+        tiles, bounds: in the plan's precision; None = they are made.
     Raises:
-        InexactProducts: the proof does not hold on this device; every candidate's own distance is checked against it.
+        InexactProducts: the proof does not hold on this device; every candidate's distance is checked against it.
+
+    Images at 0, 1 and 3 on a line:
+
+    >>> table = FeatureRows(torch.tensor([[0.0]]), torch.tensor([[1.0], [3.0]]))
+    >>> lists = search(table, 2, SearchPlan(PRECISIONS["bf16"], tile=8, strip=1, pairs=8, width=2))
+    >>> lists.indices.tolist(), lists.distances.tolist(), lists.farthest.tolist()
+    ([[0, 1], [1, 0], [2, 1]], [[0.0, 1.0], [0.0, 1.0], [0.0, 4.0]], [9.0, 4.0, 9.0])
     """
     others = min(k, len(features)) - 1
     if others == 0:
@@ -238,64 +263,64 @@ def search(features: FeatureRows, k: int, plan: SearchPlan, workers: Workers = A
     lists = Shortlists(tiles, bounds, others, max(plan.width, others))
     _scan(tiles, lists, plan.strip, plan.threads, workers)
     refiner = _Refiner(bounds, pairs, others)
-    found = _refine(refiner, tiles, lists, plan.threads, workers)
+    refined = _refine(refiner, tiles, lists, plan.threads, workers)
     if not all(workers.gather_objects(refiner.as_proven)):
         raise InexactProducts(f"{plan.precision.name} products of this device are wrong by more than their rounding "
                               "errors can be: compute on another device")
     del lists
-    _finish(features, pairs, found, plan, workers)
-    distances, indices = split_keys(found.keys)
-    own = torch.arange(len(features), device=features.device)[:, None]
+    _finish(features, pairs, refined, plan, workers)
+    distances, indices = split_keys(refined.keys)
+    images = torch.arange(len(features), device=features.device)[:, None]
     return Neighbours(
-        torch.cat([own.to(torch.int32), indices.to(torch.int32)], 1),
+        torch.cat([images.to(torch.int32), indices.to(torch.int32)], 1),
         torch.cat([torch.zeros_like(distances[:, :1]), distances], 1),
-        torch.where(found.farthest > 0, found.farthest, 1),
+        torch.where(refined.farthest > 0, refined.farthest, 1),
     )
 
 
 @dataclass
-class _Found:
-    """keys [N, others], farthest [N] and proven [N] of all rows; each process fills those of its own tiles."""
+class _Refined:
+    """keys [N, others], farthest [N] and proven [N] of all rows; each process fills those of its tiles."""
 
     keys: Tensor
     farthest: Tensor
     proven: Tensor
 
 
-def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, threads: int, workers: Workers) -> _Found:
-    """Bring each tile's shortlists together at its owner, tile i at process i modulo their number, and refine them."""
+def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, threads: int, workers: Workers) -> _Refined:
+    """Gather each tile's shortlists at its owner, tile i at process i modulo their number, and refine them."""
     count, device = len(tiles.features), tiles.features.device
-    found = _Found(torch.full((count, refiner.others), NO_KEY, device=device), torch.zeros(count, device=device),
-                   torch.ones(count, dtype=torch.bool, device=device))
+    refined = _Refined(torch.full((count, refiner.others), NO_KEY, device=device), torch.zeros(count, device=device),
+                       torch.ones(count, dtype=torch.bool, device=device))
     if workers.size > 1:
         for i in range(tiles.count):
             lists.near[i].collect(workers, owner=i % workers.size, begun=tiles.rows_of(i))
             lists.far[i].collect(workers, owner=i % workers.size, begun=tiles.rows_of(i))
 
-    own = range(workers.rank, tiles.count, workers.size)
+    local = range(workers.rank, tiles.count, workers.size)
     together = max(ROWS_REFINED // tiles.size, 1)  # the more rows, the more pairs are there from both sides
-    for chunk in progress([own[at : at + together] for at in range(0, len(own), together)], "neighbours", "chunks"):
+    for chunk in progress([local[at : at + together] for at in range(0, len(local), together)], "neighbours", "chunks"):
         parts = [tiles.rows_of(i) for i in chunk]
         rows = torch.cat([torch.arange(part.start, part.stop, device=device) for part in parts])
-        for kind, refine, out in ((lists.near, refiner.nearest, found.keys),
-                                  (lists.far, refiner.farthest, found.farthest)):
+        for kind, refine, out in ((lists.near, refiner.nearest, refined.keys),
+                                  (lists.far, refiner.farthest, refined.farthest)):
             cut = in_threads(lambda i, kind=kind: kind[i].take(tiles.rows_of(i)), chunk, threads)
             out[rows], proven = refine(rows, *(torch.cat(table) for table in zip(*cut, strict=True)))
-            found.proven[rows] &= proven
+            refined.proven[rows] &= proven
         for i in chunk:
             lists.near[i] = lists.far[i] = None
-    return found
+    return refined
 
 
-def _finish(features: FeatureRows, pairs: PairDistances, found: _Found, plan: SearchPlan, workers: Workers) -> None:
+def _finish(features: FeatureRows, pairs: PairDistances, refined: _Refined, plan: SearchPlan, workers: Workers) -> None:
     """Settle what is not proven, and let every process have all rows."""
-    rows = (~found.proven).nonzero().flatten()
+    rows = (~refined.proven).nonzero().flatten()
     if len(rows):
         logger.info("candidate search: %d of %d rows are compared with all images again", len(rows), len(features))
-        keys, farthest = found.keys[rows], found.farthest[rows]
+        keys, farthest = refined.keys[rows], refined.farthest[rows]
         _compare_with_all(features, pairs, rows, keys, farthest)
-        found.keys[rows], found.farthest[rows] = keys, farthest
+        refined.keys[rows], refined.farthest[rows] = keys, farthest
     for i, start in enumerate(range(0, len(features), plan.tile)):
         part = slice(start, start + plan.tile)
-        for table in (found.keys, found.farthest):
+        for table in (refined.keys, refined.farthest):
             workers.broadcast(table[part], i % workers.size)

@@ -1,4 +1,9 @@
-"""Of every image the few others that may be its nearest or its farthest, from one tile of distances after the other."""
+"""The few images that may be the nearest or the farthest of each image, kept while tiles of distances pass by.
+
+A search sees the distances of all pairs once, tile after tile, and can hold none of them. Of each image it keeps a
+`Shortlist`: the `width` smallest values so far with their columns, and a limit, so that almost all of a new tile is
+dropped by one comparison. The lists of all images, of the nearest and of the farthest, are `Shortlists`.
+"""
 from __future__ import annotations
 
 import threading
@@ -10,6 +15,7 @@ from torch import Tensor
 
 from processor.retrieval.search.bounds import Bounds
 from processor.retrieval.search.tiles import Tiles
+from processor.retrieval.search.top_k import places_in_rows
 from utils.dist import Workers
 
 GROUP = 8      # rows of a tile that are looked at together for something new
@@ -18,15 +24,23 @@ FARTHEST = 16  # length of the shortlist of the farthest
 
 
 def room_of(width: int) -> int:
-    """Places of a row in a shortlist of this width."""
+    """Places of a row in a shortlist of this width.
+
+    >>> room_of(20), room_of(200)
+    (52, 300)
+    """
     return width + max(width // 2, 32)
 
 
 def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(values, columns) of the `count` smallest of each row, or of all where there are fewer, in no order.
+    """(values, columns) of the `count` smallest of each row, or of all if there are fewer, in no order.
 
-    NaN counts as infinite. numpy's selection uses the processor's vector instructions (where there is no NaN); torch's
+    NaN counts as infinite. numpy's selection uses the processor's vector instructions (if there is no NaN); torch's
     takes several times as long on a CPU.
+
+    >>> values, columns = smallest(torch.tensor([[4.0, 1.0, torch.nan]]), 1)
+    >>> values, columns
+    (tensor([[1.]]), tensor([[1]]))
     """
     count = min(count, values.shape[1])
     values = values.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
@@ -37,16 +51,27 @@ def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 class Shortlist:
-    """Of each row of a tile, the `width` smallest values offered so far; newer ones wait in `room` for the next cut.
+    """The `width` smallest values offered so far of each row of a tile; newer ones wait in `room` for the next cut.
 
     Args:
         beyond: (the best values [R, width], ascending, of which rows) -> the limits [R] from which on no value can
             matter.
+
+    Two rows, of which the two smallest values are wanted:
+
+    >>> lists = Shortlist(2, 2, torch.device("cpu"), lambda best, rows: best[:, -1])
+    >>> lists.offer_tile(torch.tensor([[5.0, 1.0, 3.0], [2.0, 8.0, 9.0]]), first_column=10)
+    >>> lists.limits  # what is not smaller need not be offered
+    tensor([3., 8.])
+    >>> lists.offer(rows=torch.tensor([1]), values=torch.tensor([4.0]), columns=torch.tensor([20]))
+    >>> indices, values, limits = lists.take(slice(0, 2))
+    >>> indices.tolist(), values.tolist(), limits.tolist()
+    ([[11, 12], [10, 20]], [[1.0, 3.0], [2.0, 4.0]], [3.0, 4.0])
     """
 
     def __init__(self, rows: int, width: int, device: torch.device, beyond: Callable[..., Tensor]):
         self.width, self.room, self._beyond = width, room_of(width), beyond
-        self.seen = 0  # columns that were offered
+        self.columns_seen = 0
         self._lock = threading.Lock()
         self.values = torch.full((rows, self.room), torch.inf, device=device)
         self.indices = torch.full((rows, self.room), -1, dtype=torch.int32, device=device)
@@ -55,12 +80,12 @@ class Shortlist:
 
     def wants_tile(self, columns: int) -> bool:
         """Whether so much of another tile can be expected to enter that it is better taken whole."""
-        return self.width * columns > MANY * max(self.seen, columns)
+        return self.width * columns > MANY * max(self.columns_seen, columns)
 
     def offer_tile(self, values: Tensor, first_column: int) -> None:
         """All of values [rows, n], whose columns count from first_column; NaN is nothing."""
         with self._lock:
-            self.seen += values.shape[1]
+            self.columns_seen += values.shape[1]
             best, columns = smallest(values, self.width)
             missing = ~(best < torch.inf)
             best, columns = best.masked_fill_(missing, torch.inf), (columns + first_column).masked_fill_(missing, -1)
@@ -86,15 +111,13 @@ class Shortlist:
         self.limits = self._beyond(best[:, None].expand(-1, self.width), slice(None))
         return self.limits
 
-    def see(self, columns: int) -> None:
-        """So many columns were looked at for `offer`."""
-        self.seen += columns
+    def count_columns(self, columns: int) -> None:
+        """Add columns of which single entries are offered."""
+        self.columns_seen += columns
 
     def _offer(self, rows: Tensor, values: Tensor, columns: Tensor, order: Tensor) -> None:
         while len(rows):
-            counts = torch.bincount(order, minlength=len(self.counts))
-            before = torch.cumsum(counts, 0) - counts
-            places = torch.arange(len(rows), device=rows.device) - before[order] + self.counts[rows]
+            places = places_in_rows(order, len(self.counts))[0] + self.counts[rows]
             self.counts.index_add_(0, rows, torch.ones_like(rows))
             full = (self.counts > self.room).nonzero().flatten()
             if not len(full):
@@ -120,7 +143,7 @@ class Shortlist:
         self._limit(rows)
 
     def _limit(self, rows: Tensor | slice) -> None:
-        """What the best of some rows, in order, say about values to come."""
+        """Set the limits of these rows by their best values, which are in order."""
         best = self.values[rows, : self.width]
         self.counts[rows] = (best < torch.inf).sum(1)
         self.limits[rows] = torch.minimum(best[:, -1], self._beyond(best, rows))
@@ -132,7 +155,7 @@ class Shortlist:
         return self.indices[:count, : self.width], self.values[:count, : self.width], self.limits[:count]
 
     def collect(self, workers: Workers, owner: int, begun: slice) -> None:
-        """Bring what all processes were offered together at one of them; all `begun` with the same columns."""
+        """Gather what all processes were offered at the owner; all `begun` with the same columns."""
         if workers.size == 1:
             return
         self.cut()
@@ -148,7 +171,7 @@ class Shortlist:
             self.values[:, : self.width] = best
             self.indices[:, : self.width] = torch.cat(indices, 1).gather(1, places)
             self._limit(slice(None))
-            # What one process has dropped stays dropped, whatever the others' limits were.
+            # What a process has dropped stays dropped, whatever the others' limits were.
             self.limits = torch.stack([self.limits, *limits]).amin(0)
 
 
@@ -168,11 +191,25 @@ class _Limits:
 
 
 class Shortlists:
-    """The shortlists of all rows: of the nearest, and, values negated, of the farthest.
+    """The shortlists of all images, a `Shortlist` a tile of rows: of the nearest, and, values negated, of the farthest.
+
+    A tile (i, j) of the upper triangle is offered to the rows of i and to the columns, which are the rows of j.
 
     Args:
-        others: how many nearest images are wanted of a row.
+        others: how many nearest images are wanted of each, beside itself.
         width: length of the lists of the nearest.
+
+    Three images at 0, 1 and 3 on a line, all in the one tile (0, 0):
+
+    >>> from processor.retrieval.search.feature_rows import FeatureRows
+    >>> from processor.retrieval.search.precision import PRECISIONS
+    >>> table = FeatureRows(torch.tensor([[0.0]]), torch.tensor([[1.0], [3.0]]))
+    >>> bounds = Bounds(table, PRECISIONS["float32"])
+    >>> tiles = Tiles(table, bounds, tile=8)
+    >>> lists = Shortlists(tiles, bounds, others=1, width=1)
+    >>> lists.begin(0, tiles.product(tiles.left(slice(0, 3), 8, 0.0), tiles.right(0), tiles.places(8)))
+    >>> lists.near[0].take(slice(0, 3))[0].tolist(), lists.far[0].take(slice(0, 3))[0][:, 0].tolist()
+    ([[1], [0], [1]], [2, 2, 0])
     """
 
     def __init__(self, tiles: Tiles, bounds: Bounds, others: int, width: int):
@@ -182,8 +219,8 @@ class Shortlists:
         device = tiles.features.device
         for i in range(tiles.count):
             first = i * tiles.size
-            own = torch.arange(first, first + tiles.size, device=device).clamp_(max=len(tiles.features) - 1)
-            limits = _Limits(bounds.of(own), others)
+            rows = torch.arange(first, first + tiles.size, device=device).clamp_(max=len(tiles.features) - 1)
+            limits = _Limits(bounds.of(rows), others)
             self.near.append(Shortlist(tiles.size, width, device, limits.near))
             self.far.append(Shortlist(tiles.size, FARTHEST, device, limits.far))
 
@@ -209,22 +246,22 @@ class Shortlists:
             self.near[i].offer_tile(tile, j * size)
             near_rows = nothing
         else:
-            self.near[i].see(size)
+            self.near[i].count_columns(size)
         if self.near[j].wants_tile(size):
             self.near[j].offer_tile(tile.T.contiguous(), i * size)
             near_columns = nothing
         else:
-            self.near[j].see(size)
+            self.near[j].count_columns(size)
         groups = tile.view(size // GROUP, GROUP, size)
         near_rows, far_rows = near_rows.view(-1, GROUP), -self.far[i].limits.view(-1, GROUP)
         far_columns = -self.far[j].limits
         nearest = torch.maximum(near_rows.amax(1)[:, None], near_columns)
         farthest = torch.minimum(far_rows.amin(1)[:, None], far_columns)
-        for found, limits, kind, sign in (
+        for hits, limits, kind, sign in (
             (groups.amin(1) < nearest, (near_rows, near_columns), self.near, 1),
             (groups.amax(1) > farthest, (far_rows, far_columns), self.far, -1),
         ):
-            group, column = found.nonzero(as_tuple=True)
+            group, column = hits.nonzero(as_tuple=True)
             if not len(group):
                 continue
             values = groups[group, :, column] * sign  # [hits, GROUP]

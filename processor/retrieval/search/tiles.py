@@ -1,4 +1,4 @@
-"""Products of features in tiles of searched squared distances."""
+"""Products of rounded features: tiles of squared distances, as far as the search's precision knows them."""
 from __future__ import annotations
 
 import torch
@@ -9,9 +9,24 @@ from processor.retrieval.search.feature_rows import FeatureRows
 
 
 class Tiles:
-    """Features as operands whose product is a tile of searched values: [-2a, |a|² - shift, 1] · [b, 1, |b|²].
+    """The features in operands of `size` rows, whose products are tiles of searched values.
 
-    Columns behind the last image are NaN, for which no comparison is true. keep: hold the right operands.
+    One product makes whole squared distances: [-2a, |a|² - shift, 1] · [b, 1, |b|²]. Columns behind the last image
+    are NaN, of which no comparison is true.
+
+    Args:
+        bounds: of the search; they have its precision and the lengths of the rounded features.
+        tile: images of a tile.
+        keep: hold the right operands.
+
+    Three images at 0, 1 and 3 on a line; the tile of the first two images and all:
+
+    >>> from processor.retrieval.search.precision import PRECISIONS
+    >>> table = FeatureRows(torch.tensor([[0.0]]), torch.tensor([[1.0], [3.0]]))
+    >>> tiles = Tiles(table, Bounds(table, PRECISIONS["float32"]), tile=3)
+    >>> tiles.product(tiles.left(slice(0, 2), count=2, shift=0.0), tiles.right(0), tiles.places(2))
+    tensor([[0., 1., 9.],
+            [1., 0., 4.]])
     """
 
     def __init__(self, features: FeatureRows, bounds: Bounds, tile: int, keep: bool = False):
@@ -23,6 +38,7 @@ class Tiles:
         self._kept: dict[int, Tensor] | None = {} if keep else None
 
     def rows_of(self, index: int) -> slice:
+        """The images of a tile, cut at the last."""
         return slice(index * self.size, min((index + 1) * self.size, len(self.features)))
 
     def right(self, index: int, out: Tensor | None = None) -> Tensor:
@@ -39,7 +55,7 @@ class Tiles:
         return out
 
     def left(self, rows: slice, count: int, shift: float) -> Tensor:
-        """A left operand [count, width] of some rows; those behind them are zeros and NaN."""
+        """The left operand [count, width] of these rows; those behind them are zeros and NaN."""
         out = self._operand(rows, count, None)
         feats, pieces, ones = self._columns(out)
         feats *= -2
@@ -48,13 +64,13 @@ class Tiles:
         return out
 
     def product(self, left: Tensor, right: Tensor, out: tuple[Tensor, Tensor]) -> Tensor:
-        """Float32 searched values, in one of the places that `places` made."""
+        """Float32 searched values, in memory that `places` made."""
         with self.precision.products(left.device):
             torch.mm(left, right.T, out=out[0])
         return out[0] if out[0] is out[1] else out[1].copy_(out[0])
 
     def places(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Places for a product of so many rows and for its float32 values."""
+        """Memory [rows, tile] for a product and for its float32 values."""
         first = torch.empty(rows, self.size, device=self.features.device, dtype=self.precision.dtype)
         return first, first if first.dtype == torch.float32 else torch.empty_like(first, dtype=torch.float32)
 

@@ -16,11 +16,15 @@ Block = tuple[slice, np.ndarray]  # (rows of the query, float32 distances [len(r
 def rank_keys(distances: Tensor, indices: Tensor) -> Tensor:
     """int64 keys whose order is: the smaller distance first, among equal distances the smaller index.
 
-    A key is unique, so the k smallest keys are one certain set, which torch.topk does not promise for tied values.
+    A key is unique, so the k smallest keys are a certain set, which torch.topk does not promise of tied values.
 
     Args:
         distances: float32, no NaN.
         indices: int64 in [0, 2**32), broadcastable to distances.
+
+    >>> keys = rank_keys(torch.tensor([0.5, 0.25, 0.5]), torch.tensor([7, 8, 2]))
+    >>> split_keys(keys.sort().values)
+    (tensor([0.2500, 0.5000, 0.5000]), tensor([8, 2, 7]))
     """
     bits = (distances + 0.0).view(torch.int32)  # + 0.0 makes -0.0 the 0.0 it is equal to
     # The bits of a float order like an integer, but backwards below zero: flip those.
@@ -28,34 +32,75 @@ def rank_keys(distances: Tensor, indices: Tensor) -> Tensor:
 
 
 def split_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """(distances float32, indices int64) that `rank_keys` made the keys of."""
+    """(distances float32, indices int64) that `rank_keys` made the keys of.
+
+    >>> split_keys(rank_keys(torch.tensor([-2.0]), torch.tensor([3])))
+    (tensor([-2.]), tensor([3]))
+    """
     bits = (keys >> 32).to(torch.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32), keys & 0xFFFFFFFF
 
 
 def worst_distance(keys: Tensor) -> Tensor:
-    """The distances of keys [R], such as of each list's last; infinite for NO_KEY."""
+    """The distances of keys [R], such as of each list's last; infinite for NO_KEY.
+
+    >>> worst_distance(torch.tensor([int(rank_keys(torch.tensor(0.5), torch.tensor(7))), NO_KEY]))
+    tensor([0.5000,    inf])
+    """
     return torch.where(keys == NO_KEY, torch.inf, split_keys(keys)[0])
 
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:
-    """[R] the k-th smallest of each row of values [R, C], k <= C, without NaN."""
+    """[R] the k-th smallest (k from 1) of each row of values [R, C], k <= C, without NaN.
+
+    >>> kth_smallest(torch.tensor([[4.0, 1.0, 3.0], [2.0, 2.0, 2.0]]), 2)
+    tensor([3., 2.])
+    """
     if values.device.type == "cpu":  # numpy's selection uses the processor's vector instructions
         return torch.from_numpy(np.partition(values.numpy(), k - 1, axis=1)[:, k - 1].copy())
     return values.kthvalue(k, dim=1).values
 
 
-def smallest_keys(row: Tensor, keys: Tensor, rows: int, k: int) -> Tensor:
-    """[rows, k] the smallest of each row's keys, sorted, from keys [E] of ascending rows; NO_KEY if there are fewer."""
+def places_in_rows(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """How many entries of its row come before each entry [E], and how many each row has [rows].
+
+    Args:
+        row: [E] int64, the row of each entry, ascending.
+
+    >>> places_in_rows(torch.tensor([0, 0, 2]), rows=3)
+    (tensor([0, 1, 0]), tensor([2, 0, 1]))
+    """
     counts = torch.bincount(row, minlength=rows)
-    places = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    table = torch.full((rows, max(int(counts.max()), k)), NO_KEY, device=row.device)
+    return torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row], counts
+
+
+def key_table(row: Tensor, keys: Tensor, rows: int, width: int = 0) -> Tensor:
+    """[rows, C] the keys [E] of ascending rows as a table, filled up with NO_KEY; C is at least `width`.
+
+    >>> (key_table(torch.tensor([0, 0, 1]), torch.tensor([5, 9, 6]), rows=2) == NO_KEY).tolist()
+    [[False, False], [False, True]]
+    """
+    places, counts = places_in_rows(row, rows)
+    table = torch.full((rows, max(int(counts.max()), width)), NO_KEY, device=row.device)
     table[row, places] = keys
-    return table.sort(1).values[:, :k]
+    return table
+
+
+def smallest_keys(row: Tensor, keys: Tensor, rows: int, k: int) -> Tensor:
+    """[rows, k] the smallest of each row's keys, sorted, from keys [E] of ascending rows; NO_KEY if there are fewer.
+
+    >>> smallest_keys(torch.tensor([0, 0, 0, 1]), torch.tensor([9, 5, 7, 6]), rows=2, k=2)[:, 0]
+    tensor([5, 6])
+    """
+    return key_table(row, keys, rows, k).sort(1).values[:, :k]
 
 
 def nearest_keys(distances: Tensor, k: int) -> Tensor:
-    """[R, k] sorted rank_keys of the k <= G nearest of distances [R, G], without NaN."""
+    """[R, k] sorted rank_keys of the k <= G nearest of distances [R, G], without NaN.
+
+    >>> split_keys(nearest_keys(torch.tensor([[0.5, 0.1, 0.5, 0.9]]), 2))[1]
+    tensor([[1, 0]])
+    """
     row, image = (distances <= kth_smallest(distances, k)[:, None]).nonzero(as_tuple=True)
     return smallest_keys(row, rank_keys(distances[row, image], image), len(distances), k)
 
@@ -74,29 +119,34 @@ def top_k(
         indices [Q, k] int64 and distances [Q, k] float32, nearest first.
     Raises:
         ValueError: k < 1, a query is missing, comes twice or is out of range, or a distance is NaN.
+
+    >>> distances = np.array([[0.3, 0.1, 0.3], [0.2, 0.9, 0.0]], np.float32)
+    >>> indices, nearest = top_k([(slice(0, 2), distances)], k=2, num_queries=2)
+    >>> indices.tolist()
+    [[1, 0], [2, 0]]
     """
     if k < 1:
         raise ValueError(f"k={k}: at least one neighbour is needed")
-    own = []
+    local = []
     for rows, block in blocks:
         row_numbers = range(*rows.indices(max(rows.stop, num_queries)))
         keys = _keys_of_block(rows, np.asarray(block, dtype=np.float32), k).numpy()
-        own += zip(row_numbers, keys, strict=True)
-    found: list[np.ndarray | None] = [None] * num_queries
-    for row, row_keys in (pair for pairs in workers.gather_objects(own) for pair in pairs):
-        if row >= num_queries or found[row] is not None:
+        local += zip(row_numbers, keys, strict=True)
+    keys_by_query: list[np.ndarray | None] = [None] * num_queries
+    for row, keys in (pair for pairs in workers.gather_objects(local) for pair in pairs):
+        if row >= num_queries or keys_by_query[row] is not None:
             raise ValueError(f"query {row} " + ("came twice" if row < num_queries else
                                                 f"is out of range: there are {num_queries}"))
-        found[row] = row_keys
-    missing = [row for row, row_keys in enumerate(found) if row_keys is None]
+        keys_by_query[row] = keys
+    missing = [row for row, keys in enumerate(keys_by_query) if keys is None]
     if missing:
         raise ValueError(f"{len(missing)} of {num_queries} queries have no distances, the first is {missing[0]}")
-    distances, indices = split_keys(torch.from_numpy(np.stack(found)))
+    distances, indices = split_keys(torch.from_numpy(np.stack(keys_by_query)))
     return indices.numpy(), distances.numpy()
 
 
 def _keys_of_block(rows: slice, block: np.ndarray, k: int, rows_at_once: int = 64) -> Tensor:
-    """[len(rows), min(k, G)] sorted keys; a few rows at a time, for a selection takes a copy."""
+    """[len(rows), min(k, G)] sorted keys; a few rows at a time, because a selection takes a copy."""
     if np.isnan(block).any():
         raise ValueError(f"the distances of query {rows.start + int(np.isnan(block).any(1).argmax())} hold NaN")
     return torch.cat([
