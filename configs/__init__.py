@@ -35,7 +35,7 @@ def load_cfg(config_file: str | Path | None, opts: Sequence[Any] | None = None) 
 
     Keys that neither the file, nor the files that its `_BASE_` leads to, nor the options set keep their defaults.
     Relative paths in the result are relative to the current folder. An empty OUTPUT_DIR becomes output/<name of the
-    file>, output/default without one. Obsolete keys that were set are named in one warning.
+    file>, output/default without one. Obsolete keys that were set are named in a warning.
 
     Args:
         config_file: YAML file, or None for the defaults alone.
@@ -217,7 +217,7 @@ def _suggestion(key: str) -> str:
 
 def _pairs(opts: Sequence[Any], problems: list[str]) -> Iterable[tuple[str, Any]]:
     """Settings of KEY VALUE pairs; KEY=VALUE and an odd count are added to `problems`."""
-    step = 1 if len(opts) % 2 else 2  # every word, or only those that stand where a key should
+    step = 1 if len(opts) % 2 else 2  # every word, or only those in the place of a key
     joined = next((word for word in map(format_raw, opts[::step]) if "=" in word and word.split("=")[0] in RULES), None)
     if step == 2 and not joined:
         return [(str(key), value) for key, value in zip(opts[::2], opts[1::2], strict=True)]

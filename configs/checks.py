@@ -200,7 +200,7 @@ def cross_problems(values: Values) -> list[str]:
             problems.extend(check(values))
         except KeyError as missing:
             if missing.args[0] not in RULES:
-                raise  # a check misspells a key: our own mistake
+                raise  # a check misspells a key: our mistake
     return problems
 
 

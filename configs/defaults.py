@@ -140,7 +140,7 @@ _C.DATASETS.TEST_NAMES = "", Str(empty=True)
 # A validation split (tools/split_validation.py): its identities are left out of training, and evaluation, during
 # training and in tools/test.py, measures on them instead of on a test set. "" = none.
 _C.DATASETS.VALIDATION = "", Str(empty=True)
-# Folder that holds the data sets' own folders (NAIC: the one with MyDataSet/ in it), or the folder of a single set.
+# Folder that holds the folders of the data sets (NAIC: that with MyDataSet/ in it), or the folder of a single set.
 _C.DATASETS.ROOT_DIR = "../data", Str()
 # True: colour jitter (.5, .5, .5, .2) and scale .9-1.1 as well.
 _C.DATASETS.HARD_AUG = False, Bool()

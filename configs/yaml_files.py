@@ -91,7 +91,7 @@ def parse_yaml(text: str) -> tuple[Settings, list[str]]:
         loader = _TextLoader(text)
         node = loader.get_single_node()
         if isinstance(node, yaml.MappingNode):  # before construction, which unfolds `<<` in place
-            problems += _given_twice(node, {})
+            problems += _repeated_keys(node, {})
         data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -105,15 +105,15 @@ def parse_yaml(text: str) -> tuple[Settings, list[str]]:
     return list(_settings(data or {})), problems
 
 
-def _given_twice(node: yaml.MappingNode, lines: dict[str, int], prefix: str = "") -> Iterator[str]:
-    """A message for every section or key that the text holds twice; `lines` collects where each was first."""
+def _repeated_keys(node: yaml.MappingNode, lines: dict[str, int], prefix: str = "") -> Iterator[str]:
+    """A message for every section or key that the text holds twice; `lines` collects the line of the first."""
     for key_node, value_node in node.value:
         name, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
         if name in lines:
             yield f"{name}: given twice, on line {lines[name]} and on line {line}"
         lines.setdefault(name, line)
         if isinstance(value_node, yaml.MappingNode) and not prefix:
-            yield from _given_twice(value_node, lines, f"{name}.")
+            yield from _repeated_keys(value_node, lines, f"{name}.")
 
 
 def _settings(data: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,7 +140,7 @@ _Dumper.add_representer(str, lambda dumper, data: dumper.represent_scalar(
 
 
 def format_yaml(values: Mapping[str, Any], comments: Mapping[str, str]) -> str:
-    """{dotted key: value} as YAML, a line each, with a comment behind those that have one."""
+    """{dotted key: value} as YAML, a line each, with its comment behind it."""
     lines, current = [], ""
     for key, value in values.items():
         section, _, name = key.rpartition(".")

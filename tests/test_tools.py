@@ -37,7 +37,7 @@ def test_train_test_and_ensemble_from_the_shell(tiny_opts, tmp_path):
     out = tmp_path / "ensemble" / "submission.json"
     ensemble = tool("ensemble", "--inputs", model, model, "--weights", 1, 2, "--output", out)
     assert ensemble.returncode == 0, ensemble.stderr
-    assert read_json(out) == read_json(model / "submission.json")  # one ranking, three times its distances
+    assert read_json(out) == read_json(model / "submission.json")  # the same ranking, of three times its distances
 
 
 @pytest.mark.parametrize(("name", "words", "message"), [

@@ -19,7 +19,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def installed(name: str) -> str | None:
-    """The version of a package or of one that stands in for it."""
+    """The version of a package, or of a package that stands in for it."""
     for candidate in _SAME.get(name, (name,)):
         try:
             return metadata.version(candidate)
@@ -29,7 +29,7 @@ def installed(name: str) -> str | None:
 
 
 def problems(path: Path) -> list[str]:
-    """One line for each requirement that is not met.
+    """A line for each requirement that is not met.
 
     Raises:
         ValueError: a line of another form.

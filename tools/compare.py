@@ -15,7 +15,7 @@ from utils.logger import run_tool
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="folder with per_query.json")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="another one")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the folder to compare it with")
     parser.add_argument("--kind", metavar="KIND",
                         help="plain or re_ranked (an ensemble may have others); default: the last that both have")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the permutations (default 0)")

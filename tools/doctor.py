@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, metavar="DATA_ROOT",
                         help="the folder that holds MyDataSet/, or MyDataSet itself; nothing is written there")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where all that is written goes")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of all that is written")
     parser.add_argument("--train-sets", nargs="+", default=(), metavar="SET",
                         help="of 2019_cs 2019_fs 2020_cs 2020_fs (default: those that are there)")
     parser.add_argument("--test-dir", default="image_B_v1_1", metavar="NAME",

@@ -1,7 +1,7 @@
 """Combine tested models: python tools/ensemble.py --inputs DIR DIR ... [--weights W W ...] --output submission.json
 
 Sums the (re-ranked) distances of several models, block by block, from their feature banks or saved distmats, and
-writes the submission and, beside it, metrics.json where the truth is known. Under torchrun the processes share the
+writes the submission and, beside it, metrics.json if the truth is known. Under torchrun the processes share the
 work: torchrun --nproc_per_node 2 tools/ensemble.py ...
 """
 import sys

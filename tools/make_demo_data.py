@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which demo set; the files are a function of it")
     parser.add_argument("--workers", type=int, help="processes that render (default: one a core, four at most)")
     parser.add_argument("--force", action="store_true", help="replace another demo set that stands there")
-    parser.add_argument("--picture", metavar="FILE", help="also write a PNG contact sheet of some test persons")
+    parser.add_argument("--picture", metavar="FILE", help="also write a PNG contact sheet of a few test persons")
     for size in fields(Sizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", type=int, default=size.default,
                             metavar="N", help=f"see datasets.demo.plan.Sizes (default {size.default})")

@@ -1,7 +1,7 @@
 """Pack the images of a data set into a few large files: python tools/pack.py --config_file FILE.yml --output DIR
 
 A run with DATASETS.PACKED DIR reads them from there: the same batches, without opening a file for each image, and with
---decoded without decoding any. The lists are still read from the data folder, where nothing is written. Stopped, it
+--decoded without decoding any. The lists are still read from the data folder, in which nothing is written. Stopped, it
 goes on where it was when called again.
 
     python tools/pack.py --config_file configs/naic/r101_ibn_b_128.yml --output ../packed/naic [--decoded]

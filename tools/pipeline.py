@@ -13,7 +13,7 @@ from utils.logger import run_tool, setup_logger
 
 
 def settings_from_environment() -> Settings:
-    """DATA_ROOT, RECIPE, WEIGHTS, OUTPUT_ROOT and SEED as run.sh passes them on; an empty one is not set."""
+    """DATA_ROOT, RECIPE, WEIGHTS, OUTPUT_ROOT and SEED as run.sh passes them on; an empty text is not set."""
     def path(name: str) -> Path | None:
         value = os.environ.get(name)
         if value and name != "OUTPUT_ROOT" and not Path(value).is_dir():
@@ -39,7 +39,7 @@ def main() -> None:
             print(f"{stage.name}:\n    python {shlex.join(stage.command)}")
         return
     setup_logger()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the stage at work is told, as at Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which also stops the stage at work, as at Ctrl-C
     try:
         summary = run(settings)
     except StageFailed as error:

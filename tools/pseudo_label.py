@@ -19,9 +19,9 @@ def main() -> None:
     parser = make_config_parser(__doc__, "YAML file of the model; without it the defaults")
     add_unlabelled_arguments(parser)
     parser.add_argument("--output", type=Path, metavar="DIR",
-                        help="where images/, label.txt, report.json and samples.png go; default: unlabel/ in "
+                        help="folder for images/, label.txt, report.json and samples.png; default: unlabel/ in "
                              "DATASETS.DERIVED_DIR")
-    parser.add_argument("--copy", action="store_true", help="copy the images; else they are linked where that can be")
+    parser.add_argument("--copy", action="store_true", help="copy the images; else they are linked if that is possible")
     args, cfg = parse_config(parser)
     from processor.pseudo.report import said
     from processor.pseudo_label import default_place, pseudo_label, unlabelled_images  # torch takes seconds to import

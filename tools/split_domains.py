@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data_dir_query", required=True, metavar="DIR", help="folder with the query images")
     parser.add_argument("--data_dir_gallery", required=True, metavar="DIR", help="folder with the gallery images")
     parser.add_argument("--save_dir", required=True, metavar="DIR",
-                        help="where query_green.txt, query_normal.txt, gallery_green.txt, gallery_normal.txt go")
+                        help="folder for query_green.txt, query_normal.txt, gallery_green.txt, gallery_normal.txt")
     parser.add_argument("--workers", type=int, metavar="N",
                         help="processes that decode (default: one a core, eight at most)")
     return parser.parse_args()

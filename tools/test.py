@@ -1,6 +1,6 @@
 """Test a checkpoint: python tools/test.py --config_file FILE.yml TEST.WEIGHT FILE.pth [KEY VALUE ...]
 
-Leaves submission.json, metrics.json (where the truth is known) and the features in OUTPUT_DIR. Under torchrun the
+Leaves submission.json, metrics.json (if the truth is known) and the features in OUTPUT_DIR. Under torchrun the
 processes share the images and the ranking.
 """
 import sys

@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--domain", default="all", metavar="NAME",
                         help="all (default: their figures together), or a domain, such as green or normal")
     parser.add_argument("--output", type=Path, metavar="DIR",
-                        help="where tuning.json and tuning.csv are kept; default: tuning/ in the first input")
+                        help="folder for tuning.json and tuning.csv; default: tuning/ in the first input")
     add_ranking_arguments(parser)
     args = parser.parse_args()
     try:
@@ -45,7 +45,7 @@ def main() -> None:
     args = parse_args()
     from processor.evaluation.tuning import Grid, format_tuning, tune  # torch takes seconds to import
 
-    for folder in args.inputs:  # before a log makes one of them
+    for folder in args.inputs:  # before the log makes the first of them
         if not folder.is_dir():
             raise ValueError(f"{folder} does not exist; --inputs takes OUTPUT_DIRs of tools/test.py")
     with open_tool(args.output, "tune_log.txt") as workers:

@@ -1,6 +1,6 @@
 """Check a submission as a competition would: python tools/validate_submission.py submission.json --data DATA_ROOT
 
-Every query once, with enough different names of gallery images. Prints a line, and the score where the test folder has
+Every query once, with enough different names of gallery images. Prints a line, and the score if the test folder has
 ground truth, and exits with 0; or prints what is wrong and exits with 1; 2: the arguments cannot be used.
 """
 import sys
