@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lambda", nargs="+", type=float, default=[0.1, 0.3, 0.5], dest="lambdas", metavar="L",
                         help="shares of the original distance, 0 to 1; default: 0.1 0.3 0.5")
     parser.add_argument("--weights", nargs="+", default=["auto"], metavar="W",
-                        help="auto: search them (default); or a number a DIR")
+                        help="auto: search them (default); or one number a DIR")
     parser.add_argument("--metric", default="naic_score", choices=("naic_score", "mAP", "rank1", "mINP"),
                         help="what to tune for (default: naic_score)")
     parser.add_argument("--domain", default="all", metavar="NAME",
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     try:
         args.weights = None if args.weights == ["auto"] else [float(word) for word in args.weights]
     except ValueError:
-        parser.error(f"--weights {' '.join(args.weights)}: auto, or a number a DIR")
+        parser.error(f"--weights {' '.join(args.weights)}: auto, or one number a DIR")
     args.output = args.output or args.inputs[0] / "tuning"
     return args
 
