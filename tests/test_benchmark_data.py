@@ -15,15 +15,17 @@ import torch
 from test_tools import tool
 
 from datasets.files.images import FolderSource, decode
-from tools.benchmarks import data as data_module
-from tools.benchmarks.data import Pictures, Plan, benchmark_data, make_plan, to_markdown
+from tools.benchmarks import harness
+from tools.benchmarks.data import DataOptions, Pictures, make_options, run_benchmark
 from tools.benchmarks.data_baseline import Image as PilImage
 from tools.benchmarks.data_baseline import RandomErasing, make_transforms
-from tools.benchmarks.data_measure import ROWS, Endless, Job, measure
+from tools.benchmarks.data_measure import ROWS, Endless, Setting, measure
+from tools.benchmarks.harness import Job
+from tools.benchmarks.reports import format_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (32, 16)
-PLAN = Plan(sizes=(SIZE,), images=16, batch=8, workers=1, seconds=0.01, repeats=1)
+OPTIONS = DataOptions(sizes=(SIZE,), images=16, batch=8, workers=1, seconds=0.01, repeats=1)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -40,17 +42,17 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(folder, tmp_path_factory) -> Pictures:
-    return Pictures(Plan(folder=str(folder), images=16), tmp_path_factory.mktemp("sets"))
+    return Pictures(DataOptions(folder=str(folder), images=16), tmp_path_factory.mktemp("sets"))
 
 
-def job_of(pictures: Pictures, name: str, result: str = "") -> Job:
+def setting_of(pictures: Pictures, name: str, seconds: float = 0.01) -> Setting:
     row = ROWS[name]
-    return Job(name, pictures.root(row.files), pictures.packed(row.packed, SIZE), SIZE, 8, 1, "cpu", 0.01, result)
+    return Setting(pictures.root(row.files), pictures.packed(row.packed, SIZE), SIZE, 8, 1, "cpu", seconds)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_goes_on_and_on(pictures, name):
-    steps = ROWS[name].run(job_of(pictures, name))
+    steps = ROWS[name].run(setting_of(pictures, name))
     counts = [next(steps) for _ in range(5)]  # more than an epoch of the sampler
     steps.close()
     assert set(counts) == {64} if "decode_" in name or name == "lineage_augment" else {8}
@@ -74,24 +76,15 @@ def test_both_sets_hold_the_same_pictures(folder, pictures):
     assert "16 of " in pictures.description
 
 
-def test_a_measurement_survives_the_command_line_and_counts_the_workers(pictures, tmp_path):
-    job = job_of(pictures, "loader_png", str(tmp_path / "ö.json"))
-    assert Job.from_json(job.to_json()) == job
-    measure(job)
-    figures = json.loads(Path(job.result).read_text())
-    assert figures["images"] >= 8
-    assert figures["seconds"] >= 0.01
-    if sys.platform == "linux":
-        assert figures["cpu_seconds"] >= 0
+def test_a_job_survives_the_command_line(pictures):
+    job = Job("loader_png", setting_of(pictures, "loader_png"), "ö.json")
+    assert Job.from_json(job.to_json(), Setting) == job
 
 
 @linux
-def test_processor_time_is_that_of_the_workers_too(pictures, tmp_path):
-    figures = []
-    for name in ("loader_png", "decode_png"):
-        job = Job(**{**vars(job_of(pictures, name, str(tmp_path / "result.json"))), "seconds": 0.5})
-        measure(job)
-        figures.append(json.loads(Path(job.result).read_text()))
+def test_processor_time_is_that_of_the_workers_too(pictures):
+    figures = [measure(Job(name, setting_of(pictures, name, seconds=0.5), "")) for name in ("loader_png", "decode_png")]
+    assert all(each["images"] >= 8 and each["seconds"] >= 0.5 for each in figures)
     # A worker and the main process, and one process alone: neither can take more than its cores' time.
     assert 0.05 < figures[0]["cpu_seconds"] / figures[0]["seconds"] < 2.1
     assert 0.05 < figures[1]["cpu_seconds"] / figures[1]["seconds"] < 1.1
@@ -105,8 +98,8 @@ def test_endless_epochs_follow_one_another():
         def __iter__(self):
             yield from ((self.epoch, batch) for batch in range(2))
 
-    found = [batch for batch, _ in zip(Endless(Sampler()), range(5), strict=False)]
-    assert found == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
+    batches = [batch for batch, _ in zip(Endless(Sampler()), range(5), strict=False)]
+    assert batches == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
 
 
 def test_their_transforms_give_a_normalised_picture():
@@ -114,10 +107,10 @@ def test_their_transforms_give_a_normalised_picture():
     picture = PilImage.fromarray(np.full((20, 10, 3), 255, np.uint8))
     make = make_transforms(SIZE, 0.5, 2, 0.0, [0.5] * 3, [0.25] * 3)
     for _ in range(20):
-        found = make(picture)
-        assert (found.shape, found.dtype) == ((3, *SIZE), torch.float32)
-        assert found.min() >= -2.0001
-        assert found.max() <= 2.0001
+        image = make(picture)
+        assert (image.shape, image.dtype) == ((3, *SIZE), torch.float32)
+        assert image.min() >= -2.0001
+        assert image.max() <= 2.0001
     filled = [int((RandomErasing(1.0, [7, 8, 9])(torch.zeros(3, 40, 20))[1] == 8).sum()) for _ in range(200)]
     assert min(filled) > 0.01 * 800
     assert 0.3 * 800 < max(filled) < 0.45 * 800
@@ -129,15 +122,15 @@ def test_rows_take_turns_and_medians_are_compared(folder, monkeypatch):
     rates = {"lineage_png": [100, 300, 200], "loader_decoded": [900, 1000, 8000], "png": [5, 5, 5]}
     asked = []
 
-    def child(module: str, text: str, result: Path) -> dict:
-        job = Job.from_json(text)
-        asked.append((job.what, bool(job.packed)))
+    def child(module: str, job: Job, tuned_malloc: bool) -> dict:
+        assert not tuned_malloc
+        asked.append((job.what, bool(job.setting.packed)))
         return {"images": rates[job.what].pop(0), "seconds": 1.0, "cpu_seconds": 2.0}
 
-    monkeypatch.setattr(data_module, "run_child", child)
-    report = benchmark_data(Plan(**{**vars(PLAN), "folder": str(folder), "repeats": 3, "rows": tuple(rates)}))
+    monkeypatch.setattr(harness, "run_child", child)
+    report = run_benchmark(DataOptions(**{**vars(OPTIONS), "folder": str(folder), "repeats": 3, "rows": tuple(rates)}))
     assert asked == [("lineage_png", False), ("loader_decoded", True), ("png", False)] * 3
-    table = to_markdown(report)
+    table = format_data(report)
     assert "| 32x16 | PIL + torchvision: the whole, PNG files | 3 | 200 | – | 100 | – |" in table
     assert "| 32x16 | loader alone, packed and decoded | 3 | 1,000 | 5.00 | 500 | 5.00 |" in table
     assert f"torch {torch.__version__}" in table
@@ -147,34 +140,34 @@ def test_rows_take_turns_and_medians_are_compared(folder, monkeypatch):
 def test_a_child_that_fails_is_noted_and_not_tried_again(folder, monkeypatch):
     asked = []
 
-    def child(module: str, text: str, result: Path) -> dict:
-        asked.append(Job.from_json(text).what)
+    def child(module: str, job: Job, tuned_malloc: bool) -> dict:
+        asked.append(job.what)
         if asked[-1] == "png":
             raise RuntimeError("failed with code 1")
         return {"images": 10, "seconds": 1.0, "cpu_seconds": None}
 
-    monkeypatch.setattr(data_module, "run_child", child)
+    monkeypatch.setattr(harness, "run_child", child)
     rows = ("lineage_png", "png", "loader_png")
-    report = benchmark_data(Plan(**{**vars(PLAN), "folder": str(folder), "repeats": 2, "rows": rows}))
+    report = run_benchmark(DataOptions(**{**vars(OPTIONS), "folder": str(folder), "repeats": 2, "rows": rows}))
     assert asked == ["lineage_png", "png", "loader_png", "lineage_png", "loader_png"]
-    assert "| 32x16 | the whole, PNG files | 0 | failed with code 1 | – | – | – |" in to_markdown(report)
-    assert "| 32x16 | loader alone, PNG files | 2 | 10 | 1.00 | – | – |" in to_markdown(report)
+    assert "| 32x16 | the whole, PNG files | 0 | failed with code 1 | – | – | – |" in format_data(report)
+    assert "| 32x16 | loader alone, PNG files | 2 | 10 | 1.00 | – | – |" in format_data(report)
 
 
 def test_what_is_out_of_range_is_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown row 'pil'; choose from lineage_decode_png"):
-        make_plan("cpu", None, ["pil"], None, None)
+        make_options("cpu", None, ["pil"], None, None)
     with pytest.raises(ValueError, match="'256' is not HEIGHTxWIDTH"):
-        make_plan("cpu", ["256"], None, None, None)
+        make_options("cpu", ["256"], None, None, None)
     with pytest.raises(ValueError, match="a batch of 64 cannot be made"):
-        benchmark_data(Plan(images=16))
+        run_benchmark(DataOptions(images=16))
     with pytest.raises(ValueError, match=r"holds 0 images .*at least 16"):
-        benchmark_data(Plan(**{**vars(PLAN), "folder": str(tmp_path)}))
+        run_benchmark(DataOptions(**{**vars(OPTIONS), "folder": str(tmp_path)}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch finds none"):
-        make_plan("cuda", None, None, None, None)
-    plan = make_plan("auto", ["384x192"], None, 3, folder)
-    assert (plan.sizes, plan.rows, plan.workers, plan.device) == (((384, 192),), tuple(ROWS), 3, "cpu")
+        make_options("cuda", None, None, None, None)
+    options = make_options("auto", ["384x192"], None, 3, folder)
+    assert (options.sizes, options.rows, options.workers, options.device) == (((384, 192),), tuple(ROWS), 3, "cpu")
 
 
 @pytest.mark.slow
@@ -216,12 +209,12 @@ def test_an_interrupt_ends_the_workers_and_leaves_no_file(folder, tmp_path):
 
 def members_of(group: int) -> list[int]:
     """The processes of a group."""
-    found = []
+    members = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
+            members.append(int(stat.parent.name))
+    return members

@@ -13,22 +13,21 @@ import torch
 
 from processor.retrieval.metrics import evaluate_rank
 from processor.retrieval.reranking import re_ranking
-from tools.benchmarks import retrieval
+from tools.benchmarks import harness, retrieval
 from tools.benchmarks import retrieval_measure as measure_module
+from tools.benchmarks.harness import Job, run_child
 from tools.benchmarks.machine import Meter, product_rates
-from tools.benchmarks.reports import to_markdown
-from tools.benchmarks.retrieval import Plan, benchmark_retrieval, make_plan
+from tools.benchmarks.reports import format_retrieval
+from tools.benchmarks.retrieval import RetrievalOptions, make_options, run_benchmark
 from tools.benchmarks.retrieval_baseline import PRODUCTS, dense_bytes, dense_re_ranking
 from tools.benchmarks.retrieval_measure import (
     IMAGES,
     IMPLEMENTATIONS,
     RATES,
-    Job,
     Setting,
     independent_tiles,
     make_features,
     make_pids,
-    measure,
     ranked,
 )
 
@@ -48,9 +47,9 @@ def features_of(size: int, dim: int, num_query: int) -> tuple[np.ndarray, np.nda
 ])
 def test_the_dense_baseline_gives_the_same_distances(size, dim, k1, k2, product):
     query, gallery = features_of(size, dim, size // 5)
-    found = dense_re_ranking(query, gallery, k1, k2, 0.3, product)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, re_ranking(query, gallery, k1, k2, 0.3), rtol=0, atol=2e-6)
+    distances = dense_re_ranking(query, gallery, k1, k2, 0.3, product)
+    assert distances.dtype == np.float32
+    np.testing.assert_allclose(distances, re_ranking(query, gallery, k1, k2, 0.3), rtol=0, atol=2e-6)
 
 
 @linux
@@ -97,17 +96,17 @@ def test_the_meter_counts_only_what_happens_inside():
     assert 0 < meter.seconds < 5
 
 
-def test_tiles_rank_below_exact_re_ranking(tmp_path):
+def test_tiles_rank_below_exact_re_ranking():
     pids = make_pids(600)
     query, gallery = features_of(600, 32, 90)
-    job = Job("tiles", Setting(600, 32, 20, 6, 0.3, "cpu", 64), "numpy", str(tmp_path / "result.json"))
-    found = {
-        name: ranked(run(query, gallery, job, Meter("cpu")), pids, 90)[1]
+    setting = Setting(600, 32, 20, 6, 0.3, "cpu", 64)
+    mean_ap = {
+        name: ranked(run(query, gallery, setting, Meter("cpu")), pids, 90)[1]
         for name, run in {"exact": IMPLEMENTATIONS["full_rows"].run, "tiles": independent_tiles(30, 60),
                           "one tile": independent_tiles(90, 510)}.items()
     }
-    assert found["tiles"] < found["exact"] - 0.02
-    assert found["one tile"] == pytest.approx(found["exact"], abs=1e-6)
+    assert mean_ap["tiles"] < mean_ap["exact"] - 0.02
+    assert mean_ap["one tile"] == pytest.approx(mean_ap["exact"], abs=1e-6)
 
 
 def test_only_the_first_queries_are_evaluated_but_all_are_ranked(monkeypatch):
@@ -168,9 +167,9 @@ def test_an_interrupt_ends_the_child_and_leaves_no_file(tmp_path):
     with tool:
         assert "run 1 of 3: dense" in tool.stderr.readline()
         tool.send_signal(signal.SIGTERM)  # SIGINT is ignored in background jobs
-        said = tool.stderr.read()
-        assert said.endswith("interrupted\n")
-        assert "Traceback" not in said
+        stderr = tool.stderr.read()
+        assert stderr.endswith("interrupted\n")
+        assert "Traceback" not in stderr
         assert tool.wait() == 130
         with pytest.raises(ProcessLookupError):  # nobody of its group is left
             os.killpg(tool.pid, 0)
@@ -178,16 +177,19 @@ def test_an_interrupt_ends_the_child_and_leaves_no_file(tmp_path):
 
 
 class Children:
-    """Stands in for the child processes: gives figures, and remembers who was asked for."""
+    """Stands in for the child processes: gives figures, and remembers what was asked for."""
 
-    def __init__(self, **seconds: list[float]) -> None:
+    def __init__(self, monkeypatch, **seconds: list[float]) -> None:
         self.seconds, self.asked = seconds, []
+        monkeypatch.setattr(harness, "run_child", self)
+        monkeypatch.setattr(retrieval, "run_child", self)
 
-    def __call__(self, job: Job) -> dict[str, float]:
+    def __call__(self, module: str, job: Job, tuned_malloc: bool = False) -> dict[str, float]:
+        assert not tuned_malloc
         self.asked.append((job.setting.size, job.what))
         if job.what == RATES:
             return {"float32_tile": 1e9, "float32_square": 2e9, "bf16_tile": 1e9, "numpy": 1e9, "torch": 3e9}
-        assert job.product == "torch"
+        assert job.setting.product == "torch"
         if not self.seconds[job.what]:
             raise RuntimeError("failed with code -9")
         nearest = np.zeros((4, 10), int)
@@ -197,28 +199,26 @@ class Children:
 
 
 def test_implementations_take_turns_and_the_median_counts(monkeypatch):
-    children = Children(full_rows=[1, 3, 2, 9], dense=[5, 5, 5, 7], tiles=[1, 1, 1])
-    monkeypatch.setattr(retrieval, "_child", children)
+    children = Children(monkeypatch, full_rows=[1, 3, 2, 9], dense=[5, 5, 5, 7], tiles=[1, 1, 1])
     monkeypatch.setattr(retrieval, "free_bytes", lambda device: 2**60)
-    report = benchmark_retrieval(Plan(sizes=(1000, 50_000), dim=16, implementations=("full_rows", "dense", "tiles")))
+    options = RetrievalOptions(sizes=(1000, 50_000), dim=16, implementations=("full_rows", "dense", "tiles"))
+    report = run_benchmark(options)
     turn = ["rates", "full_rows", "dense", "tiles"]
     assert children.asked == [(1000, what) for what in turn * 3] + [(50_000, what) for what in turn[:3]]
     first, second, *_ = report["rows"]
     assert first["seconds"] == 2
     assert first["floor_seconds"] == 1000**2 * 16 / 2e9
     assert (first["same_top10"], second["same_top10"]) == (1, 0.75)
-    assert "| 1,000 | full rows | 3 | 2.00 | 1 | 1 / 2 | 0.01 | 250.00 | 0.5000 | 100.0 % |" in to_markdown(report)
-    assert json.loads(json.dumps(report))["plan"] == json.loads(json.dumps(asdict(Plan(
-        sizes=(1000, 50_000), dim=16, implementations=("full_rows", "dense", "tiles")))))
+    assert "| 1,000 | full rows | 3 | 2.00 | 1 | 1 / 2 | 0.01 | 250.00 | 0.5000 | 100.0 % |" in format_retrieval(report)
+    assert json.loads(json.dumps(report))["plan"] == json.loads(json.dumps(asdict(options)))
 
 
-def test_what_does_not_fit_or_fails_is_said_in_the_table(monkeypatch):
-    children = Children(full_rows=[1, 1], top200_auto=[1])
-    monkeypatch.setattr(retrieval, "_child", children)
+def test_what_does_not_fit_or_fails_has_a_note_in_the_table(monkeypatch):
+    children = Children(monkeypatch, full_rows=[1, 1], top200_auto=[1])
     monkeypatch.setattr(retrieval, "free_bytes", lambda device: 2**31)
-    report = benchmark_retrieval(Plan(sizes=(20_000,), dim=16, repeats=2,
+    report = run_benchmark(RetrievalOptions(sizes=(20_000,), dim=16, repeats=2,
                                       implementations=("dense", "top200_auto", "full_rows")))
-    table = to_markdown(report)
+    table = format_retrieval(report)
     assert "| 20,000 | dense numpy | 0 | does not fit: 7.7 of 2.0 GiB free | – | – | – | – | – | – |" in table
     assert "| 20,000 | top 200, auto | 0 | failed with code -9 | –" in table  # its first figure alone is none
     assert "| 20,000 | full rows | 2 | 1.00 |" in table
@@ -227,28 +227,30 @@ def test_what_does_not_fit_or_fails_is_said_in_the_table(monkeypatch):
 
 def test_a_child_that_fails_is_a_runtime_error(tmp_path):
     with pytest.raises(RuntimeError, match="failed with code 1"):
-        retrieval._child(Job("nonsense", SETTING, "numpy", str(tmp_path / "result.json")))
+        run_child("no_such_module", Job("none", SETTING, str(tmp_path / "result.json")))
 
 
-def test_a_job_survives_the_command_line(tmp_path):
-    job = Job("none", SETTING, "numpy", str(tmp_path / "ö.json"))
-    assert Job.from_json(job.to_json()) == job
-    measure(job)
-    assert set(json.loads(Path(job.result).read_text())) == {"seconds", "peak_bytes", "mAP"}
+def test_a_child_measures_the_job_of_its_command_line(tmp_path):
+    job = Job("none", SETTING, str(tmp_path / "ö.json"))
+    assert Job.from_json(job.to_json(), Setting) == job
+    figures = run_child(retrieval.MODULE, job)
+    assert set(figures) == {"seconds", "peak_bytes", "mAP"}
+    assert json.loads(Path(job.result).read_text()) == figures
     assert np.load(tmp_path / "ö.npy").shape == (45, 10)
 
 
 def test_what_is_out_of_range_is_refused():
     with pytest.raises(ValueError, match="unknown implementation 'sparse'; choose from top200_float32"):
-        benchmark_retrieval(Plan(implementations=("sparse",)))
+        run_benchmark(RetrievalOptions(implementations=("sparse",)))
     with pytest.raises(ValueError, match="at least 20 images"):
-        benchmark_retrieval(Plan(sizes=(19,)))
+        run_benchmark(RetrievalOptions(sizes=(19,)))
 
 
-def test_the_plan_of_a_command_line(monkeypatch):
+def test_the_options_of_a_command_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert make_plan("auto", None, True, None, k1=30) == Plan(sizes=(5000, 10_000, 20_000, 50_000, 100_000), k1=30)
+    sizes = (5000, 10_000, 20_000, 50_000, 100_000)
+    assert make_options("auto", None, True, None, k1=30) == RetrievalOptions(sizes=sizes, k1=30)
     with pytest.raises(ValueError, match="torch finds none"):
-        make_plan("cuda", None, False, None)
+        make_options("cuda", None, False, None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert make_plan("auto", [5], True, ["dense"]).sizes == (5, 100_000, 1_000_000)
+    assert make_options("auto", [5], True, ["dense"]).sizes == (5, 100_000, 1_000_000)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from datasets.naic import load_naic
 from datasets.registry import DATASETS
 from model.backbones import build_backbone
 from processor.training.build import Training, build
-from tools.benchmarks import training, training_measure
-from tools.benchmarks.training import Plan, benchmark_training, flop_per_image, make_plan
+from tools.benchmarks import harness, training, training_measure
+from tools.benchmarks.harness import Job
+from tools.benchmarks.reports import format_training
+from tools.benchmarks.training import TrainingOptions, flop_per_image, make_options, run_benchmark
 from tools.benchmarks.training_measure import (
     ARMS,
     PHASES,
-    Job,
     Setting,
     arm_cfg,
     batches,
@@ -29,23 +31,18 @@ from tools.benchmarks.training_measure import (
     enlarged_naic,
     measure,
 )
-from tools.benchmarks.training_reports import to_markdown
 from utils.meter import Laps
 
 ROOT = Path(__file__).resolve().parent.parent
 NET = "resnet18_ibn_b_w32"
-SETTING = Setting(model=NET, size=(32, 16), identities=30, batch=8, device="cpu", warmup=1, steps=2, square=64)
+SETTING = Setting(data="", model=NET, size=(32, 16), identities=30, batch=8, device="cpu", warmup=1, steps=2, square=64)
 SMALL = {"models": (NET,), "sizes": ((32, 16),), "identities": (30,), "batch": 8, "warmup": 1, "steps": 2,
          "device": "cpu", "square": 64}
 
 
-def job_of(arm: str, data: Path, result: Path | str = "") -> Job:
-    return Job(arm, SETTING, str(data), str(result))
-
-
 def built(arm: str, data: Path, images: int = 4) -> Training:
     with enlarged_naic(SETTING.identities, images):
-        run = build(arm_cfg(job_of(arm, data)))
+        run = build(arm_cfg(arm, replace(SETTING, data=str(data))))
     run.model.train()
     return run
 
@@ -81,7 +78,7 @@ def test_the_textbook_has_a_group_for_each_tensor(tiny_data, monkeypatch):
 
 
 def test_the_arms_differ_in_nothing_but_their_speed(tiny_data):
-    cfgs = {name: arm_cfg(job_of(name, tiny_data)) for name in ARMS}
+    cfgs = {name: arm_cfg(name, replace(SETTING, data=str(tiny_data))) for name in ARMS}
     differing = {f"{node}.{key}" for node, keys in cfgs["ours_float32"].items() if node != "OUTPUT_DIR"
                  for key in keys if len({str(cfg[node][key]) for cfg in cfgs.values()}) > 1}
     assert differing == {"MODEL.CHANNELS_LAST", "MODEL.COMPILE", "SOLVER.FP16"}
@@ -142,12 +139,14 @@ def test_flop_are_those_that_torch_counts():
 
 # ------------------------------------------------------------------------------------------------------ the whole
 class Children:
-    """Stands in for the child processes: gives figures, and remembers who was asked for."""
+    """Stands in for the child processes: gives figures, and remembers what was asked for."""
 
-    def __init__(self, **speeds: list[float]) -> None:
+    def __init__(self, monkeypatch, **speeds: list[float]) -> None:
         self.speeds, self.asked = speeds, []
+        monkeypatch.setattr(harness, "run_child", self)
 
-    def __call__(self, job: Job) -> dict:
+    def __call__(self, module: str, job: Job, tuned_malloc: bool) -> dict:
+        assert tuned_malloc
         self.asked.append((job.setting.identities, job.what))
         assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent == Path(job.result).parent
         speed = self.speeds[job.what].pop(0)
@@ -167,11 +166,10 @@ def fail() -> dict:
 
 
 def test_arms_take_turns_and_the_median_counts(monkeypatch, no_pictures):
-    children = Children(textbook_float32=[20, 30, 10, 10, 10, 10], ours_float32=[25, 40, 30, 40, 40, 40])
-    monkeypatch.setattr(training, "_child", children)
+    children = Children(monkeypatch, textbook_float32=[20, 30, 10, 10, 10, 10], ours_float32=[25, 40, 30, 40, 40, 40])
     usual = dict(os.environ)
-    plan = Plan(**{**SMALL, "identities": (30, 52_000)}, arms=("textbook_float32", "ours_float32"))
-    report = benchmark_training(plan)
+    options = TrainingOptions(**{**SMALL, "identities": (30, 52_000)}, arms=("textbook_float32", "ours_float32"))
+    report = run_benchmark(options)
     assert dict(os.environ) == usual
     turn = ["textbook_float32", "ours_float32"]
     assert children.asked == [(30, what) for what in turn * 3] + [(52_000, what) for what in turn * 3]
@@ -179,18 +177,17 @@ def test_arms_take_turns_and_the_median_counts(monkeypatch, no_pictures):
     assert (ours["images_per_second"], ours["times"], ours["first_step_seconds"]) == (30, {"textbook_float32": 1.5}, 25)
     flops = 30 * flop_per_image(NET, (32, 16), 30)
     assert (f"| {NET} | 32x16 | 30 | ours, float32 | 3 | 30.0 | 1.50 | 10.0 % | 20.0 % | 30.0 % | 40.0 % | "
-            f"{flops / 1e12:.3g} | {100 * flops / 2e10:.1f} % | 25.0 | 7.125 |" in to_markdown(report))
-    assert "| 52,000 | ours, float32 | 3 | 40.0 | 4.00 |" in to_markdown(report)
+            f"{flops / 1e12:.3g} | {100 * flops / 2e10:.1f} % | 25.0 | 7.125 |" in format_training(report))
+    assert "| 52,000 | ours, float32 | 3 | 40.0 | 4.00 |" in format_training(report)
     assert json.loads(json.dumps(report))["plan"]["repeats"] == 3
 
 
-def test_what_fails_or_cannot_run_is_said_in_the_table(monkeypatch, no_pictures):
+def test_what_fails_or_cannot_run_has_a_note_in_the_table(monkeypatch, no_pictures):
     monkeypatch.setattr(training, "cpu_has_bfloat16", lambda: False)
-    monkeypatch.setattr(training, "_child", Children(
-        textbook_float32=[fail], ours_float32=[30, lambda: {"note": "out of the device's memory"}],
-        ours_float32_compile=[30, 30]))
+    Children(monkeypatch, textbook_float32=[fail], ours_float32_compile=[30, 30],
+             ours_float32=[30, lambda: {"note": "out of the device's memory"}])
     arms = ("textbook_float32", "ours_float32", "ours_fp16", "textbook_fp16", "ours_float32_compile")
-    table = to_markdown(benchmark_training(Plan(**SMALL, arms=arms, repeats=2)))
+    table = format_training(run_benchmark(TrainingOptions(**SMALL, arms=arms, repeats=2)))
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith(f"| {NET}")]
     assert [row[3] for row in rows] == [ARMS[arm].title.format(half="bfloat16") for arm in arms]
     assert [row[5] for row in rows] == [
@@ -200,13 +197,12 @@ def test_what_fails_or_cannot_run_is_said_in_the_table(monkeypatch, no_pictures)
     assert rows[-1][6] == "–"  # nothing to compare with
 
 
-def test_a_full_device_is_a_note(monkeypatch, tmp_path):
+def test_a_full_device_is_a_note(monkeypatch):
     def full(job):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training_measure, "train", full)
-    measure(job_of("ours_float32", tmp_path, tmp_path / "result.json"))
-    assert json.loads((tmp_path / "result.json").read_text()) == {"note": "out of the device's memory"}
+    assert measure(Job("ours_float32", SETTING, "")) == {"note": "out of the device's memory"}
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -216,28 +212,28 @@ def test_a_full_device_is_a_note(monkeypatch, tmp_path):
     ({"steps": 0}, "at least one step"),
 ])
 def test_what_is_out_of_range_is_refused_before_anything_runs(change, message, monkeypatch):
-    monkeypatch.setattr(training, "_child", None)
+    monkeypatch.setattr(harness, "run_child", None)
     with pytest.raises(ValueError, match=message):
-        benchmark_training(Plan(**{**SMALL, **change}, arms=("ours_float32",)))
+        run_benchmark(TrainingOptions(**{**SMALL, **change}, arms=("ours_float32",)))
 
 
-def test_the_plan_of_a_command_line(monkeypatch):
+def test_the_options_of_a_command_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(training, "cpu_has_bfloat16", lambda: True)
-    plan = make_plan("auto", False, None, None, steps=None, batch=64)
-    assert (plan.models, plan.sizes, plan.batch, plan.steps) == (("resnet50_ibn_a",), ((128, 64),), 64, 12)
-    assert plan.arms == tuple(name for name in ARMS if name != "textbook_fp16")
-    large = make_plan("cpu", True, None, None)
+    options = make_options("auto", False, None, None, steps=None, batch=64)
+    assert (options.models, options.sizes, options.batch, options.steps) == (("resnet50_ibn_a",), ((128, 64),), 64, 12)
+    assert options.arms == tuple(name for name in ARMS if name != "textbook_fp16")
+    large = make_options("cpu", True, None, None)
     assert len(large.settings()) == 8
-    assert make_plan("cpu", True, ["384x192"], None).sizes == ((384, 192),)
+    assert make_options("cpu", True, ["384x192"], None).sizes == ((384, 192),)
     for arguments, message in ((("cuda", False, None, None), "torch finds none"),
                                (("cpu", False, ["256"], None), "'256' is not HEIGHTxWIDTH"),
                                (("cpu", False, None, ["theirs"]), "unknown arm 'theirs'; choose from textbook_float")):
         with pytest.raises(ValueError, match=message):
-            make_plan(*arguments)
+            make_options(*arguments)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    plan = make_plan("auto", False, None, None)
-    assert (len(plan.settings()), plan.arms) == (12, tuple(ARMS))
+    options = make_options("auto", False, None, None)
+    assert (len(options.settings()), options.arms) == (12, tuple(ARMS))
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -273,11 +269,11 @@ def test_the_tool_prints_every_row_and_leaves_nothing(tmp_path):
 
 def descendants(pid: int) -> list[int]:
     """Children and theirs, of all threads."""
-    own = []
+    children = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # it has ended
-            own += map(int, path.read_text().split())
-    return own + [pid for child in own for pid in descendants(child)]
+            children += map(int, path.read_text().split())
+    return children + [pid for child in children for pid in descendants(child)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -292,8 +288,7 @@ def test_an_interrupt_ends_the_child_and_leaves_nothing(tmp_path):
             assert tool.poll() is None, tool.stderr.read()
             time.sleep(0.1)
         tool.send_signal(signal.SIGTERM)
-        said = tool.stderr.read()
-        assert said.endswith("interrupted\n")
+        assert tool.stderr.read().endswith("interrupted\n")
         assert tool.wait() == 130
         deadline = time.monotonic() + 20
         while is_there(tool.pid) and time.monotonic() < deadline:  # a worker looks for its parent every 5 s

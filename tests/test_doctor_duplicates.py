@@ -28,14 +28,14 @@ def test_digests_that_agree_in_one_half_are_not_equal():
 
 def hashes(rng: np.random.Generator) -> np.ndarray:
     """[260, 4] random hashes, each second one up to 20 bits from another; some equal, one 0."""
-    found = list(rng.integers(1, 2**63, (130, 4), dtype=np.uint64))
+    values = list(rng.integers(1, 2**63, (130, 4), dtype=np.uint64))
     for _ in range(130):
-        bits = np.unpackbits(found[rng.integers(len(found))].view(np.uint8))
+        bits = np.unpackbits(values[rng.integers(len(values))].view(np.uint8))
         bits[rng.choice(256, rng.integers(0, 21), replace=False)] ^= 1
-        found.append(np.packbits(bits).view(np.uint64))
-    found[7] = np.zeros(4, np.uint64)
-    found[9] = found[200] = found[50]
-    return np.array(found)
+        values.append(np.packbits(bits).view(np.uint64))
+    values[7] = np.zeros(4, np.uint64)
+    values[9] = values[200] = values[50]
+    return np.array(values)
 
 
 @pytest.mark.parametrize("most", [0, 4, 10, 15])
@@ -43,11 +43,11 @@ def hashes(rng: np.random.Generator) -> np.ndarray:
 def test_near_pairs_are_those_of_all_comparisons(most, chunk, monkeypatch):
     monkeypatch.setattr(duplicates, "_CHUNK", chunk)
     values = hashes(np.random.default_rng(most))
-    found = {}
+    listed = {}
     for pairs, bits in near_pairs(values, most, progress=False):
         for (a, b), number in zip(pairs.tolist(), bits.tolist(), strict=True):
-            assert (a, b) not in found
-            found[a, b] = number
+            assert (a, b) not in listed
+            listed[a, b] = number
     bits = np.unpackbits(values.view(np.uint8).reshape(len(values), 32), axis=1)
     expected, first = {}, {}
     for b in range(len(values)):
@@ -61,7 +61,7 @@ def test_near_pairs_are_those_of_all_comparisons(most, chunk, monkeypatch):
             if (number := int((bits[a] != bits[b]).sum())) <= most:
                 expected[a, b] = number
         first[key] = b
-    assert found == expected
+    assert listed == expected
     assert len(expected) > most
 
 
@@ -82,9 +82,9 @@ def test_many_pairs_that_agree_in_a_band_are_compared_piece_by_piece():
     values = np.packbits(values, axis=1, bitorder="little").view("<u8")
     tracemalloc.start()
     try:
-        found = sum(len(pairs) for pairs, _ in near_pairs(values, 10, progress=False))
+        count = sum(len(pairs) for pairs, _ in near_pairs(values, 10, progress=False))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert found == 0
+    assert count == 0
     assert peak < 120e6

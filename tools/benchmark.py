@@ -6,23 +6,26 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.files import write_json
 from utils.logger import run_tool, setup_logger
 
-Report = tuple[dict[str, Any], str]  # for JSON, with "rows" that have a "note"; as markdown
-
 
 class Benchmark(NamedTuple):
-    """What stands behind one word of the command line."""
+    """What stands behind a word of the command line.
+
+    Attributes:
+        module: it has make_options(**arguments) and run_benchmark(options); imported late, for torch takes seconds.
+    """
 
     summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[..., Report]  # with the arguments by name
+    module: str
 
 
 def add_retrieval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +36,8 @@ def add_retrieval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k1", type=int, default=20)
     parser.add_argument("--k2", type=int, default=6)
     parser.add_argument("--lambda", type=float, default=0.3, dest="lambda_value", metavar="LAMBDA")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="auto: cuda if there is an accelerator")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the median counts; from "
                         "50000 images on one (default 3)")
     parser.add_argument("--implementations", nargs="+", metavar="NAME",
@@ -42,32 +46,18 @@ def add_retrieval_arguments(parser: argparse.ArgumentParser) -> None:
                         help="edge of the large product whose rate is measured (default 4096)")
 
 
-def run_retrieval(**args: Any) -> Report:
-    from tools.benchmarks.reports import to_markdown  # torch takes seconds to import
-    from tools.benchmarks.retrieval import benchmark_retrieval, make_plan
-
-    report = benchmark_retrieval(make_plan(**args))
-    return report, to_markdown(report)
-
-
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", metavar="HxW", help="of the images (default: 256x128 384x192)")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="use pictures found here (default: rendered ones)")
+    parser.add_argument("--folder", type=Path, metavar="DIR",
+                        help="use the pictures in this folder and below it (default: rendered ones)")
     parser.add_argument("--images", type=int, default=1024, help="pictures in use (default 1024)")
     parser.add_argument("--batch", type=int, default=64, help="images in a batch (default 64)")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="where our batches are augmented; auto: cuda where there is")
+                        help="where our batches are augmented; auto: cuda if there is an accelerator")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a run (default 3)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the median counts (default 3)")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; a wrong name lists all")
-
-
-def run_data(**args: Any) -> Report:
-    from tools.benchmarks.data import benchmark_data, make_plan, to_markdown  # torch takes seconds to import
-
-    report = benchmark_data(make_plan(**args))
-    return report, to_markdown(report)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +72,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="images in a batch (default: 32; on CUDA 128)")
     parser.add_argument("--steps", type=int, help="measured in a run (default: 12; on CUDA 100)")
     parser.add_argument("--warmup", type=int, help="steps before them, after the first (default: 5; on CUDA 30)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="auto: cuda if there is an accelerator")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these of: textbook_float32 textbook_fp16 "
                         "ours_float32 ours_float32_compile ours_fp16 ours_fp16_compile")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the median counts (default 3)")
@@ -90,19 +81,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
                         help="edge of the product whose rate is the peak (default: 4096; on CUDA 8192)")
 
 
-def run_train(**args: Any) -> Report:
-    from tools.benchmarks.training import benchmark_training, make_plan  # torch takes seconds to import
-    from tools.benchmarks.training_reports import to_markdown
-
-    report = benchmark_training(make_plan(**args))
-    return report, to_markdown(report)
-
-
 BENCHMARKS = {
-    "retrieval": Benchmark("re-ranking, beside a dense baseline", add_retrieval_arguments, run_retrieval),
+    "retrieval": Benchmark("re-ranking, beside a dense baseline", add_retrieval_arguments,
+                           "tools.benchmarks.retrieval"),
     "data": Benchmark("decoding, augmentation and the whole loader, beside PIL and torchvision", add_data_arguments,
-                      run_data),
-    "train": Benchmark("the trainer's steps, beside a textbook loop", add_train_arguments, run_train),
+                      "tools.benchmarks.data"),
+    "train": Benchmark("the trainer's steps, beside a textbook loop", add_train_arguments, "tools.benchmarks.training"),
 }
 
 
@@ -121,11 +105,14 @@ def main() -> None:
     args = vars(parse_args())
     setup_logger()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a batch system: clean up as at Ctrl-C
-    benchmark, json_file = BENCHMARKS[args.pop("what")], args.pop("json")
-    report, table = benchmark.run(**args)
+    what, json_file = args.pop("what"), args.pop("json")
+    benchmark = import_module(BENCHMARKS[what].module)
+    from tools.benchmarks.reports import FORMATS
+
+    report = benchmark.run_benchmark(benchmark.make_options(**args))
     if json_file:
         write_json(json_file, report)
-    print(table)
+    print(FORMATS[what](report))
     sys.exit(any(row["note"].startswith("failed") for row in report["rows"]))
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of feeding a model: pictures, packs, one child process a measurement, and the report of them."""
+"""The benchmark of feeding a model: the pictures and their packs, which rows at which sizes, and the report of them."""
 from __future__ import annotations
 
 import logging
@@ -6,13 +6,12 @@ import os
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import PIL
-import torch
 import torchvision
 
 from datasets.demo.plan import Sizes
@@ -20,9 +19,8 @@ from datasets.demo.synthetic import make_demo_data
 from datasets.files.images import IMAGE_SUFFIXES, FolderSource, decode, list_images
 from datasets.files.pack_writer import pack
 from datasets.naic import FOLDER
-from tools.benchmarks.child import run_child
-from tools.benchmarks.data_measure import NUM_INSTANCE, ROWS, Job
-from tools.benchmarks.machine import describe
+from tools.benchmarks.data_measure import NUM_INSTANCE, ROWS, Setting
+from tools.benchmarks.harness import Entry, check_names, choose_device, measure_in_turns, new_report, parse_size
 from utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -42,13 +40,12 @@ class Encoding(NamedTuple):
 
 ENCODINGS = {"png": Encoding(b"\x89PNG", ".png", []),
              "jpeg": Encoding(b"\xff\xd8", ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95])}
-COLUMNS = ("size", "measured", "runs", "images/s", "times theirs", "images/s a core", "times theirs, a core")
-RATES = ("images_per_second", "images_per_core_second")
+RATES = {"images_per_second": "seconds", "images_per_core_second": "cpu_seconds"}  # images by which time
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure."""
+class DataOptions:
+    """What to measure; the fields are the command line's options."""
 
     sizes: Sequence[tuple[int, int]] = ((256, 128), (384, 192))
     rows: Sequence[str] = tuple(ROWS)
@@ -61,56 +58,41 @@ class Plan:
     repeats: int = 3
 
 
-def make_plan(device: str, sizes: Sequence[str] | None, rows: Sequence[str] | None, workers: int | None,
-              folder: Path | None, **others: Any) -> Plan:
-    """The plan for a command line; None means the default, of workers one a core.
+def make_options(device: str, sizes: Sequence[str] | None, rows: Sequence[str] | None, workers: int | None,
+                 folder: Path | None, **others: Any) -> DataOptions:
+    """The options of a command line; None means the default, of workers one a core.
 
     Raises:
         ValueError: a size is not HEIGHTxWIDTH, a row is unknown, or device is "cuda" and there is none.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda: torch finds none on this machine; use cpu")
-    unknown = [row for row in rows or () if row not in ROWS]
-    if unknown:
-        raise ValueError(f"unknown row {unknown[0]!r}; choose from {', '.join(ROWS)}")
-    return Plan(sizes=tuple(map(_parse_size, sizes)) if sizes else Plan.sizes, rows=tuple(rows or ROWS), device=device,
-                folder=str(folder.resolve()) if folder else "", workers=workers or os.cpu_count() or 1, **others)
+    check_names("row", rows or (), ROWS)
+    return DataOptions(sizes=tuple(map(parse_size, sizes)) if sizes else DataOptions.sizes, rows=tuple(rows or ROWS),
+                       device=choose_device(device), folder=str(folder.resolve()) if folder else "",
+                       workers=workers or os.cpu_count() or 1, **others)
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise ValueError(f"size {text!r} is not HEIGHTxWIDTH, such as 256x128")
-    return int(height), int(width)
-
-
-def benchmark_data(plan: Plan) -> dict[str, Any]:
-    """Measure the plan's rows in turn, each run in a fresh process.
+def run_benchmark(options: DataOptions) -> dict[str, Any]:
+    """Measure the rows in turn, each run in a fresh process.
 
     Returns:
-        A report that JSON can hold: "machine", "plan", "pictures" and "rows" (one dict for each size and row; its
-        "note" says why where there are no figures).
+        A report that JSON can hold: "machine", "plan" (the options), "pictures" and "rows" (one dict for each size and
+        row; its "note" says why if there are no figures).
     Raises:
         ValueError: a number is out of range, or the pictures cannot be used.
     """
-    if min(plan.repeats, plan.workers) < 1 or plan.seconds <= 0:
+    if min(options.repeats, options.workers) < 1 or options.seconds <= 0:
         raise ValueError("at least one repeat, one worker and some seconds are needed")
-    if plan.batch < 1 or plan.batch % NUM_INSTANCE or plan.batch // NUM_INSTANCE > plan.images // GROUP:
-        raise ValueError(f"a batch of {plan.batch} cannot be made of groups of {NUM_INSTANCE} from the identities of "
-                         f"{plan.images} pictures, {GROUP} each")
+    if options.batch < 1 or options.batch % NUM_INSTANCE or options.batch // NUM_INSTANCE > options.images // GROUP:
+        raise ValueError(f"a batch of {options.batch} cannot be made of groups of {NUM_INSTANCE} from the identities "
+                         f"of {options.images} pictures, {GROUP} each")
     with tempfile.TemporaryDirectory(prefix="reid_benchmark_") as folder:
-        pictures = Pictures(plan, Path(folder))
-        report = {"machine": _machine(plan.device), "plan": asdict(plan), "pictures": pictures.description, "rows": []}
-        for size in plan.sizes:
-            report["rows"] += _measure_size(plan, size, pictures)
+        pictures = Pictures(options, Path(folder))
+        report = {**new_report(options), "pictures": pictures.description}
+        report["machine"]["libraries"] = (f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}, torchvision "
+                                          f"{torchvision.__version__}")
+        for size in options.sizes:
+            report["rows"] += _measure_size(options, size, pictures)
     return report
-
-
-def _machine(device: str) -> dict[str, str]:
-    libraries = f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}, torchvision {torchvision.__version__}"
-    return {**describe(device), "libraries": libraries}
 
 
 class Pictures:
@@ -119,17 +101,17 @@ class Pictures:
     They are copied, in groups of GROUP that stand for an identity, so that a row reads nothing but them.
     """
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, options: DataOptions, folder: Path) -> None:
         self.folder = folder
-        if not plan.folder:
+        if not options.folder:
             logger.info("rendering pictures …")
             # In each of four sets so many identities of about eight pictures; the rest of the demo set is of no use.
-            sizes = Sizes(ids=plan.images // 32 + 2, singles=0, shared=0, query_ids=2, query_images=1,
+            sizes = Sizes(ids=options.images // 32 + 2, singles=0, shared=0, query_ids=2, query_images=1,
                           gallery_images=2, distractors=0, height=RENDERED[0], width=RENDERED[1])
             make_demo_data(folder / "rendered", sizes=sizes)
-        chosen = _choose(Path(plan.folder or folder / "rendered"), plan.images)
+        chosen = _choose(Path(options.folder or folder / "rendered"), options.images)
         means = ", ".join(f"{kind.upper()} {self._write(kind, chosen) / 1000:.1f} kB" for kind in ENCODINGS)
-        what = f"of {plan.folder}" if plan.folder else f"rendered at {RENDERED[0]}x{RENDERED[1]}"
+        what = f"of {options.folder}" if options.folder else f"rendered at {RENDERED[0]}x{RENDERED[1]}"
         self.description = f"{len(chosen):,} {what} (on average {means})"
 
     def root(self, kind: str) -> str:
@@ -173,67 +155,32 @@ def _choose(folder: Path, count: int) -> list[Path]:
     Raises:
         ValueError: there are fewer than two groups.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    count = min(count, len(found)) // GROUP * GROUP
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    count = min(count, len(paths)) // GROUP * GROUP
     if count < 2 * GROUP:
-        raise ValueError(f"{folder} holds {len(found)} images ({', '.join(IMAGE_SUFFIXES)}); at least {2 * GROUP} are "
+        raise ValueError(f"{folder} holds {len(paths)} images ({', '.join(IMAGE_SUFFIXES)}); at least {2 * GROUP} are "
                          "needed")
-    return [found[i * len(found) // count] for i in range(count)]
+    return [paths[i * len(paths) // count] for i in range(count)]
 
 
-def _measure_size(plan: Plan, size: tuple[int, int], pictures: Pictures) -> list[dict[str, Any]]:
-    """All rows at one size, in turn: A B C, A B C, A B C."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.rows}
-    notes = dict.fromkeys(plan.rows, "")
-    for turn in range(1, plan.repeats + 1):
-        for name in plan.rows:
-            if notes[name]:
-                continue
-            row, what = ROWS[name], f"{size[0]}x{size[1]}, run {turn} of {plan.repeats}: {ROWS[name].title}"
-            logger.info("%s …", what)
-            job = Job(name, pictures.root(row.files), pictures.packed(row.packed, size), size, plan.batch, plan.workers,
-                      plan.device, plan.seconds, str(pictures.folder / "result.json"))
-            try:
-                runs[name].append(run_child("tools.benchmarks.data_measure", job.to_json(), Path(job.result)))
-            except RuntimeError as error:
-                notes[name] = str(error)
-                logger.error("%s: %s", what, error)
-    rows = {name: _row(name, size, notes[name], runs[name]) for name in plan.rows}
+def _measure_size(options: DataOptions, size: tuple[int, int], pictures: Pictures) -> list[dict[str, Any]]:
+    """All rows at a size."""
+    entries = [Entry(name, ROWS[name].title, Setting(
+        pictures.root(ROWS[name].files), pictures.packed(ROWS[name].packed, size), size, options.batch, options.workers,
+        options.device, options.seconds)) for name in options.rows]
+    measure_in_turns("tools.benchmarks.data_measure", entries, options.repeats, pictures.folder, f"{size[0]}x{size[1]}",
+                     lambda run: f"{run['images'] / run['seconds']:,.0f} images/s")
+    rows = {entry.name: _row(entry) for entry in entries}
     for name, row in rows.items():
         theirs = rows.get(ROWS[name].baseline, {})
         row |= {f"{rate}_times_theirs": row[rate] / theirs[rate] for rate in RATES if rate in row and rate in theirs}
     return list(rows.values())
 
 
-def _row(name: str, size: tuple[int, int], note: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One line of the table; medians where there are figures."""
-    row = {"size": list(size), "row": name, "title": ROWS[name].title, "note": note, "runs": runs}
-    for rate, per in zip(RATES, ("seconds", "cpu_seconds"), strict=True):
-        if not note and all(run[per] for run in runs):
-            row[rate] = statistics.median(run["images"] / run[per] for run in runs)
+def _row(entry: Entry) -> dict[str, Any]:
+    """A line of the table; medians if there are figures."""
+    row = entry.row(size=list(entry.setting.size), row=entry.name)
+    for rate, time in RATES.items():
+        if not entry.note and all(run[time] for run in entry.runs):
+            row[rate] = statistics.median(run["images"] / run[time] for run in entry.runs)
     return row
-
-
-def to_markdown(report: dict[str, Any]) -> str:
-    """What `benchmark_data` returned: the machine, the setting and one table."""
-    plan = report["plan"]
-    lines = [f"- {name}: {value}" for name, value in report["machine"].items()]
-    lines += [f"- setting: HARD_AUG, batches of {plan['batch']}, {plan['workers']} workers, augmentation on "
-              f"{plan['device']}; {plan['seconds']:g} s a run; pictures: {report['pictures']}; theirs: PIL and "
-              "torchvision, as reid-strong-baseline uses them", ""]
-    alignment = ["---" if name == "measured" else "---:" for name in COLUMNS]
-    for cells in (COLUMNS, alignment, *map(_cells, report["rows"])):
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    """A row's cells; the note stands where the figures would be."""
-    start = [f"{row['size'][0]}x{row['size'][1]}", row["title"]]
-    if row["note"]:
-        return [*start, "0", row["note"], "–", "–", "–"]
-    cells = []
-    for rate in RATES:
-        times = row.get(f"{rate}_times_theirs")
-        cells += [f"{row[rate]:,.0f}" if rate in row else "–", f"{times:.2f}" if times else "–"]
-    return [*start, str(len(row["runs"])), *cells]

@@ -1,14 +1,12 @@
-"""One measurement of feeding, in a process of its own: python -m tools.benchmarks.data_measure JOB (JSON)."""
+"""A measurement of feeding, in a process of its own: python -m tools.benchmarks.data_measure JOB (JSON)."""
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,19 +20,17 @@ from configs import load_cfg
 from datasets.files.images import decode
 from datasets.make_dataloader import DataLoaders, image_files, make_dataloader
 from tools.benchmarks import data_baseline as lineage
-from tools.benchmarks.child import end_with_parent
-from utils.files import write_json
+from tools.benchmarks.harness import Job, serve
 
 NUM_INSTANCE = 4
-_STEP = 64       # pictures of a step where none are batched
+_STEP = 64       # pictures of a step without batches
 _PICTURES = 256  # that are decoded or augmented over and over
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one child measures."""
+class Setting:
+    """What feeds a model, and how long it is measured."""
 
-    what: str                # a name of ROWS
     root: str                # DATASETS.ROOT_DIR
     packed: str              # DATASETS.PACKED
     size: tuple[int, int]    # height, width
@@ -42,18 +38,9 @@ class Job:
     workers: int
     device: str              # "cpu" or "cuda", for augmentation
     seconds: float           # at least so long
-    result: str              # the JSON file to write
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        fields = json.loads(text)
-        return cls(**{**fields, "size": tuple(fields["size"])})
 
     def cfg(self) -> Any:
-        """The config that feeds as the job says."""
+        """The config of a training that is fed so."""
         return load_cfg(None, [
             "DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", self.root, "DATASETS.TRAIN_SETS", ["2020_fs"],
             "DATASETS.PACKED", self.packed, "DATASETS.HARD_AUG", True, "INPUT.SIZE_TRAIN", list(self.size),
@@ -80,9 +67,9 @@ class Endless:
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured
-def _files(job: Job) -> list[bytes]:
-    """Some training images, read."""
-    cfg = job.cfg()
+def _files(setting: Setting) -> list[bytes]:
+    """The bytes of the first training images."""
+    cfg = setting.cfg()
     return [image_files(cfg).read(sample.key) for sample in make_dataloader(cfg, test=False).data.train[:_PICTURES]]
 
 
@@ -96,44 +83,44 @@ def _over_and_over(function: Callable[[Any], Any], items: list) -> Steps:
         yield _STEP
 
 
-def decode_lineage(job: Job) -> Steps:
+def decode_lineage(setting: Setting) -> Steps:
     """Open, convert and resize with PIL."""
-    resize = lineage.T.Resize(job.size)
-    return _over_and_over(lambda data: resize(lineage.read_image(BytesIO(data))), _files(job))
+    resize = lineage.T.Resize(setting.size)
+    return _over_and_over(lambda data: resize(lineage.read_image(BytesIO(data))), _files(setting))
 
 
-def decode_ours(job: Job) -> Steps:
-    return _over_and_over(lambda data: decode(data, job.size), _files(job))
+def decode_ours(setting: Setting) -> Steps:
+    return _over_and_over(lambda data: decode(data, setting.size), _files(setting))
 
 
-def augment_lineage(job: Job) -> Steps:
-    pictures = [lineage.Image.fromarray(decode(data, job.size)) for data in _files(job)]
-    return _over_and_over(_lineage_transforms(job.cfg()), pictures)
+def augment_lineage(setting: Setting) -> Steps:
+    pictures = [lineage.Image.fromarray(decode(data, setting.size)) for data in _files(setting)]
+    return _over_and_over(_lineage_transforms(setting.cfg()), pictures)
 
 
-def augment_ours(job: Job) -> Steps:
+def augment_ours(setting: Setting) -> Steps:
     """A batch at a time; on the CPU with one thread."""
     torch.set_num_threads(1)
-    images = np.stack([decode(data, job.size) for data in _files(job)[: job.batch]])
-    augment = _augmentation(job, job.loaders())
+    images = np.stack([decode(data, setting.size) for data in _files(setting)[: setting.batch]])
+    augment = _augmentation(setting, setting.loaders())
     for epoch in itertools.count(1):
         augment(torch.from_numpy(images), epoch, np.arange(len(images)))
         yield len(images)
 
 
-def load_lineage(job: Job) -> Steps:
+def load_lineage(setting: Setting) -> Steps:
     """The whole of it: all transforms run in the workers."""
-    cfg, loaders = job.cfg(), job.loaders()
+    cfg, loaders = setting.cfg(), setting.loaders()
     data = lineage.ImageDataset(image_files(cfg).root, loaders.data.train, _lineage_transforms(cfg))
-    for images, _ in DataLoader(data, batch_sampler=Endless(loaders.sampler), num_workers=job.workers,
+    for images, _ in DataLoader(data, batch_sampler=Endless(loaders.sampler), num_workers=setting.workers,
                                 collate_fn=lineage.collate):
         yield len(images)
 
 
-def load(job: Job, augmented: bool = False) -> Steps:
+def load(setting: Setting, augmented: bool = False) -> Steps:
     """The loader alone: uint8 batches in the main process; or augmented there."""
-    loaders = job.loaders()
-    augment = _augmentation(job, loaders) if augmented else None
+    loaders = setting.loaders()
+    augment = _augmentation(setting, loaders) if augmented else None
     train = loaders.train
     endless = DataLoader(
         train.dataset, batch_sampler=Endless(loaders.sampler), num_workers=train.num_workers,
@@ -144,17 +131,17 @@ def load(job: Job, augmented: bool = False) -> Steps:
         yield len(batch.pids)
 
 
-def load_and_augment(job: Job) -> Steps:
-    return load(job, augmented=True)
+def load_and_augment(setting: Setting) -> Steps:
+    return load(setting, augmented=True)
 
 
-def _augmentation(job: Job, loaders: DataLoaders) -> Callable[[torch.Tensor, int, np.ndarray], None]:
+def _augmentation(setting: Setting, loaders: DataLoaders) -> Callable[[torch.Tensor, int, np.ndarray], None]:
     out = None
 
     def augment(images: torch.Tensor, epoch: int, positions: np.ndarray) -> None:
         nonlocal out  # as a training step does
-        out = loaders.augment(images.to(job.device, non_blocking=True), epoch, positions, out=out)
-        if job.device == "cuda":
+        out = loaders.augment(images.to(setting.device, non_blocking=True), epoch, positions, out=out)
+        if setting.device == "cuda":
             torch.cuda.synchronize()
     return augment
 
@@ -168,7 +155,7 @@ class Row(NamedTuple):
     """One line of the table; `baseline`: the row whose speed it is compared with."""
 
     title: str
-    run: Callable[[Job], Steps]
+    run: Callable[[Setting], Steps]
     files: str = "png"       # "png" or "jpeg"
     packed: str = ""         # "", "files" or "decoded"
     baseline: str = ""
@@ -195,7 +182,7 @@ ROWS = {
 
 # ------------------------------------------------------------------------------------------------------------ measuring
 def cpu_seconds() -> float | None:
-    """Processor time of this process and of its living children, user and system; None where only Linux would tell."""
+    """Processor time of this process and of its living children, user and system; None without Linux's /proc."""
     if not Path("/proc/self/stat").is_file():
         return None
     ticks = os.sysconf("SC_CLK_TCK")
@@ -206,20 +193,20 @@ def cpu_seconds() -> float | None:
     return total
 
 
-def measure(job: Job) -> None:
-    """Take steps for so many seconds, after some that fill the queues, and write what they took."""
+def measure(job: Job) -> dict[str, Any]:
+    """Take steps for so many seconds, after a few that fill the queues; images, seconds and processor seconds."""
+    setting: Setting = job.setting
     cv2.setNumThreads(0)
-    steps = ROWS[job.what].run(job)
-    for _ in range(4 * job.workers + 1):
+    steps = ROWS[job.what].run(setting)
+    for _ in range(4 * setting.workers + 1):
         next(steps)
     images, cpu, started = 0, cpu_seconds(), time.perf_counter()
-    while (seconds := time.perf_counter() - started) < job.seconds or not images:
+    while (seconds := time.perf_counter() - started) < setting.seconds or not images:
         images += next(steps)
     cpu = None if cpu is None else cpu_seconds() - cpu
     steps.close()  # ends a loader's workers
-    write_json(job.result, {"images": images, "seconds": seconds, "cpu_seconds": cpu})
+    return {"images": images, "seconds": seconds, "cpu_seconds": cpu}
 
 
 if __name__ == "__main__":
-    end_with_parent()
-    measure(Job.from_json(sys.argv[1]))
+    serve(measure, Setting)

@@ -101,7 +101,7 @@ def product_rate(rows: int, inner: int, dtype: torch.dtype, device: str) -> floa
 def training_peak(square: int, dtype: torch.dtype, device: str) -> float:
     """FLOP/s of a large square product, as convolutions of `dtype` compute.
 
-    On CUDA float32 is TF32 where torch lets convolutions be so, which is its default.
+    On CUDA float32 is TF32 if torch lets convolutions be so, which is its default.
     """
     usual = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
@@ -114,7 +114,7 @@ def training_peak(square: int, dtype: torch.dtype, device: str) -> float:
 def product_rates(dim: int, square: int, device: str) -> dict[str, float]:
     """FLOP/s of matrix products on `device`: of one of the search's tiles and of a large square.
 
-    bf16's are for information; its square is left out where its tile is slower than float32's, as on processors
+    bf16's are for information; its square is left out if its tile is slower than float32's, as on processors
     without bf16 products. tf32 is CUDA's. `numpy` and `torch` multiply a square by its own transpose on the CPU, as
     the dense baseline does (numpy then computes one triangle; both are counted as if whole).
     """
@@ -130,24 +130,24 @@ def product_rates(dim: int, square: int, device: str) -> dict[str, float]:
         torch.backends.cuda.matmul.allow_tf32 = True
         rates["tf32_tile"], rates["tf32_square"] = rate(*tile, torch.float32), rate(*large, torch.float32)
         torch.backends.cuda.matmul.allow_tf32 = False
-    own = np.random.default_rng(0).standard_normal((square, square), np.float32)
+    matrix = np.random.default_rng(0).standard_normal((square, square), np.float32)
     for name, product in PRODUCTS.items():
-        rates[name] = 2 * square**3 / _median_seconds(lambda product=product: product(own, own.T), "cpu")
+        rates[name] = 2 * square**3 / _median_seconds(lambda product=product: product(matrix, matrix.T), "cpu")
     return rates
 
 
 def _median_seconds(call: Callable[[], object], device: str) -> float:
     """Of at least five calls and a third of a second, after one that does not count."""
-    def seconds_of_one() -> float:
+    def seconds_of_call() -> float:
         started = time.perf_counter()
         call()
         if device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    seconds_of_one()
+    seconds_of_call()
     seconds: list[float] = []
     until = time.perf_counter() + 1 / 3
     while len(seconds) < 5 or time.perf_counter() < until:
-        seconds.append(seconds_of_one())
+        seconds.append(seconds_of_call())
     return statistics.median(seconds)

@@ -1,63 +1,135 @@
-"""A benchmark's report as GitHub markdown."""
+"""The benchmarks' reports as GitHub markdown. What is measured is imported late: a trainer takes seconds to load."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tools.benchmarks.retrieval_measure import EVALUATED, queries_of
+Report, Row = dict[str, Any], dict[str, Any]
 
-COLUMNS = ("N", "implementation", "runs", "seconds", "peak MiB above the features", "float32 GFLOP/s, tile / square",
-           "floor s", "time / floor", "mAP@200", "same top 10")
-
-
-def to_markdown(report: dict[str, Any]) -> str:
-    """What `benchmark_retrieval` returned: the machine, the setting, one table, and other products' rates."""
-    rates = {each["size"]: each for each in report["rates"]}
-    lines = [f"- {name}: {value}" for name, value in report["machine"].items()]
-    lines += [_setting_line(report["plan"]), ""]
-    lines += table(COLUMNS, [_cells(row, rates[row["size"]]) for row in report["rows"]])
-    lines += ["", *(_rates_line(each) for each in report["rates"])]
-    return "\n".join(lines)
+TEXT_COLUMNS = ("implementation", "measured", "model")  # aligned to the left
 
 
-def _setting_line(plan: dict[str, Any]) -> str:
+def format_report(report: Report, setting: Sequence[str], header: Sequence[str],
+                  place: Callable[[Row], list[str]], figures: Callable[[Row], list[str]]) -> list[str]:
+    """The lines of the machine, of the setting and of the table.
+
+    Args:
+        setting: lines on how it was measured.
+        header: the table's columns: the place's, "runs", the figures'.
+        place: a row's first cells, which say what was measured.
+        figures: its last cells; if there are none, its note stands there.
+    """
+    def cells(row: Row) -> list[str]:
+        if row["note"]:
+            start = [*place(row), "0", row["note"]]
+            return start + ["–"] * (len(header) - len(start))
+        return [*place(row), str(len(row["runs"])), *figures(row)]
+
+    machine = [f"{name}: {value}" for name, value in report["machine"].items()]
+    alignment = ["---" if name in TEXT_COLUMNS else "---:" for name in header]
+    table = (header, alignment, *map(cells, report["rows"]))
+    return [*(f"- {line}" for line in [*machine, *setting]), "", *("| " + " | ".join(row) + " |" for row in table)]
+
+
+def _size(row: Row) -> str:
+    return f"{row['size'][0]}x{row['size'][1]}"
+
+
+# ----------------------------------------------------------------------------------------------------------- retrieval
+def format_retrieval(report: Report) -> str:
+    """The report of tools.benchmarks.retrieval; the rates of products that are no part of the floor come last."""
+    from tools.benchmarks.retrieval_measure import EVALUATED, queries_of
+
+    plan, rates = report["plan"], {rates["size"]: rates for rates in report["rates"]}
     queries = ", ".join(f"{queries_of(size):,}" for size in plan["sizes"])
-    return (f"- setting: d = {plan['dim']}, k1 = {plan['k1']}, k2 = {plan['k2']}, λ = {plan['lambda_value']}, device "
-            f"{plan['device']}; 15 % of the N images are queries ({queries}); clustered unit features, 10 to 30 images "
-            f"an identity; mAP@200 and top 10 (the share of queries whose ten nearest are, in order, those of the "
-            f"size's first row) over at most {EVALUATED:,} queries")
+    setting = (f"setting: d = {plan['dim']}, k1 = {plan['k1']}, k2 = {plan['k2']}, λ = {plan['lambda_value']}, device "
+               f"{plan['device']}; 15 % of the N images are queries ({queries}); clustered unit features, 10 to 30 "
+               "images an identity; mAP@200 and top 10 (the share of queries whose ten nearest are, in order, those of "
+               f"the size's first row) over at most {EVALUATED:,} queries")
+    header = ("N", "implementation", "runs", "seconds", "peak MiB above the features",
+              "float32 GFLOP/s, tile / square", "floor s", "time / floor", "mAP@200", "same top 10")
 
+    def figures(row: Row) -> list[str]:
+        tile, square = (_giga(rates[row["size"]][name]) for name in ("float32_tile", "float32_square"))
+        return [f"{row['seconds']:.2f}", f"{row['peak_bytes'] / 2**20:,.0f}", f"{tile} / {square}",
+                f"{row['floor_seconds']:.2f}", f"{row['seconds'] / row['floor_seconds']:.2f}", f"{row['mAP']:.4f}",
+                # Cut, not rounded: 100 % means every one.
+                f"{math.floor(1000 * row['same_top10']) / 10:.1f} %"]
 
-def _cells(row: dict[str, Any], rates: dict[str, Any]) -> list[str]:
-    """A row's cells; the note stands where the figures would be."""
-    start = [f"{row['size']:,}", row["title"]]
-    if row["note"]:
-        return [*start, "0", row["note"], *["–"] * (len(COLUMNS) - 4)]
-    return [
-        *start, str(len(row["runs"])), f"{row['seconds']:.2f}", f"{row['peak_bytes'] / 2**20:,.0f}",
-        f"{_giga(rates['float32_tile'])} / {_giga(rates['float32_square'])}", f"{row['floor_seconds']:.2f}",
-        f"{row['seconds'] / row['floor_seconds']:.2f}", f"{row['mAP']:.4f}",
-        # Cut, not rounded: 100 % means every one.
-        f"{math.floor(1000 * row['same_top10']) / 10:.1f} %",
-    ]
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]],
-          texts: Sequence[str] = ("implementation",)) -> list[str]:
-    """The lines of a table; the columns of `texts` are aligned to the left, those of figures to the right."""
-    alignment = ["---" if name in texts else "---:" for name in header]
-    return ["| " + " | ".join(cells) + " |" for cells in (header, alignment, *rows)]
+    lines = format_report(report, [setting], header, lambda row: [f"{row['size']:,}", row["title"]], figures)
+    return "\n".join([*lines, "", *map(_rates_line, report["rates"])])
 
 
 def _rates_line(rates: dict[str, Any]) -> str:
-    """The products that are no part of the floor."""
     names = {"bf16_tile": "bf16 tile", "bf16_square": "bf16 square", "tf32_tile": "TF32 tile",
              "tf32_square": "TF32 square", "numpy": "numpy float32 square", "torch": "torch float32 square"}
-    found = ", ".join(f"{title} {_giga(rates[name])}" for name, title in names.items() if name in rates)
-    return (f"- other products at N = {rates['size']:,}, GFLOP/s: {found} (the last two multiply a matrix by its own "
+    listed = ", ".join(f"{title} {_giga(rates[name])}" for name, title in names.items() if name in rates)
+    return (f"- other products at N = {rates['size']:,}, GFLOP/s: {listed} (the last two multiply a matrix by its own "
             f"transpose; the dense baseline used {rates['dense_product']}'s)")
 
 
 def _giga(flops: float) -> str:
     return f"{flops / 1e9:,.0f}"
+
+
+# -------------------------------------------------------------------------------------------------------------- feeding
+def format_data(report: Report) -> str:
+    """The report of tools.benchmarks.data."""
+    plan = report["plan"]
+    setting = (f"setting: HARD_AUG, batches of {plan['batch']}, {plan['workers']} workers, augmentation on "
+               f"{plan['device']}; {plan['seconds']:g} s a run; pictures: {report['pictures']}; theirs: PIL and "
+               "torchvision, as reid-strong-baseline uses them")
+    header = ("size", "measured", "runs", "images/s", "times theirs", "images/s a core", "times theirs, a core")
+
+    def figures(row: Row) -> list[str]:
+        cells = []
+        for rate in ("images_per_second", "images_per_core_second"):
+            times = row.get(f"{rate}_times_theirs")
+            cells += [f"{row[rate]:,.0f}" if rate in row else "–", f"{times:.2f}" if times else "–"]
+        return cells
+
+    return "\n".join(format_report(report, [setting], header, lambda row: [_size(row), row["title"]], figures))
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+def format_training(report: Report) -> str:
+    """The report of tools.benchmarks.training."""
+    from tools.benchmarks.training import BASELINES, HALF
+    from tools.benchmarks.training_measure import ARMS, PHASES, RECIPE
+
+    plan, measured = report["plan"], [row for row in report["rows"] if not row["note"]]
+    workers = {row["workers"] for row in measured}
+    loaders = f", {workers.pop()} loader processes" if workers else ""
+    setting = (f"setting: {RECIPE} with batches of {plan['batch']} on {plan['device']}{loaders}; {plan['steps']} steps "
+               f"a run after {1 + plan['warmup']}; SOLVER.FP16 is {HALF[plan['device']]} here")
+    baselines = [name for name in BASELINES if name in plan["arms"]]
+    header = ["model", "size", "identities", "implementation", "runs", "images/s",
+              *(f"times {ARMS[name].title}" for name in baselines), *PHASES, "TFLOP/s", "of peak", "first step s",
+              "its loss"]
+
+    def place(row: Row) -> list[str]:
+        return [row["model"], _size(row), f"{row['identities']:,}", row["title"]]
+
+    def figures(row: Row) -> list[str]:
+        return [f"{row['images_per_second']:,.1f}",
+                *(f"{row['times'][name]:.2f}" if name in row["times"] else "–" for name in baselines),
+                *(f"{100 * row['shares'][phase]:.1f} %" for phase in PHASES),
+                f"{row['flops'] / 1e12:.3g}", f"{100 * row['flops'] / row['peak']:.1f} %",
+                f"{row['first_step_seconds']:.1f}", f"{row['first_loss']:.3f}"]
+
+    return "\n".join(format_report(report, [setting, _peaks_line(report)], header, place, figures))
+
+
+def _peaks_line(report: Report) -> str:
+    by_type: dict[str, list[float]] = {}
+    for row in report["rows"]:
+        for run in row["runs"]:
+            by_type.setdefault(run["type"], []).append(run["peak"])
+    rates = ", ".join(f"{name} {statistics.median(rates) / 1e12:.2f}" for name, rates in by_type.items())
+    square = report["plan"]["square"]
+    return f"peak, TFLOP/s of a product of two {square} x {square} matrices, after each run: {rates}"
+
+
+FORMATS = {"retrieval": format_retrieval, "data": format_data, "train": format_training}

@@ -1,10 +1,8 @@
-"""One measurement, in a process of its own: python -m tools.benchmarks.retrieval_measure JOB (JSON, see `Job`)."""
+"""A measurement of re-ranking, in a process of its own: python -m tools.benchmarks.retrieval_measure JOB (JSON)."""
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,15 +14,19 @@ from torch.nn import functional as F
 from processor.retrieval import reranking
 from processor.retrieval.distance import Block, Features, distance_blocks, top_k
 from processor.retrieval.metrics import RankAccumulator
-from tools.benchmarks.child import end_with_parent
+from tools.benchmarks.harness import Job, serve
 from tools.benchmarks.machine import Meter, product_rates
 from tools.benchmarks.retrieval_baseline import dense_bytes, dense_re_ranking
-from utils.files import write_json
 
 TOP_K = 200
 EVALUATED = 1000  # queries whose mAP and nearest images are compared: a random sample, for the order is random
 RATES = "rates"
 WARM_UP = (64, 1024)  # queries, gallery images
+CHUNK = 8192          # rows
+IMAGES = (10, 30)     # of an identity, fewest and most
+# A trained network's features vary in a few dozen directions, however long they are.
+DIRECTIONS = 64
+NOISE = (0.375, 2.125)  # how far an image lies from its identity's centre, in standard deviations of the centres
 
 
 def queries_of(size: int) -> int:
@@ -43,6 +45,7 @@ class Setting:
     lambda_value: float
     device: str           # "cpu" or "cuda"
     square: int           # edge of the large product whose rate is measured
+    product: str = ""     # the dense baseline's, a key of PRODUCTS
 
     @property
     def num_query(self) -> int:
@@ -53,25 +56,7 @@ class Setting:
         return self.k1, self.k2, self.lambda_value
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one child process measures."""
-
-    what: str      # RATES or a name of IMPLEMENTATIONS
-    setting: Setting
-    product: str   # the dense baseline's, a key of PRODUCTS
-    result: str    # the JSON file to write; the ten nearest go to a .npy file beside it
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        fields = json.loads(text)
-        return cls(**{**fields, "setting": Setting(**fields["setting"])})
-
-
-Runner = Callable[[Features, Features, Job, Meter], Iterable[Block]]
+Runner = Callable[[Features, Features, Setting, Meter], Iterable[Block]]
 
 
 def _small(setting: Setting) -> int:
@@ -90,29 +75,29 @@ class Implementation(NamedTuple):
 
 def top_lists(precision: str) -> Runner:
     """The TOP_K nearest of every query."""
-    def run(query: Features, gallery: Features, job: Job, meter: Meter) -> Iterable[Block]:
+    def run(query: Features, gallery: Features, setting: Setting, meter: Meter) -> Iterable[Block]:
         with meter:
             indices, distances = reranking.re_ranked_top_k(
-                query, gallery, *job.setting.parameters, TOP_K, precision=precision)
+                query, gallery, *setting.parameters, TOP_K, precision=precision)
         return _blocks_of_lists(indices[:EVALUATED], distances[:EVALUATED], len(gallery))
     return run
 
 
-def full_rows(query: Features, gallery: Features, job: Job, meter: Meter) -> Iterable[Block]:
+def full_rows(query: Features, gallery: Features, setting: Setting, meter: Meter) -> Iterable[Block]:
     """All distances of every query, one block after the other."""
     with meter:
-        blocks = reranking.re_ranked_blocks(query, gallery, *job.setting.parameters)
+        blocks = reranking.re_ranked_blocks(query, gallery, *setting.parameters)
     return _metered(blocks, meter)
 
 
-def dense(query: Features, gallery: Features, job: Job, meter: Meter) -> Iterable[Block]:
+def dense(query: Features, gallery: Features, setting: Setting, meter: Meter) -> Iterable[Block]:
     """The baseline: one [Q, G] matrix, and [N, N] ones on the way."""
     with meter:
-        distances = dense_re_ranking(query, gallery, *job.setting.parameters, job.product)
+        distances = dense_re_ranking(query, gallery, *setting.parameters, setting.product)
     return [(slice(0, len(query)), distances)]
 
 
-def not_re_ranked(query: Features, gallery: Features, job: Job, meter: Meter) -> Iterable[Block]:
+def not_re_ranked(query: Features, gallery: Features, setting: Setting, meter: Meter) -> Iterable[Block]:
     """The Euclidean distances alone."""
     with meter:
         blocks = distance_blocks(query, gallery, "euclidean")
@@ -124,12 +109,12 @@ def independent_tiles(rows: int, columns: int) -> Runner:
 
     The features are in random order, so a query's matches are spread over all tiles.
     """
-    def run(query: Features, gallery: Features, job: Job, meter: Meter) -> Iterator[Block]:
+    def run(query: Features, gallery: Features, setting: Setting, meter: Meter) -> Iterator[Block]:
         for i in range(0, len(query), rows):
             part = query[i : i + rows]
             with meter:
                 block = np.concatenate([
-                    reranking.re_ranking(part, gallery[j : j + columns], *job.setting.parameters)
+                    reranking.re_ranking(part, gallery[j : j + columns], *setting.parameters)
                     for j in range(0, len(gallery), columns)
                 ], axis=1)
             yield slice(i, i + len(part)), block
@@ -184,37 +169,6 @@ def ranked(blocks: Iterable[Block], pids: np.ndarray, num_query: int) -> tuple[n
     return nearest, accumulator.result().mAP_at_k
 
 
-def measure(job: Job) -> None:
-    """Do one job and write its result."""
-    setting = job.setting
-    if job.what == RATES:
-        write_json(job.result, product_rates(setting.dim, setting.square, setting.device))
-        return
-    implementation, pids = IMPLEMENTATIONS[job.what], make_pids(setting.size)
-    device = "cpu" if implementation.cpu_only else setting.device
-    features = make_features(pids, setting.dim, device)
-    features = features.numpy() if device == "cpu" else features
-    query, gallery = features[: setting.num_query], features[setting.num_query :]
-    for _ in implementation.run(query[: WARM_UP[0]], gallery[: WARM_UP[1]], job, Meter(device)):
-        pass  # what a first call loads and compiles is not counted
-    meter = Meter(device)
-    nearest, mean_ap = ranked(implementation.run(query, gallery, job, meter), pids, setting.num_query)
-    np.save(Path(job.result).with_suffix(".npy"), nearest)
-    write_json(job.result, {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes, "mAP": mean_ap})
-
-
-if __name__ == "__main__":
-    end_with_parent()
-    measure(Job.from_json(sys.argv[1]))
-
-
-CHUNK = 8192          # rows
-IMAGES = (10, 30)     # of an identity, fewest and most
-# A trained network's features vary in a few dozen directions, however long they are.
-DIRECTIONS = 64
-NOISE = (0.375, 2.125)  # how far an image lies from its identity's centre, in standard deviations of the centres
-
-
 def make_pids(size: int, seed: int = 0) -> np.ndarray:
     """[size] int64 identities in random order, each of IMAGES images (the last one of what is left)."""
     rng = np.random.default_rng((seed, 0))
@@ -241,3 +195,25 @@ def make_features(pids: np.ndarray, dim: int, device: str = "cpu", seed: int = 0
         noise = NOISE[0] + (NOISE[1] - NOISE[0]) * torch.special.ndtr(drawn[:, -1:])
         out[start : start + CHUNK] = F.normalize((centres[who] + noise * drawn[:, :-1]) @ mixing)
     return out
+
+
+def measure(job: Job) -> dict[str, float]:
+    """The figures of a job; the ten nearest images go to a .npy file beside its result."""
+    setting = job.setting
+    if job.what == RATES:
+        return product_rates(setting.dim, setting.square, setting.device)
+    implementation, pids = IMPLEMENTATIONS[job.what], make_pids(setting.size)
+    device = "cpu" if implementation.cpu_only else setting.device
+    features = make_features(pids, setting.dim, device)
+    features = features.numpy() if device == "cpu" else features
+    query, gallery = features[: setting.num_query], features[setting.num_query :]
+    for _ in implementation.run(query[: WARM_UP[0]], gallery[: WARM_UP[1]], setting, Meter(device)):
+        pass  # what a first call loads and compiles is not counted
+    meter = Meter(device)
+    nearest, mean_ap = ranked(implementation.run(query, gallery, setting, meter), pids, setting.num_query)
+    np.save(Path(job.result).with_suffix(".npy"), nearest)
+    return {"seconds": meter.seconds, "peak_bytes": meter.peak_bytes, "mAP": mean_ap}
+
+
+if __name__ == "__main__":
+    serve(measure, Setting)

@@ -1,4 +1,4 @@
-"""The benchmark of training: which settings and arms, one child process a measurement, and the report of them."""
+"""The benchmark of training: which arms in which settings, and the report of them."""
 from __future__ import annotations
 
 import contextlib
@@ -7,7 +7,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ import torch
 
 from model.backbones import build_backbone, check_name
 from model.zoo import multiply_adds
-from tools.benchmarks.child import run_child
-from tools.benchmarks.machine import describe
-from tools.benchmarks.training_measure import ARMS, PHASES, Job, Setting, arm_cfg, draw_pictures
+from tools.benchmarks.harness import Entry, check_names, choose_device, measure_in_turns, new_report, parse_size
+from tools.benchmarks.training_measure import ARMS, PHASES, Setting, arm_cfg, draw_pictures
 from utils.precision import cpu_has_bfloat16
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,8 @@ BASELINES = ("textbook_float32", "textbook_fp16")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure."""
+class TrainingOptions:
+    """What to measure; the fields are the command line's options."""
 
     models: Sequence[str]
     sizes: Sequence[tuple[int, int]]
@@ -45,8 +44,9 @@ class Plan:
     repeats: int = 3
     square: int = 4096
 
-    def settings(self) -> list[Setting]:
-        return [Setting(model, size, identities, self.batch, self.device, self.warmup, self.steps, self.square)
+    def settings(self, data: str = "-") -> list[Setting]:
+        """Every model at every size with every number of identities, on the pictures in the folder `data`."""
+        return [Setting(data, model, size, identities, self.batch, self.device, self.warmup, self.steps, self.square)
                 for model, size, identities in product(self.models, self.sizes, self.identities)]
 
 
@@ -61,37 +61,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 LARGE = {"models": MODELS, "sizes": ((128, 64), (256, 128)), "identities": IDENTITIES}  # on the CPU: hours
 
 
-def make_plan(device: str, large: bool, sizes: Sequence[str] | None, arms: Sequence[str] | None,
-              **others: Any) -> Plan:
-    """The plan for a command line; None means the device's default.
+def make_options(device: str, large: bool, sizes: Sequence[str] | None, arms: Sequence[str] | None,
+                 **others: Any) -> TrainingOptions:
+    """The options of a command line; None means the device's default.
 
     Raises:
         ValueError: device is "cuda" and there is none, a size is not HEIGHTxWIDTH, or an arm is unknown.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda: torch finds none on this machine; use cpu")
-    unknown = [arm for arm in arms or () if arm not in ARMS]
-    if unknown:
-        raise ValueError(f"unknown arm {unknown[0]!r}; choose from {', '.join(ARMS)}")
+    device = choose_device(device)
+    check_names("arm", arms or (), ARMS)
     chosen = {**DEFAULTS[device], **(LARGE if large and device == "cpu" else {})}
     chosen |= {name: value for name, value in others.items() if value is not None}
     if sizes:
-        chosen["sizes"] = tuple(map(_parse_size, sizes))
+        chosen["sizes"] = tuple(map(parse_size, sizes))
     usual = [arm for arm in ARMS if not _why_not(arm, device)]
-    return Plan(device=device, arms=tuple(arms or usual), **chosen)
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise ValueError(f"size {text!r} is not HEIGHTxWIDTH, such as 256x128")
-    return int(height), int(width)
+    return TrainingOptions(device=device, arms=tuple(arms or usual), **chosen)
 
 
 def _why_not(arm: str, device: str) -> str:
-    """Why an arm cannot be measured on the device; empty where it can."""
+    """Why an arm cannot be measured on the device; empty if it can."""
     if device == "cuda" or not ARMS[arm].fp16:
         return ""
     if arm in BASELINES:
@@ -99,33 +87,33 @@ def _why_not(arm: str, device: str) -> str:
     return "" if cpu_has_bfloat16() else "this processor has no bfloat16 products"
 
 
-def benchmark_training(plan: Plan) -> dict[str, Any]:
-    """Measure the plan's arms in turn, each run in a fresh process.
+def run_benchmark(options: TrainingOptions) -> dict[str, Any]:
+    """Measure the arms in turn, each run in a fresh process.
 
     Returns:
-        A report that JSON can hold: "machine", "plan" and "rows" (one dict for each setting and arm; its "note" says
-        why where there are no figures).
+        A report that JSON can hold: "machine", "plan" (the options) and "rows" (one dict for each setting and arm; its
+        "note" says why if there are no figures).
     Raises:
         ValueError: the model is unknown or a number is out of range.
     """
-    if min(plan.steps, plan.repeats, plan.square) < 1 or plan.warmup < 0:
+    if min(options.steps, options.repeats, options.square) < 1 or options.warmup < 0:
         raise ValueError("at least one step, one repeat and a square of one are needed, and a warm-up of 0 or more")
-    settings = plan.settings()
-    for setting in settings:
+    for setting in options.settings():
         _check(setting)
-    report = {"machine": describe(plan.device), "plan": asdict(plan), "rows": []}
+    report = new_report(options)
     with tempfile.TemporaryDirectory(prefix="reid_benchmark_") as folder:
+        data, compiled = Path(folder) / "data", Path(folder) / "compiled"
         logger.info("rendering pictures …")
-        draw_pictures(Path(folder) / "data")
-        with _compiled_code_in(Path(folder) / "compiled"):
-            for setting in settings:
-                report["rows"] += _measure_setting(plan, setting, Path(folder))
+        draw_pictures(data)
+        with _compiled_code_in(compiled):
+            for setting in options.settings(str(data)):
+                report["rows"] += _measure_setting(options, setting, Path(folder))
     return report
 
 
 @contextlib.contextmanager
 def _compiled_code_in(folder: Path) -> Iterator[None]:
-    """Within: child processes leave torch.compile's code there, and find what an earlier one left.
+    """Within: child processes leave torch.compile's code there, and load what an earlier one left.
 
     So the first to compile takes as long as it does with an empty cache, and the code vanishes with the folder.
     """
@@ -141,60 +129,35 @@ def _compiled_code_in(folder: Path) -> Iterator[None]:
 
 
 def _check(setting: Setting) -> None:
+    """Raise ValueError if the model is unknown or a batch cannot be filled."""
     check_name(setting.model)
-    cfg = arm_cfg(Job("ours_float32", setting, "-", ""))
+    cfg = arm_cfg("ours_float32", setting)
     least = setting.batch // cfg.DATALOADER.NUM_INSTANCE
     if setting.identities < least:
         raise ValueError(f"{setting.identities} identities are too few: a batch of {setting.batch} has {least} of them")
 
 
-def _measure_setting(plan: Plan, setting: Setting, folder: Path) -> list[dict[str, Any]]:
-    """All arms in one setting, in turn: A B C, A B C, A B C."""
-    notes = {name: _why_not(name, plan.device) for name in plan.arms}
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.arms}
-    for turn in range(1, plan.repeats + 1):
-        for name in plan.arms:
-            if notes[name]:
-                continue
-            what = f"{_title_of(setting)}, run {turn} of {plan.repeats}: {_title(name, plan.device)}"
-            logger.info("%s …", what)
-            try:
-                found = _child(Job(name, setting, str(folder / "data"), str(folder / "result.json")))
-            except RuntimeError as error:
-                found = {"note": str(error)}
-            if "note" in found:
-                notes[name] = found["note"]
-                logger.error("%s: %s", what, found["note"])
-            else:
-                runs[name].append(found)
-                logger.info("%s: %.1f images/s", what, found["images_per_second"])
-    rows = {name: _row(name, setting, notes[name], runs[name]) for name in plan.arms}
+def _measure_setting(options: TrainingOptions, setting: Setting, folder: Path) -> list[dict[str, Any]]:
+    """All arms in a setting, with the environment of run.sh's stages."""
+    entries = [Entry(arm, ARMS[arm].title.format(half=HALF[options.device]), setting, _why_not(arm, options.device))
+               for arm in options.arms]
+    title = f"{setting.model} {setting.size[0]}x{setting.size[1]}, {setting.identities:,} identities"
+    measure_in_turns("tools.benchmarks.training_measure", entries, options.repeats, folder, title,
+                     lambda run: f"{run['images_per_second']:.1f} images/s", tuned_malloc=True)
+    rows = {entry.name: _row(entry) for entry in entries}
     _compare(rows)
     return list(rows.values())
 
 
-def _title_of(setting: Setting) -> str:
-    return f"{setting.model} {setting.size[0]}x{setting.size[1]}, {setting.identities:,} identities"
-
-
-def _title(arm: str, device: str) -> str:
-    return ARMS[arm].title.format(half=HALF[device])
-
-
-def _child(job: Job) -> dict[str, Any]:
-    """One job's figures, in the environment of run.sh's stages; see `run_child`."""
-    return run_child("tools.benchmarks.training_measure", job.to_json(), Path(job.result), tuned_malloc=True)
-
-
-def _row(arm: str, setting: Setting, note: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One line of the table; medians where there are figures, and of the shares means, whose sum is 1."""
-    row = {"model": setting.model, "size": list(setting.size), "identities": setting.identities, "arm": arm,
-           "title": _title(arm, setting.device), "note": note, "runs": runs}
-    if note:
+def _row(entry: Entry) -> dict[str, Any]:
+    """A line of the table; medians if there are figures, and of the shares means, whose sum is 1."""
+    setting, runs = entry.setting, entry.runs
+    row = entry.row(model=setting.model, size=list(setting.size), identities=setting.identities, arm=entry.name)
+    if entry.note:
         return row
-    row |= {key: statistics.median(run[key] for run in runs) for key in ("images_per_second", "peak")}
+    row |= {key: entry.median(key) for key in ("images_per_second", "peak")}
     row["shares"] = {phase: statistics.mean(run["shares"][phase] for run in runs) for phase in PHASES}
-    row["first_step_seconds"] = runs[0]["first_step_seconds"]  # later runs find the first one's compiled code
+    row["first_step_seconds"] = runs[0]["first_step_seconds"]  # later runs load the code that the first one compiled
     row |= {key: runs[0][key] for key in ("first_loss", "type", "workers")}
     row["flops"] = row["images_per_second"] * flop_per_image(setting.model, setting.size, setting.identities)
     return row

@@ -1,13 +1,11 @@
-"""One measurement of training, in a process of its own: python -m tools.benchmarks.training_measure JOB (JSON)."""
+"""A measurement of training, in a process of its own: python -m tools.benchmarks.training_measure JOB (JSON)."""
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +22,8 @@ from datasets.registry import DATASETS
 from processor.training.build import Training, build
 from processor.training.step import check_health, train_step
 from solver.ranger import Ranger
-from tools.benchmarks.child import ROOT, end_with_parent
+from tools.benchmarks.harness import ROOT, Job, serve
 from tools.benchmarks.machine import training_peak
-from utils.files import write_json
 from utils.logger import setup_logger
 from utils.meter import Laps
 from utils.progress import progress
@@ -38,8 +35,9 @@ MIN_IMAGES = 2  # of an identity: the recipe's NUM_INSTANCE
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained."""
+    """What is trained, on which pictures."""
 
+    data: str              # the folder with the pictures
     model: str             # a backbone's name
     size: tuple[int, int]  # height, width
     identities: int        # of the classifier
@@ -48,25 +46,6 @@ class Setting:
     warmup: int            # steps that do not count, after the very first
     steps: int             # measured
     square: int            # edge of the product whose rate is the peak
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one child measures."""
-
-    what: str              # a name of ARMS
-    setting: Setting
-    data: str              # the folder with the pictures
-    result: str            # the JSON file to write
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        fields = json.loads(text)
-        setting = Setting(**{**fields["setting"], "size": tuple(fields["setting"]["size"])})
-        return cls(**{**fields, "setting": setting})
 
 
 # Trains on a batch: step(batch, epoch, iteration, laps) -> its loss, 0-d on the device. Laps but "data" are its own.
@@ -137,98 +116,26 @@ ARMS = {
 }
 
 
-def arm_cfg(job: Job) -> Any:
+def arm_cfg(arm_name: str, setting: Setting) -> Any:
     """The recipe's config as the arm and the setting have it.
 
     Raises:
         ConfigError: the setting contradicts itself.
     """
-    arm, setting = ARMS[job.what], job.setting
+    arm = ARMS[arm_name]
     is_textbook = arm.make is textbook
     options = {
         "MODEL.NAME": setting.model, "MODEL.PRETRAIN_CHOICE": "none", "MODEL.DEVICE": setting.device,
         "MODEL.CHANNELS_LAST": not is_textbook, "MODEL.COMPILE": arm.compiled,
         "INPUT.SIZE_TRAIN": list(setting.size), "INPUT.SIZE_TEST": list(setting.size),
-        "DATASETS.NAMES": "naic", "DATASETS.ROOT_DIR": job.data,
+        "DATASETS.NAMES": "naic", "DATASETS.ROOT_DIR": setting.data,
         "SOLVER.IMS_PER_BATCH": setting.batch, "SOLVER.FP16": arm.fp16 and not is_textbook,
-        "OUTPUT_DIR": job.data,
+        "OUTPUT_DIR": setting.data,
     }
     return load_cfg(ROOT / RECIPE, [word for pair in options.items() for word in pair])
 
 
-# ------------------------------------------------------------------------------------------------------------ measuring
-def batches(run: Training) -> Iterator[tuple[int, int, Batch]]:
-    """Epoch, iteration and batch, epoch after epoch."""
-    for epoch in count(1):
-        run.loaders.sampler.set_epoch(epoch)
-        for iteration, batch in enumerate(run.loaders.train, 1):
-            yield epoch, iteration, batch
-
-
-def drive(step: Step, stream: Iterator[tuple[int, int, Batch]], steps: int, wait: Callable[[], None],
-          apart: bool = False) -> tuple[Laps, list[Tensor]]:
-    """Take so many steps.
-
-    Args:
-        wait: until the device has done what it was told; here after the last step.
-        apart: after every phase, too: the phases' shares are the device's then, but the host cannot work ahead of it.
-    Returns:
-        Seconds by phase, all of PHASES and no other, and the steps' losses.
-    """
-    laps, losses = Laps(wait if apart else None), []
-    for _ in progress(range(steps), "training", "steps"):
-        epoch, iteration, batch = next(stream)
-        laps("data")
-        losses.append(step(batch, epoch, iteration, laps))
-    wait()
-    laps("optimizer")
-    return laps, losses
-
-
-def train(job: Job) -> dict[str, Any]:
-    """Build the arm and measure it."""
-    setting, arm = job.setting, ARMS[job.what]
-    on_cuda = setting.device == "cuda"
-    wait = torch.cuda.synchronize if on_cuda else lambda: None
-    taken = 1 + setting.warmup + setting.steps * (2 if on_cuda else 1)
-    images = max(MIN_IMAGES, -(-taken * setting.batch // setting.identities))  # so that no epoch ends
-    with enlarged_naic(setting.identities, images):
-        run = build(arm_cfg(job))
-    run.model.train()
-    step, stream = arm.make(run, arm.fp16), batches(run)
-    first, losses = drive(step, stream, 1, wait)
-    drive(step, stream, setting.warmup, wait)
-    laps, _ = drive(step, stream, setting.steps, wait)
-    apart = drive(step, stream, setting.steps, wait, apart=True)[0] if on_cuda else laps
-    kind = "float16" if arm.fp16 and arm.make is textbook else str(run.precision)
-    return {
-        "images_per_second": setting.batch * setting.steps / laps.total,
-        "shares": {phase: apart.share(phase) for phase in PHASES},
-        "first_step_seconds": first.total - first.seconds["data"],  # the data's are the start of the workers
-        "first_loss": float(losses[0]),
-        "type": kind,
-        "peak": training_peak(setting.square, getattr(torch, kind), setting.device),
-        "workers": run.loaders.train.num_workers,
-    }
-
-
-def measure(job: Job) -> None:
-    """Do one job and write its result."""
-    try:
-        result = train(job)
-    except torch.cuda.OutOfMemoryError:
-        result = {"note": "out of the device's memory"}
-    write_json(job.result, result)
-
-
-if __name__ == "__main__":
-    end_with_parent()
-    setup_logger()
-    for room in ("configs", "datasets", "model", "processor"):
-        logging.getLogger(room).setLevel(logging.WARNING)  # the same lines for every run
-    measure(Job.from_json(sys.argv[1]))
-
-
+# ------------------------------------------------------------------------------------------------------------- the data
 # 192 training pictures of the size that most of NAIC's have, PNG files of 59 kB on average.
 PICTURES = Sizes(ids=12, images=4, singles=0, shared=0, query_ids=2, query_images=1, gallery_images=2, distractors=0,
                  height=256, width=128)
@@ -250,8 +157,8 @@ def enlarged(data: ReIDData, identities: int, images: int) -> ReIDData:
         keys[sample.pid].append(sample.key)
     train = []
     for pid in range(identities):
-        own = keys[pid % len(keys)]
-        train += [Sample(own[i % len(own)], pid, UNKNOWN_CAMID) for i in range(images)]
+        pictures = keys[pid % len(keys)]
+        train += [Sample(pictures[i % len(pictures)], pid, UNKNOWN_CAMID) for i in range(images)]
     return ReIDData(train, identities, [str(pid) for pid in range(identities)])
 
 
@@ -264,3 +171,74 @@ def enlarged_naic(identities: int, images: int) -> Iterator[None]:
         yield
     finally:
         DATASETS["naic"] = naic
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+def batches(run: Training) -> Iterator[tuple[int, int, Batch]]:
+    """Epoch, iteration and batch, epoch after epoch."""
+    for epoch in count(1):
+        run.loaders.sampler.set_epoch(epoch)
+        for iteration, batch in enumerate(run.loaders.train, 1):
+            yield epoch, iteration, batch
+
+
+def drive(step: Step, stream: Iterator[tuple[int, int, Batch]], steps: int, wait: Callable[[], None],
+          apart: bool = False) -> tuple[Laps, list[Tensor]]:
+    """Take so many steps.
+
+    Args:
+        wait: returns when the device has done all that was queued; called after the last step.
+        apart: wait after every phase, too: the phases' shares are the device's then, and the host cannot work ahead.
+    Returns:
+        Seconds by phase, all of PHASES and no other, and the steps' losses.
+    """
+    laps, losses = Laps(wait if apart else None), []
+    for _ in progress(range(steps), "training", "steps"):
+        epoch, iteration, batch = next(stream)
+        laps("data")
+        losses.append(step(batch, epoch, iteration, laps))
+    wait()
+    laps("optimizer")
+    return laps, losses
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Build the arm and measure it."""
+    setting, arm = job.setting, ARMS[job.what]
+    on_cuda = setting.device == "cuda"
+    wait = torch.cuda.synchronize if on_cuda else lambda: None
+    taken = 1 + setting.warmup + setting.steps * (2 if on_cuda else 1)
+    images = max(MIN_IMAGES, -(-taken * setting.batch // setting.identities))  # so that no epoch ends
+    with enlarged_naic(setting.identities, images):
+        run = build(arm_cfg(job.what, setting))
+    run.model.train()
+    step, stream = arm.make(run, arm.fp16), batches(run)
+    first, losses = drive(step, stream, 1, wait)
+    drive(step, stream, setting.warmup, wait)
+    laps, _ = drive(step, stream, setting.steps, wait)
+    apart = drive(step, stream, setting.steps, wait, apart=True)[0] if on_cuda else laps
+    kind = "float16" if arm.fp16 and arm.make is textbook else str(run.precision)
+    return {
+        "images_per_second": setting.batch * setting.steps / laps.total,
+        "shares": {phase: apart.share(phase) for phase in PHASES},
+        "first_step_seconds": first.total - first.seconds["data"],  # the data's are the start of the workers
+        "first_loss": float(losses[0]),
+        "type": kind,
+        "peak": training_peak(setting.square, getattr(torch, kind), setting.device),
+        "workers": run.loaders.train.num_workers,
+    }
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The figures of a job, or a note."""
+    try:
+        return train(job)
+    except torch.cuda.OutOfMemoryError:
+        return {"note": "out of the device's memory"}
+
+
+if __name__ == "__main__":
+    setup_logger()
+    for room in ("configs", "datasets", "model", "processor"):
+        logging.getLogger(room).setLevel(logging.WARNING)  # the same lines for every run
+    serve(measure, Setting)
