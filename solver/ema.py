@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from utils.running_statistics import copy_all, scale_all
-
 
 class WeightAverage:
     """average = decay * average + (1 - decay) * weights after every step, for parameters and float buffers.
@@ -42,28 +40,29 @@ class WeightAverage:
         share = (9 / (10 + self.steps)).clamp(min=1 - self.decay) * taken  # 1 - decay, without its rounding
         average = [self._average[name] for name in self._floats]
         change = torch._foreach_sub([self._weights[name] for name in self._floats], average)
-        scale_all(change, share)
+        torch._foreach_mul_(change, share)
         torch._foreach_add_(average, change)
         if self._others:
-            copy_all([self._average[name] for name in self._others], [self._weights[name] for name in self._others])
+            torch._foreach_copy_([self._average[name] for name in self._others],
+                                 [self._weights[name] for name in self._others])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Within: the model has the average; afterwards its own weights again, to the bit."""
-        own = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
-        self._copy(self._average)
+        """Within: the model has the average; afterwards the weights that it learned again, to the bit."""
+        learned = {name: tensor.detach().clone() for name, tensor in self._weights.items()}
+        self._load(self._average)
         try:
             yield
         finally:
-            self._copy(own)
+            self._load(learned)
 
     @torch.no_grad()
-    def _copy(self, source: dict[str, Tensor]) -> None:
+    def _load(self, source: dict[str, Tensor]) -> None:
         for name, tensor in self._weights.items():
             tensor.copy_(source[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights under the model's own names."""
+        """The averaged weights under the names that they have in the model."""
         return dict(self._average)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Optimisers and schedules from the config: which parameter learns how fast."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,36 +11,25 @@ from solver.lr_scheduler import WarmupCosineLR, WarmupLR, WarmupMultiStepLR
 from solver.ranger import Ranger
 
 
-def fused(kind: Callable[..., Optimizer], groups: Iterable, **options) -> Optimizer:
-    """The optimiser that steps all parameters of a group at once where this torch has one for their device.
-
-    It also reads on the device whether a step is to be skipped (utils.precision).
-    """
-    groups = list(groups)
-    try:
-        return kind(groups, fused=True, **options)
-    except (TypeError, RuntimeError):  # an older torch: no such argument, or not for this device
-        return kind(groups, **options)
-
-
-def _sgd(groups: Iterable, solver) -> Optimizer:
+def _sgd(groups: list[dict], solver) -> Optimizer:
     """SGD whose momentum begins at zero instead of at the first gradient: the same steps.
 
     torch's fused SGD cannot step parameters with and without a momentum together, as when a backbone that was held
     begins to learn.
     """
-    optimizer = fused(torch.optim.SGD, groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    optimizer = torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=True)
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         if solver.MOMENTUM:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-# OPTIMIZER_NAME -> builder(groups, cfg.SOLVER).
+# OPTIMIZER_NAME -> builder(groups, cfg.SOLVER). The fused ones step all parameters of a group at once, and read on the
+# device whether a step is to be skipped (utils.precision).
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "SGD": _sgd,
-    "Adam": lambda groups, solver: fused(torch.optim.Adam, groups),
-    "AdamW": lambda groups, solver: fused(torch.optim.AdamW, groups),
+    "Adam": lambda groups, solver: torch.optim.Adam(groups, fused=True),
+    "AdamW": lambda groups, solver: torch.optim.AdamW(groups, fused=True),
     "Ranger": lambda groups, solver: Ranger(groups, centralize=solver.GRADIENT_CENTRALIZATION),
 }
 # A learned GeM exponent is one number among millions: it gets a larger lr, and no decay towards 0.
@@ -48,7 +37,7 @@ GEM_LR_FACTOR = 10.0
 
 
 def make_optimizer(cfg, model: nn.Module, criterion: nn.Module) -> tuple[Optimizer, Optimizer | None]:
-    """The model's optimiser and, where the criterion has centres, theirs (SGD without momentum or decay).
+    """The model's optimiser and, if the criterion has class centres, theirs (SGD without momentum or decay).
 
     Frozen parameters are left out. Those with the same lr and decay share a group:
     weights            BASE_LR                         WEIGHT_DECAY
@@ -76,7 +65,7 @@ def make_optimizer(cfg, model: nn.Module, criterion: nn.Module) -> tuple[Optimiz
         [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()], cfg.SOLVER
     )
     centers = list(criterion.parameters())
-    return optimizer, fused(torch.optim.SGD, centers, lr=cfg.SOLVER.CENTER_LR) if centers else None
+    return optimizer, torch.optim.SGD(centers, lr=cfg.SOLVER.CENTER_LR, fused=True) if centers else None
 
 
 def _rates(solver, key: str) -> tuple[float, float]:
@@ -105,17 +94,10 @@ SCHEDULERS: dict[str, Callable[..., WarmupLR]] = {
 
 
 def make_scheduler(cfg, optimizer: Optimizer) -> WarmupLR:
-    """The schedule of SOLVER.LR_SCHEDULER, to be stepped after each epoch.
-
-    Raises:
-        ValueError: it is unknown, or its settings contradict each other.
-    """
-    name = cfg.SOLVER.LR_SCHEDULER
-    if name not in SCHEDULERS:
-        raise ValueError(f"SOLVER.LR_SCHEDULER={name!r} is unknown; choices: {', '.join(SCHEDULERS)}")
+    """The schedule of SOLVER.LR_SCHEDULER, to be stepped after each epoch."""
     warmup = {
         "warmup_factor": cfg.SOLVER.WARMUP_FACTOR,
         "warmup_epochs": cfg.SOLVER.WARMUP_EPOCHS,
         "warmup_method": cfg.SOLVER.WARMUP_METHOD,
     }
-    return SCHEDULERS[name](optimizer, cfg.SOLVER, warmup)
+    return SCHEDULERS[cfg.SOLVER.LR_SCHEDULER](optimizer, cfg.SOLVER, warmup)

@@ -1,26 +1,11 @@
 """Ranger: RAdam under Lookahead."""
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-
-from utils.running_statistics import copy_all
-
-
-@functools.cache
-def _has_fused(device: str) -> bool:
-    """Whether this torch steps in one pass on the device: CUDA, and from torch 2.4 on the CPU."""
-    try:
-        one = [torch.ones(1, device=device) for _ in range(5)]
-        torch._fused_adamw_(one[:1], one[1:2], one[2:3], one[3:4], [], one[4:], lr=0.0, beta1=0.9, beta2=0.9,
-                            weight_decay=0.0, eps=1.0, amsgrad=False, maximize=False)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return True
 
 
 class Ranger(torch.optim.RAdam):
@@ -36,7 +21,7 @@ class Ranger(torch.optim.RAdam):
         alpha: how far the slow weights go towards the fast ones then, 0..1.
         centralize: True subtracts from the gradient of each weight of two or more dimensions its mean over all
             dimensions but the first (gradient centralisation); `.grad` is changed in place.
-        fused: False keeps to RAdam's own step where torch could do it in one pass; the same up to rounding.
+        fused: False keeps to RAdam's own step throughout; the same up to rounding.
     Raises:
         ValueError: k < 1, or alpha is outside 0..1.
     Source: Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020, alg. 2; Zhang et al.,
@@ -59,12 +44,17 @@ class Ranger(torch.optim.RAdam):
             raise ValueError(f"Ranger: k={k}, expected at least 1")
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"Ranger: alpha={alpha}, expected 0..1")
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=True)
         self.one_pass = fused
-        own = {"k": k, "alpha": alpha, "centralize": centralize}
-        self.defaults.update(own)
+        settings = {"k": k, "alpha": alpha, "centralize": centralize}
+        self.defaults.update(settings)
         for group in self.param_groups:
-            group.update({**own, **group})
+            group.update({**settings, **group})
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True  # older checkpoints have RAdam's default, for we decayed ourselves
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -84,7 +74,7 @@ class Ranger(torch.optim.RAdam):
         stepped = self._fused_steps()
         for p, _ in stepped:
             p.grad = None  # RAdam's own step leaves them alone
-        self._decay_and_step()
+        super().step()
         for p, gradient in stepped:
             p.grad = gradient
         for p, slow in initial.items():
@@ -97,17 +87,17 @@ class Ranger(torch.optim.RAdam):
 
         From its sixth step on RAdam is Adam whose lr is multiplied by the rectification, with eps in other units.
         """
-        found = []
+        stepped = []
         for group in self.param_groups if self.one_pass else ():
             by_step: dict[int, list[Tensor]] = {}
             for p in group["params"]:
                 state = self.state.get(p) if p.grad is not None else None
-                if state and p.stride() == p.grad.stride() == state["exp_avg"].stride() and _has_fused(p.device.type):
+                if state and p.stride() == p.grad.stride() == state["exp_avg"].stride():
                     by_step.setdefault(int(state["step"]) + 1, []).append(p)  # a counter on the CPU
             for step, params in by_step.items():
                 if self._fused_step(group, params, step):
-                    found += [(p, p.grad) for p in params]
-        return found
+                    stepped += [(p, p.grad) for p in params]
+        return stepped
 
     def _fused_step(self, group: dict, params: list[Tensor], step: int) -> bool:
         """One step of parameters that have come equally far; False where RAdam is not rectified yet."""
@@ -129,21 +119,6 @@ class Ranger(torch.optim.RAdam):
             maximize=False)
         return True
 
-    def _decay_and_step(self) -> None:
-        """RAdam's step; its own decoupled decay came with torch 2.1 only, so that we do it ourselves."""
-        for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            if moving and group["weight_decay"]:
-                torch._foreach_mul_(moving, 1.0 - group["lr"] * group["weight_decay"])
-        decays = [group["weight_decay"] for group in self.param_groups]
-        try:
-            for group in self.param_groups:
-                group["weight_decay"] = 0.0
-            super().step()
-        finally:
-            for group, decay in zip(self.param_groups, decays, strict=True):
-                group["weight_decay"] = decay
-
     def _look_ahead(self) -> None:
         """After each k-th step of a parameter: slow += alpha * (fast - slow), fast = slow."""
         for group in self.param_groups:
@@ -152,4 +127,4 @@ class Ranger(torch.optim.RAdam):
             if due:
                 slow: list[Tensor] = [self.state[p]["slow"] for p in due]
                 torch._foreach_add_(slow, torch._foreach_sub(due, slow), alpha=group["alpha"])
-                copy_all(due, slow)
+                torch._foreach_copy_(due, slow)

@@ -1,4 +1,5 @@
 """Schedules against the golden lrs, and which parameter gets which lr and decay."""
+import copy
 import io
 import json
 from pathlib import Path
@@ -117,13 +118,20 @@ def test_schedule_resumes_where_it_was(name):
         assert np.array_equal(run(resumed, second, 20 - stop), whole[stop:])
 
 
-def test_schedule_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"LR_SCHEDULER='poly'.*choices: multistep, cosine"):
-        make_scheduler(config(LR_SCHEDULER="poly"), two_groups())
-    with pytest.raises(ValueError, match=r"WARMUP_METHOD='exp'.*choices: linear, constant"):
-        make_scheduler(config(WARMUP_METHOD="exp"), two_groups())
-    with pytest.raises(ValueError, match=r"STEPS=\[40, 25\]"):
-        make_scheduler(config(STEPS=[40, 25]), two_groups())
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_saved_before_it_was_a_lambda_lr_goes_on(name):
+    """Such a state had the settings as attributes, and no `lr_lambdas`."""
+    cfg = config(LR_SCHEDULER=name, MAX_EPOCHS=20, STEPS=[8, 15], WARMUP_EPOCHS=4, BASE_LR=0.1, MIN_LR=0.001)
+    optimizer, resumed = two_groups(), two_groups()
+    scheduler = make_scheduler(cfg, optimizer)
+    run(scheduler, optimizer, 9)
+    settings = {"warmup_factor": 0.01, "warmup_epochs": 4, "warmup_method": "linear", "milestones": [8, 15],
+                "gamma": 0.1, "max_epochs": 20, "min_factor": 0.01}
+    state = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
+    other = make_scheduler(cfg, resumed)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other.load_state_dict({**state, **settings})
+    assert np.array_equal(run(other, resumed, 11), run(scheduler, optimizer, 11))
 
 
 def test_parameters_get_the_lr_and_decay_of_their_kind():
