@@ -8,7 +8,7 @@ from utils.precision import in_float32
 
 
 class CenterLoss(nn.Module):
-    """Mean over the batch of the squared distance to the own class's centre; no factor 1/2, as in the lineage.
+    """Mean over the batch of the squared distance to the centre of a feature's class; no factor 1/2, as in the lineage.
 
     Args:
         num_classes, feat_dim: K and D; `centers` is a parameter [K, D], normally distributed at first.

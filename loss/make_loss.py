@@ -1,4 +1,4 @@
-"""The criterion: the weighted sum of the losses that the config asks for, with its terms by name."""
+"""The criterion: the weighted sum of the losses that the config asks for, and each of its terms by name."""
 from __future__ import annotations
 
 import torch
@@ -32,10 +32,10 @@ LABEL_SMOOTHING = 0.1
 class Criterion(nn.Module):
     """Weighted sum of the losses of all branches.
 
-    Its only parameters are the class centres, and only where there is a center loss.
+    Its only parameters are the class centres, if there is a center loss.
 
     Args:
-        id_loss, triplet, pair: the losses, None where unused.
+        id_loss, triplet, pair: the losses; None leaves the term out.
         centers: a CenterLoss for each branch that has a metric feature, or None.
         weights: factor of each term: "id", "triplet", "pair", "center"; "id_part" for the mean over the branches
             part0, part1 ... and "id_merged" and the like for branches that have a factor of their own.
@@ -59,10 +59,10 @@ class Criterion(nn.Module):
         Args:
             outputs: {branch: an object with logits [B, K] and metric_feat [M, D], or None for no metric loss}.
             pids: [B] int64 class indices of the logits.
-            metric_pids: [M] those of metric_feat, where it was gathered from several processes; None: pids.
+            metric_pids: [M] those of metric_feat, if it was gathered from several processes; None: pids.
         Returns:
-            the scalar to minimise, and {term: detached scalar, unweighted}; a term of another branch than "global"
-            is named `term_branch`.
+            the scalar to minimise, and {term: detached scalar, unweighted}: the name of a loss, such as "id", for the
+            branch "global", and with the branch's name behind it, such as "id_part0", for the others.
         """
         metric_pids = pids if metric_pids is None else metric_pids
         total, terms = 0.0, {}
@@ -76,8 +76,8 @@ class Criterion(nn.Module):
     def _weight(self, name: str, branch: str, outputs: dict) -> float:
         kinds = [other.rstrip("0123456789") for other in outputs]  # part3 -> part
         kind = branch.rstrip("0123456789")
-        own = self.weights.get(f"{name}_{kind}")
-        return self.weights[name] if own is None else own / kinds.count(kind)
+        weight = self.weights.get(f"{name}_{kind}")
+        return self.weights[name] if weight is None else weight / kinds.count(kind)
 
     def _branch_terms(self, branch, out, pids, metric_pids):
         if self.id_loss is not None:
@@ -114,21 +114,10 @@ def make_loss(cfg, num_classes: int, feat_dims: dict[str, int]) -> Criterion:
     Args:
         num_classes: K, identities in training.
         feat_dims: {branch: D}, the model's `feat_dims`: the branches with a metric feature.
-    Raises:
-        ValueError: one of the two is unknown, or asks for a center loss alone.
     """
-    sampler, metric = cfg.DATALOADER.SAMPLER, cfg.MODEL.METRIC_LOSS_TYPE
-    if sampler not in SAMPLERS:
-        raise ValueError(f"DATALOADER.SAMPLER={sampler!r} is unknown; choices: {', '.join(SAMPLERS)}")
-    if metric not in METRIC_LOSSES:
-        raise ValueError(f"MODEL.METRIC_LOSS_TYPE={metric!r} is unknown; choices: {', '.join(METRIC_LOSSES)}")
-    with_id, with_metric = SAMPLERS[sampler]
+    metric = cfg.MODEL.METRIC_LOSS_TYPE
+    with_id, with_metric = SAMPLERS[cfg.DATALOADER.SAMPLER]
     metrics = METRIC_LOSSES[metric] if with_metric else ()
-    if not with_id and metrics == ("center",):
-        raise ValueError(
-            "MODEL.METRIC_LOSS_TYPE=center with DATALOADER.SAMPLER=triplet: a center loss alone draws all features "
-            "to one point; use SAMPLER softmax_triplet or METRIC_LOSS_TYPE triplet_center"
-        )
     id_loss = IDLoss(LABEL_SMOOTHING if cfg.MODEL.IF_LABELSMOOTH else 0.0) if with_id else None
     triplet = None
     if "triplet" in metrics:

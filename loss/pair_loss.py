@@ -1,6 +1,6 @@
 """Losses over all pairs of a batch by their cosine, in the form of Circle Loss, CVPR 2020, eq. 1 and 6.
 
-For every anchor softplus(logsumexp over negatives + logsumexp over positives), so that the worst pairs count most.
+The loss of an anchor is softplus(logsumexp over negatives + logsumexp over positives): the worst pairs count most.
 An image is not its own positive. An anchor without positives or without negatives adds nothing and gets no gradient.
 """
 from __future__ import annotations
@@ -15,7 +15,7 @@ NO_PAIR = -1e9  # exp of it is 0, and unlike -inf it leaves an empty row's gradi
 
 
 class PairLoss(nn.Module):
-    """The common part; the subclasses say how a cosine becomes a logit.
+    """The mean of the anchors' losses; a subclass defines how a cosine becomes a logit.
 
     Args:
         scale: gamma, the factor on the cosines.
@@ -35,9 +35,9 @@ class PairLoss(nn.Module):
         with in_float32(feat.device):
             feat = F.normalize(feat.float())
             same = pids[:, None] == pids[None, :]
-            own = torch.eye(len(feat), dtype=torch.bool, device=feat.device)
+            itself = torch.eye(len(feat), dtype=torch.bool, device=feat.device)
             positive, negative = (self.scale * logits for logits in self.logits(feat @ feat.t()))
-            positive = positive.masked_fill(~same | own, NO_PAIR).logsumexp(1)
+            positive = positive.masked_fill(~same | itself, NO_PAIR).logsumexp(1)
             negative = negative.masked_fill(same, NO_PAIR).logsumexp(1)
             return F.softplus(positive + negative).mean()
 

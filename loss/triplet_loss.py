@@ -23,8 +23,8 @@ def euclidean_dist(x: Tensor, y: Tensor) -> Tensor:
 def self_distances(feat: Tensor) -> Tensor:
     """Euclidean distances of a batch to itself, float32: [B, D] -> [B, B]."""
     # An image's distance to itself is rounding error, and sqrt makes 1e-4 of 1e-8: enough to shift the softmax.
-    own = torch.eye(len(feat), dtype=torch.bool, device=feat.device)
-    return euclidean_dist(feat, feat).masked_fill(own, 1e-6)
+    itself = torch.eye(len(feat), dtype=torch.bool, device=feat.device)
+    return euclidean_dist(feat, feat).masked_fill(itself, 1e-6)
 
 
 def hard_distances(dist: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,23 +63,19 @@ class TripletLoss(nn.Module):
 
     Args:
         margin: relu(d_ap - d_an + margin); None is the soft margin, log(1 + exp(d_ap - d_an)).
-        normalize_feature: True scales the features to unit length first.
     Source: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017, eq. 5.
     """
 
     distances = staticmethod(hard_distances)
 
-    def __init__(self, margin: float | None = None, normalize_feature: bool = False):
+    def __init__(self, margin: float | None = None):
         super().__init__()
-        self.margin, self.normalize_feature = margin, normalize_feature
+        self.margin = margin
 
     def forward(self, feat: Tensor, pids: Tensor) -> Tensor:
         """[B, D], [B] -> the mean over all B anchors, a float32 scalar."""
         with in_float32(feat.device):
-            feat = feat.float()
-            if self.normalize_feature:
-                feat = F.normalize(feat)
-            dist_ap, dist_an = self.distances(self_distances(feat), pids)
+            dist_ap, dist_an = self.distances(self_distances(feat.float()), pids)
             # -inf for an anchor without negatives: both forms below give it 0 and no gradient.
             gap = dist_ap - dist_an
             return (F.softplus(gap) if self.margin is None else F.relu(gap + self.margin)).mean()

@@ -54,7 +54,7 @@ class Ranger(torch.optim.RAdam):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            group["decoupled_weight_decay"] = True  # older checkpoints have RAdam's default, for we decayed ourselves
+            group["decoupled_weight_decay"] = True  # False in checkpoints from when Ranger decayed by itself
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -100,7 +100,7 @@ class Ranger(torch.optim.RAdam):
         return stepped
 
     def _fused_step(self, group: dict, params: list[Tensor], step: int) -> bool:
-        """One step of parameters that have come equally far; False where RAdam is not rectified yet."""
+        """One step of parameters that have taken equally many; False if RAdam is not rectified yet."""
         beta1, beta2 = group["betas"]
         rho_inf = 2 / (1 - beta2) - 1
         correction2 = 1 - beta2**step

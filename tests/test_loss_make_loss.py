@@ -81,18 +81,6 @@ def test_config_chooses_smoothing_margin_and_weighting():
     assert len(triplets) == 5
 
 
-def test_unknown_names_list_the_choices():
-    with pytest.raises(ValueError, match=r"METRIC_LOSS_TYPE='quadruplet'.*choices: triplet, center"):
-        make_loss(config(MODEL__METRIC_LOSS_TYPE="quadruplet"), 3, FEAT_DIMS)
-    with pytest.raises(ValueError, match=r"SAMPLER='random'.*choices: softmax, triplet"):
-        make_loss(config(DATALOADER__SAMPLER="random"), 3, FEAT_DIMS)
-
-
-def test_center_loss_alone_is_refused():
-    with pytest.raises(ValueError, match=r"METRIC_LOSS_TYPE=center with DATALOADER.SAMPLER=triplet"):
-        make_loss(config(DATALOADER__SAMPLER="triplet", MODEL__METRIC_LOSS_TYPE="center"), 3, FEAT_DIMS)
-
-
 def test_centers_get_their_own_gradient_and_features_the_weighted_one():
     weight = 0.0005
     criterion = make_loss(config(MODEL__METRIC_LOSS_TYPE="center", SOLVER__CENTER_LOSS_WEIGHT=weight), 3, FEAT_DIMS)
