@@ -107,7 +107,7 @@ class Criterion(nn.Module):
 def make_loss(cfg, num_classes: int, feat_dims: dict[str, int]) -> Criterion:
     """The criterion of the config.
 
-    DATALOADER.SAMPLER says whether there is an ID loss, metric losses or both; MODEL.METRIC_LOSS_TYPE which metric
+    DATALOADER.SAMPLER decides between an ID loss, metric losses and both; MODEL.METRIC_LOSS_TYPE between the metric
     losses. Branches of part heads have the ID loss alone: their factors are MODEL.PCB_*_LOSS_WEIGHT, that of the
     parts multiplies their mean.
 

@@ -1,6 +1,6 @@
 """Classifiers of the ID loss: features [B, D] and identities [B] to logits [B, K].
 
-Each gives the logits with its margin and, detached, those without: accuracy is counted on the latter. A weight is
+Each gives the logits with its margin and, detached, those without: accuracy is counted on the latter. The weight is
 [K, D] and named `weight`. All compute in float32, also under autocast: a scale of 30 on a cosine of float16's 3
 digits would cost the margin.
 """
@@ -21,7 +21,7 @@ class Linear(nn.Module):
     Args:
         feat_dim, num_class: D and K.
         scale, margin: not used; here so that all classifiers are built alike.
-        bias: have one, as the part classifiers; behind a BNNeck there is none.
+        bias: True adds one, as the part classifiers have; a classifier behind a BNNeck has none.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Linear(nn.Module):
 
 
 class CosineClassifier(nn.Module):
-    """Scaled cosines between a feature and the class weights, changed by a margin; the subclasses say how.
+    """Scaled cosines between a feature and the class weights, with a margin that a subclass defines.
 
     Args:
         feat_dim, num_class: D and K.
         scale: s, the factor on the cosines.
-        margin: m; the subclass says in what unit.
+        margin: m; its unit is the subclass's: radians or a cosine.
     """
 
     def __init__(self, feat_dim: int, num_class: int, scale: float = 30.0, margin: float = 0.5):
@@ -55,70 +55,61 @@ class CosineClassifier(nn.Module):
         # Rows of norm 0.58 for any D and K: the norm divides the gradient of a cosine.
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
-    def with_margin(self, cosine: Tensor, pids: Tensor) -> Tensor:
-        """[B, K] cosines to [B, K] values that `scale` multiplies."""
+    def true_class(self, cosine: Tensor) -> Tensor:
+        """[B, 1] cosines to the true classes, with their margin."""
         raise NotImplementedError
+
+    def other_classes(self, cosine: Tensor) -> Tensor:
+        """[B, K] cosines with the margin of classes that are not the true one."""
+        return cosine
 
     def forward(self, feat: Tensor, pids: Tensor) -> tuple[Tensor, Tensor]:
         """[B, D], [B] -> logits [B, K] with the margin, and plain ones, s * cos, detached."""
         with in_float32(feat.device):
             cosine = F.linear(F.normalize(feat.float()), F.normalize(self.weight.float()))
-            return self.scale * self.with_margin(cosine, pids), self.scale * cosine.detach()
+            true = self.true_class(cosine.gather(1, pids[:, None]))
+            return self.scale * self.other_classes(cosine).scatter(1, pids[:, None], true), self.scale * cosine.detach()
 
 
 class Arcface(CosineClassifier):
-    """The angle to the own class grows by m radians: cos(angle + m).
+    """The angle to the true class grows by m radians: cos(angle + m).
 
-    Past pi - m, where cos(angle + m) would rise again, it goes on as cos(angle) - m sin(m); with `easy_margin` the
-    margin acts only where cos(angle) > 0.
+    Beyond pi - m cos(angle + m) would rise again, so that there it is cos(angle) - m sin(m) instead.
     Source: Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, CVPR 2019, eq. 3.
     """
 
-    def __init__(
-        self, feat_dim: int, num_class: int, scale: float = 30.0, margin: float = 0.5, easy_margin: bool = False
-    ):
-        super().__init__(feat_dim, num_class, scale, margin)
-        self.easy_margin = easy_margin
-
-    def with_margin(self, cosine: Tensor, pids: Tensor) -> Tensor:
+    def true_class(self, cosine: Tensor) -> Tensor:
         m = self.margin
-        own = cosine.gather(1, pids[:, None])  # [B, 1]
         # Clamp before sqrt: at cos = 1 the gradient of sqrt(1 - cos^2) is infinite. The bound is below the least
         # positive value that float32 has here (6e-8), so that no other angle changes.
-        sine = (1.0 - own * own).clamp(min=1e-9).sqrt()
-        shifted = own * math.cos(m) - sine * math.sin(m)
-        if self.easy_margin:
-            shifted = torch.where(own > 0, shifted, own)
-        else:
-            shifted = torch.where(own > math.cos(math.pi - m), shifted, own - m * math.sin(math.pi - m))
-        return cosine.scatter(1, pids[:, None], shifted)
+        sine = (1.0 - cosine * cosine).clamp(min=1e-9).sqrt()
+        shifted = cosine * math.cos(m) - sine * math.sin(m)
+        return torch.where(cosine > math.cos(math.pi - m), shifted, cosine - m * math.sin(math.pi - m))
 
 
 class Cosface(CosineClassifier):
-    """The cosine to the own class falls by m.
+    """The cosine to the true class falls by m.
 
     Source: Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, CVPR 2018, eq. 4; the same as
     AM-Softmax, Wang et al., Additive Margin Softmax for Face Verification, SPL 2018, eq. 6.
     """
 
-    def with_margin(self, cosine: Tensor, pids: Tensor) -> Tensor:
-        own = cosine.gather(1, pids[:, None])
-        return cosine.scatter(1, pids[:, None], own - self.margin)
+    def true_class(self, cosine: Tensor) -> Tensor:
+        return cosine - self.margin
 
 
 class CircleLoss(CosineClassifier):
-    """Each cosine is weighted by its distance from its optimum, 1 + m for the own class and -m for the others.
+    """Each cosine is weighted by its distance from its optimum, 1 + m for the true class and -m for the others.
 
     Source: Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, CVPR 2020, eq. 5 and 6, on
     the similarities to class weights; the factors carry no gradient.
     """
 
-    def with_margin(self, cosine: Tensor, pids: Tensor) -> Tensor:
-        m = self.margin
-        own = cosine.gather(1, pids[:, None])
-        positive = (1 + m - own.detach()).clamp(min=0) * (own - (1 - m))
-        negative = (cosine.detach() + m).clamp(min=0) * (cosine - m)
-        return negative.scatter(1, pids[:, None], positive)
+    def true_class(self, cosine: Tensor) -> Tensor:
+        return (1 + self.margin - cosine.detach()).clamp(min=0) * (cosine - (1 - self.margin))
+
+    def other_classes(self, cosine: Tensor) -> Tensor:
+        return (cosine.detach() + self.margin).clamp(min=0) * (cosine - self.margin)
 
 
 # MODEL.ID_LOSS_TYPE -> class(feat_dim, num_class, scale, margin).

@@ -36,13 +36,12 @@ class BNNeck(nn.BatchNorm1d):
 
 
 PARTS, PART_DIM = 6, 256
-GATES = {"affine": lambda x: x, "sigmoid": torch.sigmoid}
-# What a model with parts is tested with, beside its global feature.
-TEST_PARTS = ("merged", "parts", "local")
+# MODEL.PCB_GATE -> what bounds a gate.
+GATES = {"sigmoid": torch.sigmoid, "affine": lambda x: x}
 
 
 class PCB(nn.Module):
-    """Six horizontal stripes of the map, each with an embedding and a classifier of its own.
+    """Part-based convolutional baseline: six horizontal stripes of the map, an embedding and a classifier for each.
 
     The branches are part0 .. part5 (from the top, 256 channels each); `merged`, the six side by side, each times a
     scalar gate that is computed from the whole map; and `local`, the whole map through a 1x1 convolution, normalised
@@ -51,8 +50,8 @@ class PCB(nn.Module):
     Args:
         feat_dim, num_class: channels C of the map, and K.
         gate: "sigmoid" keeps the factors in (0, 1); "affine" is the lineage's, of any size and sign.
-        merged, local: have that branch. Without `merged` there are no gates, for nothing would train them.
-        rpp: refined part pooling: a learned part classifier says which part a position belongs to, instead of stripes.
+        merged, local: have that branch. Without `merged` there are no gates, because nothing would train them.
+        rpp: refined part pooling: a learned part classifier gives each position to its part, instead of stripes.
         test: what `forward` returns at inference: "merged" [B, 1536], "parts" (six of [B, 256]) or "local" [B, 256].
         weighted: at inference, give the parts times their gates, as the lineage did; they are trained without.
     Source: Sun et al., Beyond Part Models: Person Retrieval with Refined Part Pooling (and a Strong Convolutional
@@ -137,7 +136,7 @@ def _gate(feat_dim: int) -> nn.Sequential:
 def stripes(x: Tensor) -> Tensor:
     """[1, P, h, 1] weights of the rows of `x` [B, C, h, w] in each stripe: those of adaptive pooling to P x 1.
 
-    Where h is not a multiple of P stripes overlap by a row; where it is smaller, rows stand in several.
+    If h is not a multiple of P, stripes overlap by a row; if it is smaller than P, a row is in several.
     """
     height = x.shape[2]
     weights = torch.zeros(1, PARTS, height, 1, device=x.device)
@@ -149,7 +148,7 @@ def stripes(x: Tensor) -> Tensor:
 def pool_by(x: Tensor, weights: Tensor) -> Tensor:
     """Weighted means of the positions of a map, in float32: [B, C, h, w], [B or 1, P, h, w or 1] -> [B, C, P].
 
-    A product of matrices, for the gradient of adaptive pooling is not deterministic on CUDA. The mean (not the sum)
+    A product of matrices, because the gradient of adaptive pooling is not deterministic on CUDA. The mean (not the sum)
     keeps a refined part on the scale of a stripe, so that what the stripes' embedding learned stays valid.
     """
     with in_float32(x.device):

@@ -23,30 +23,30 @@ def transfer_identities(
         checkpoint: as the trainer wrote it; `pid_names` are its identities in class order. Averaged weights ("ema")
             come before those of the last step, as everywhere.
         pid_names: the identities of this training, in class order.
-        path: where the checkpoint came from, for messages.
+        path: the file of the checkpoint, for messages.
     Returns:
-        The number of identities found.
+        The number of identities that the checkpoint knows.
     """
-    then = {name: row for row, name in enumerate(checkpoint.get("pid_names") or ())}
-    if not then:
+    old_rows = {name: row for row, name in enumerate(checkpoint.get("pid_names") or ())}
+    if not old_rows:
         logger.warning("%s names no identities: classifiers and class centres start anew", path)
         return 0
-    pairs = [(row, then[name]) for row, name in enumerate(pid_names) if name in then]
+    pairs = [(row, old_rows[name]) for row, name in enumerate(pid_names) if name in old_rows]
     new, old = (torch.tensor(rows, dtype=torch.long) for rows in (zip(*pairs, strict=True) if pairs else ((), ())))
     tables = []
     for part, module in modules.items():
-        saved = {**checkpoint.get(part, {}), **(checkpoint.get("ema", {}) if part == "model" else {})}
-        source = {key.removeprefix("module."): value for key, value in saved.items()}
+        state = {**checkpoint.get(part, {}), **(checkpoint.get("ema", {}) if part == "model" else {})}
+        source = {key.removeprefix("module."): value for key, value in state.items()}
         for key, target in module.state_dict().items():
-            named_so = "classifier" in key or key.endswith("centers")
-            if named_so and _fits(target, source.get(key), len(pid_names), len(then)):
+            is_table = "classifier" in key or key.endswith("centers")
+            if is_table and _fits(target, source.get(key), len(pid_names), len(old_rows)):
                 target[new.to(target.device)] = source[key][old].to(target)
                 tables.append(key)
     logger.info("%s: %d of %d identities are known by name, %d start anew, %d of the file's are gone (%s)", path,
-                len(pairs), len(pid_names), len(pid_names) - len(pairs), len(then) - len(pairs),
+                len(pairs), len(pid_names), len(pid_names) - len(pairs), len(old_rows) - len(pairs),
                 ", ".join(tables) or "no table fits")
     if not pairs:
-        logger.warning("%s knows none of the identities: its first is %r, here it is %r", path, next(iter(then)),
+        logger.warning("%s knows none of the identities: its first is %r, here it is %r", path, next(iter(old_rows)),
                        pid_names[0])
     return len(pairs)
 

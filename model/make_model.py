@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.backbones import WEIGHTS_URLS, Backbone, build_backbone, check_name, freeze_stages
 from model.classifiers import CLASSIFIERS
-from model.heads import GATES, PCB, BNNeck, HeadOutput
+from model.heads import PCB, BNNeck, HeadOutput
 from model.pooling import POOLINGS
 from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained
 
@@ -26,7 +26,7 @@ class ReIDModel(nn.Module):
         gap: pooling [B, D, h, w] -> [B, D].
         bottleneck: the neck between the metric feature and the classifier; None = none.
         classifier: (feat, pids) -> (logits, plain logits).
-        neck_feat: where an embedding is taken, "before" or "after" the neck. Without a neck it is the same.
+        neck_feat: an embedding is the feature "before" or "after" the neck; without a neck they are the same.
         pcb: part heads on the backbone's map, or None.
         test_parts: whether embeddings have the part heads' branches, too.
     """
@@ -52,7 +52,7 @@ class ReIDModel(nn.Module):
         return {GLOBAL: self.base.feat_dim}
 
     def forward(self, images: Tensor, pids: Tensor | None = None) -> dict[str, HeadOutput] | dict[str, Tensor]:
-        """Training outputs where identities are given, else embeddings; each by branch.
+        """Training outputs if identities are given, else embeddings; each by branch.
 
         Args:
             images: [B, 3, H, W] float, normalised.
@@ -89,7 +89,7 @@ class ReIDModel(nn.Module):
         self.train(self.training)
 
     def hold_backbone(self, hold: bool) -> bool:
-        """Keep the backbone as it is, weights and statistics, or let it learn again; whether that is a change."""
+        """Keep the backbone as it is, weights and statistics, or let it learn again; True if that is a change."""
         if hold == (self._held is not None):
             return False
         learns = self._held or [parameter for parameter in self.base.parameters() if parameter.requires_grad]
@@ -121,8 +121,8 @@ def make_model(cfg, num_class: int, pretrained: bool = True) -> ReIDModel:
         num_class: K, identities in training; at inference any number will do.
         pretrained: False ignores MODEL.PRETRAIN_*, as for a model whose weights come from a checkpoint anyway.
     Raises:
-        ValueError: a name is unknown, or the weights do not fit.
-        FileNotFoundError: MODEL.PRETRAIN_PATH is empty or not there; says where to get the file.
+        ValueError: the backbone is unknown, or the weights do not fit.
+        FileNotFoundError: MODEL.PRETRAIN_PATH is empty or not there; the message has the address of the file.
     """
     path = check_model(cfg, pretrained)
     base = build_backbone(cfg.MODEL.NAME, cfg.MODEL.LAST_STRIDE)
@@ -146,7 +146,7 @@ def make_model(cfg, num_class: int, pretrained: bool = True) -> ReIDModel:
         load_pretrained(model, path, skip=MODEL_HEADS, allow_missing=("gap.p", *allowed), allow_unexpected=allowed)
     freeze_stages(model.base, cfg.MODEL.FROZEN)
     if "softmax" not in cfg.DATALOADER.SAMPLER:
-        # Without an ID loss nothing would reach these weights; DDP waits for the gradient of all that ask for one.
+        # Without an ID loss nothing would reach these weights, and DDP waits for a gradient of all that require one.
         for unused in (model.bottleneck, model.classifier):
             if unused is not None:
                 unused.requires_grad_(False)
@@ -156,15 +156,9 @@ def make_model(cfg, num_class: int, pretrained: bool = True) -> ReIDModel:
 
 
 def place_model(cfg, model: ReIDModel, device: torch.device) -> ReIDModel:
-    """Move the model to its device, in the memory format of MODEL.CHANNELS_LAST, and compile with MODEL.COMPILE.
-
-    Raises:
-        ValueError: MODEL.COMPILE with a torch that cannot do it in place.
-    """
+    """Move the model to its device, in the memory format of MODEL.CHANNELS_LAST, and compile with MODEL.COMPILE."""
     model.to(device, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else torch.contiguous_format)
     if cfg.MODEL.COMPILE:
-        if not hasattr(model.base, "compile"):
-            raise ValueError(f"MODEL.COMPILE=True needs torch 2.2 or newer, this is {torch.__version__}; use False")
         # The backbone alone: it has nearly all of the work, and no branch that depends on the data.
         model.base.compile()
     return model
@@ -180,33 +174,14 @@ def _make_pcb(cfg, feat_dim: int, num_class: int) -> PCB:
 
 
 def check_model(cfg, pretrained: bool = True) -> Path | None:
-    """Fail on an unknown name or a missing file, before anything slow starts; raises as `make_model`.
+    """The file with the weights to start from, None for random ones; checked before anything slow starts.
 
-    Returns:
-        The file to start from, None for random weights.
+    Raises:
+        As `make_model`: the backbone is unknown, or the file is not there.
     """
-    _check_names(cfg)
-    check_name(cfg.MODEL.NAME)
-    return _pretrained_path(cfg) if pretrained else None
-
-
-def _check_names(cfg) -> None:
-    tables = {
-        ("MODEL", "POOLING_METHOD"): POOLINGS,
-        ("MODEL", "ID_LOSS_TYPE"): CLASSIFIERS,
-        ("MODEL", "NECK"): ("bnneck", "no"),
-        ("MODEL", "PCB_GATE"): GATES,
-        ("MODEL", "PRETRAIN_CHOICE"): ("imagenet", "self", "finetune", "none"),
-        ("TEST", "NECK_FEAT"): ("before", "after"),
-    }
-    for (node, key), choices in tables.items():
-        if cfg[node][key] not in choices:
-            raise ValueError(f"{node}.{key}={cfg[node][key]!r} is unknown; choices: {', '.join(choices)}")
-
-
-def _pretrained_path(cfg) -> Path | None:
     name, choice, path = cfg.MODEL.NAME, cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
-    if choice == "none":
+    check_name(name)
+    if choice == "none" or not pretrained:
         return None
     if path and Path(path).is_file():
         return Path(path)

@@ -21,15 +21,11 @@ class GeM(nn.Module):
         p: the exponent, > 0; 1 is the mean, and large values come near the maximum.
         learn: True makes p a parameter (state_dict key `p`, shape [1]); False keeps it a plain number.
         eps: the least value of x, so that the root has a gradient everywhere.
-    Raises:
-        ValueError: p is not positive.
     Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2019, eq. 3.
     """
 
     def __init__(self, p: float = 3.0, learn: bool = False, eps: float = 1e-6):
         super().__init__()
-        if not p > 0:
-            raise ValueError(f"MODEL.GEM_P={p}: expected a number > 0")
         self.p = nn.Parameter(torch.full((1,), float(p))) if learn else float(p)
         self.eps = eps
 

@@ -1,7 +1,6 @@
-"""Starting weights from a file: a strict copy, with a report of what was and was not there."""
+"""Starting weights from a file: a strict copy, with a report of what fitted and what did not."""
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import logging
@@ -16,11 +15,6 @@ from torch import Tensor, nn
 from model.backbones import BACKBONES, build_backbone
 from utils.checkpoint import read_checkpoint
 
-__all__ = [
-    "BACKBONE_HEADS", "MODEL_HEADS", "LoadReport", "identify", "load_pretrained", "load_weights", "read_checkpoint",
-    "unwrap_state_dict",
-]
-
 logger = logging.getLogger(__name__)
 
 # Keys that start like this belong to the class count of whoever trained the file. Beware of a search for "fc"
@@ -29,7 +23,7 @@ BACKBONE_HEADS = ("fc.", "_fc.", "classifier.")
 MODEL_HEADS = ("classifier.", "pcb.classifiers.", "base.fc.", "base._fc.")
 # The averaged weights (SOLVER.EMA_DECAY) before those of the last step: they are what is tested.
 _WRAPPERS = ("ema", "state_dict", "model", "params", "model_state_dict")
-_SHOWN = 10
+_NAMES_IN_MESSAGES = 10
 # Names in whole models of the lineage, and ours. It had a batch norm, pcb.bn, that it never used.
 _LINEAGE_NAMES = (
     (re.compile(r"pcb\.local_conv_list\.(\d)\.add_block\."), r"pcb.embeddings.\1."),
@@ -52,25 +46,17 @@ class LoadReport(NamedTuple):
 
     def __str__(self) -> str:
         rest = {"missing": self.missing, "unexpected": self.unexpected, "misshapen": self.mismatched}
-        return "; ".join([f"{len(self.loaded)} weights loaded", *_counted(rest)])
+        return "; ".join([f"{len(self.loaded)} weights loaded", *_describe(rest)])
 
 
-def load_pretrained(
-    module: nn.Module,
-    path: str | Path,
-    *,
-    skip: Iterable[str] = BACKBONE_HEADS,
-    allow_missing: Iterable[str] = (),
-    allow_unexpected: Iterable[str] = (),
-) -> LoadReport:
-    """Read a file and copy its weights into `module`: `load_weights` for a path.
+def load_pretrained(module: nn.Module, path: str | Path, **options: Iterable[str]) -> LoadReport:
+    """Read a file and copy its weights into `module`: `load_weights`, with its options, of a path.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated or a pickle of more than tensors; or as load_weights.
     """
-    return load_weights(module, read_checkpoint(path), path, skip=skip, allow_missing=allow_missing,
-                        allow_unexpected=allow_unexpected)
+    return load_weights(module, read_checkpoint(path), path, **options)
 
 
 def load_weights(
@@ -89,34 +75,34 @@ def load_weights(
 
     Args:
         checkpoint: what `read_checkpoint` gave.
-        path: where it came from, for messages.
+        path: the file that it came from, for messages.
         skip: keys that start with one of these are left alone, in the file and in the module.
         allow_missing, allow_unexpected: shell patterns (`layer3.*.IN.*`) of keys that may be so.
     Returns:
-        what was loaded, and what of the allowed was not.
+        the names of what was loaded, and of what was not and was allowed not to be.
     Raises:
         ValueError: weights are missing, unexpected, or of another shape: the first ten of each are named, with
-            advice where the cause is known.
+            advice if the cause is known.
     """
     skip = tuple(skip)
-    found = {key: value for key, value in unwrap_state_dict(checkpoint, path).items() if not key.startswith(skip)}
-    own = {key: value for key, value in module.state_dict().items() if not key.startswith(skip)}
-    shared = [key for key in own if key in found]
-    fitting = {key: found[key] for key in shared if found[key].shape == own[key].shape}
+    source = {key: value for key, value in unwrap_state_dict(checkpoint, path).items() if not key.startswith(skip)}
+    target = {key: value for key, value in module.state_dict().items() if not key.startswith(skip)}
+    shared = [key for key in target if key in source]
+    fitting = {key: source[key] for key in shared if source[key].shape == target[key].shape}
     report = LoadReport(
         loaded=tuple(fitting),
-        missing=tuple(k for k in own if k not in found and not k.endswith("num_batches_tracked")),
-        unexpected=tuple(k for k in found if k not in own),
+        missing=tuple(k for k in target if k not in source and not k.endswith("num_batches_tracked")),
+        unexpected=tuple(k for k in source if k not in target),
         mismatched=tuple(k for k in shared if k not in fitting),
     )
     faults = {
         "missing": _not_allowed(report.missing, allow_missing),
         "unexpected": _not_allowed(report.unexpected, allow_unexpected),
-        "misshapen": [f"{k} {list(found[k].shape)}, here {list(own[k].shape)}" for k in report.mismatched],
+        "misshapen": [f"{k} {list(source[k].shape)}, here {list(target[k].shape)}" for k in report.mismatched],
     }
     if any(faults.values()):
-        lines = [f"{path}: does not fit the model ({len(fitting)} of {len(own)} weights do)", *_counted(faults)]
-        raise ValueError("\n  ".join(lines + _advice(report, found)))
+        lines = [f"{path}: does not fit the model ({len(fitting)} of {len(target)} weights do)", *_describe(faults)]
+        raise ValueError("\n  ".join(lines + _advise(report, source)))
     module.load_state_dict(fitting, strict=False)
     logger.info("%s: %s", path, report)
     return report
@@ -134,8 +120,8 @@ def unwrap_state_dict(data: Mapping[str, Any], path: str | Path) -> dict[str, Te
             break
         data = inner
     if not data or not all(isinstance(value, Tensor) for value in data.values()):
-        held = _first(str(key) for key in data) or "nothing"
-        raise ValueError(f"{path}: no dict of weights found; it holds {held}")
+        content = _first(str(key) for key in data) or "nothing"
+        raise ValueError(f"{path}: expected a dict of weights, it holds {content}")
     named = {_our_name(key.removeprefix("module.")): value for key, value in data.items()}
     return {key: value for key, value in named.items() if not key.startswith(_LINEAGE_UNUSED)}
 
@@ -152,48 +138,42 @@ def _not_allowed(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
 
 def _first(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
+    names, most = list(names), _NAMES_IN_MESSAGES
+    return ", ".join(names[:most]) + (f", ... ({len(names) - most} more)" if len(names) > most else "")
 
 
-def _counted(lists: Mapping[str, Iterable[str]]) -> list[str]:
+def _describe(lists: Mapping[str, Iterable[str]]) -> list[str]:
     """`3 missing: a, b, c` for each list that is not empty."""
     return [f"{len(tuple(names))} {kind}: {_first(names)}" for kind, names in lists.items() if names]
 
 
-def identify(state: Mapping[str, Tensor], near: str = "") -> str | None:
-    """The name of the backbone whose weights these are, None where the zoo has none such.
+def identify(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the backbone whose weights these are; None if no backbone has such.
 
     Args:
         state: a backbone's weights, or a whole model's under `base.`.
-        near: a name to begin the search with those that are spelled like it.
     """
     inner = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")} or state
     shapes = {key: tuple(value.shape) for key, value in inner.items() if not key.startswith(BACKBONE_HEADS)}
     shapes = {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
-    for name in sorted(BACKBONES, key=lambda name: -difflib.SequenceMatcher(None, name, near).ratio()):
-        if _shapes(name) == shapes:
-            return name
-    return None
+    return next((name for name in BACKBONES if _shapes(name) == shapes), None)
 
 
 @functools.cache
 def _shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a backbone's weights without counters; {} where a package that it needs is not there."""
+    """The shapes of a backbone's weights without counters; {} if a package that it needs is not there."""
     try:
         with torch.device("meta"):
-            own = build_backbone(name).state_dict()
+            state = build_backbone(name).state_dict()
     except ImportError:
         return {}
-    return {key: tuple(value.shape) for key, value in own.items() if not key.endswith("num_batches_tracked")}
+    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
-# (list of the report, pattern of a key in it, what to do); the first that applies is said.
+# (list of the report, pattern of a key in it, what to do); the message has the first that applies.
 _ADVICE = (
     ("unexpected", "base.*", "the file holds a whole re-ID model, not a backbone: set MODEL.PRETRAIN_CHOICE to self"),
-    ("missing", "base.conv1.*", "the file holds no whole re-ID model; for a backbone's ImageNet weights set "
-     "MODEL.PRETRAIN_CHOICE to imagenet"),
-    ("missing", "base._conv_stem.*", "the file holds no whole re-ID model; for a backbone's ImageNet weights set "
+    ("missing", "base.*", "the file holds no whole re-ID model; for a backbone's ImageNet weights set "
      "MODEL.PRETRAIN_CHOICE to imagenet"),
     ("missing", "pcb.embeddings.*", "the file has no part heads: set MODEL.IF_USE_PCB to False, or allow them to start "
      "anew with MODEL.PRETRAIN_ALLOW \"['pcb.*']\""),
@@ -208,13 +188,13 @@ _ADVICE = (
 )
 
 
-def _advice(report: LoadReport, found: Mapping[str, Tensor]) -> list[str]:
+def _advise(report: LoadReport, source: Mapping[str, Tensor]) -> list[str]:
     """What to do about a cause that we know: at most one sentence."""
     whole = any(key.startswith("base.") for key in report.loaded) or any(
         key.startswith("base.") for key in report.mismatched)
     of_backbone = [key for key in (*report.missing, *report.unexpected, *report.mismatched)
                    if key.startswith("base.") or not whole]
-    name = identify(found) if of_backbone else None
+    name = identify(source) if of_backbone else None
     for field, pattern, sentence in _ADVICE:
         if pattern.startswith("base.") and whole:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.backbones import BACKBONES, WEIGHTS_URLS, Backbone, build_backbone
 
@@ -12,7 +12,7 @@ SIZE = (256, 128)
 
 
 class ZooEntry(NamedTuple):
-    """parameters in millions; gflops as `multiply_adds` / 1e9; url "" where nobody published weights."""
+    """parameters in millions; gflops as `multiply_adds` / 1e9; url "" if nobody published weights."""
 
     name: str
     parameters: float
@@ -34,24 +34,15 @@ def list_models(size: tuple[int, int] = SIZE, last_stride: int = 1) -> list[ZooE
 
 
 def multiply_adds(net: Backbone, size: tuple[int, int]) -> int:
-    """Multiply-adds of the convolutions and linear layers for one image; what papers call FLOPs.
+    """Multiply-adds of the convolutions and linear layers on one image; what papers call FLOPs.
 
     Args:
         net: on the meta device, so that nothing is computed.
         size: height and width, pixels.
     """
-    total = 0
-
-    def count(module: nn.Module, _: object, out: torch.Tensor) -> None:
-        nonlocal total
-        total += out.numel() * module.weight[0].numel()
-
-    hooks = [module.register_forward_hook(count) for module in net.modules()
-             if isinstance(module, (nn.Conv2d, nn.Linear))]
-    net(torch.empty(1, 3, *size, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return total
+    with FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, 3, *size, device="meta"))
+    return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
 
 
 def format_zoo() -> str:

@@ -68,11 +68,11 @@ def test_nothing_but_the_tables_of_identities_moves():
     assert all(key.startswith(MODEL_HEADS) for key in moved)
 
 
-def test_a_checkpoint_without_names_is_said(caplog):
+def test_a_checkpoint_without_names_is_warned_of(caplog):
     assert transfer_identities(build(OLD, 0), {"model": {}}, OLD, "lineage.pth") == 0
     assert "lineage.pth names no identities" in caplog.text
 
 
-def test_a_checkpoint_of_other_people_is_said(caplog):
+def test_a_checkpoint_of_other_people_is_warned_of(caplog):
     assert transfer_identities(build(["x"], 0), checkpoint(OLD), ["x"], "old.pth") == 0
     assert "knows none of the identities: its first is 'a', here it is 'x'" in caplog.text

@@ -193,7 +193,7 @@ def test_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("data", [{}, {"epoch": 3, "best": 0.5}, {"state_dict": {"a": 1}}])
 def test_file_without_weights_says_what_it_holds(tmp_path, data):
-    with pytest.raises(ValueError, match=r"no dict of weights found; it holds (nothing|epoch, best|a)"):
+    with pytest.raises(ValueError, match=r"expected a dict of weights, it holds (nothing|epoch, best|a)"):
         load_pretrained(Gates(), save(tmp_path / "w.pth", data))
 
 

@@ -1,4 +1,4 @@
-"""Mixed precision: which type is computed in, that a skipped step leaves everything, and what Apex is told."""
+"""Mixed precision: which type is computed in, that a skipped step leaves everything, and what Apex is given."""
 import contextlib
 import sys
 import types
@@ -75,7 +75,7 @@ def test_several_devices_are_named_in_order_and_mistakes_are_refused(monkeypatch
 
 
 # ------------------------------------------------------------------ skipping
-def one_step(kind, value, skip):
+def step_twice(kind, value, skip):
     torch.manual_seed(0)
     p = nn.Parameter(torch.randn(5))
     optimizer = kind([p])
@@ -89,25 +89,19 @@ def one_step(kind, value, skip):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_skipped_step_leaves_weights_and_state_to_the_bit(name):
-    try:
-        p, optimizer, (weights, state) = one_step(OPTIMIZERS[name], float("nan"), True)
-    except (TypeError, RuntimeError):
-        pytest.skip("this torch has no such fused optimiser on the CPU")
+    p, optimizer, (weights, state) = step_twice(OPTIMIZERS[name], float("nan"), True)
     assert torch.equal(p, weights)
     assert state
     for key, value in state.items():
         assert torch.equal(optimizer.state[p][key], value), key
-    assert not torch.equal(one_step(OPTIMIZERS[name], 1.0, False)[0], weights)
+    assert not torch.equal(step_twice(OPTIMIZERS[name], 1.0, False)[0], weights)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_first_step_that_is_skipped_does_no_harm_either(name):
-    try:
-        kind = OPTIMIZERS[name]
-        p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-        optimizer, plain = kind([p]), kind([q])
-    except (TypeError, RuntimeError):
-        pytest.skip("this torch has no such fused optimiser on the CPU")
+    kind = OPTIMIZERS[name]
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer, plain = kind([p]), kind([q])
     p.grad = torch.full((3,), float("inf"))
     Precision(CPU, fp16=False).step([optimizer], torch.tensor(True))
     assert torch.equal(p, torch.ones(3))
@@ -118,7 +112,6 @@ def test_a_first_step_that_is_skipped_does_no_harm_either(name):
     torch.testing.assert_close(p, q)
 
 
-@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="torch 2.3 scales losses on the CPU, too")
 def test_with_a_scaled_loss_the_centres_and_the_model_get_true_gradients():
     """The centres' own gradient has neither the loss scale nor the weight of their loss in it."""
     def gradients(scaled):
@@ -137,18 +130,17 @@ def test_with_a_scaled_loss_the_centres_and_the_model_get_true_gradients():
             precision.backward(total / 2, optimizers, last)
             output = types.SimpleNamespace(logits=None, metric_feat=layer(torch.randn(5, 6)))
         criterion.unweight_center_gradient()
-        found = [p.grad.clone() for p in (*layer.parameters(), *criterion.parameters())]
+        of_parameters = [p.grad.clone() for p in (*layer.parameters(), *criterion.parameters())]
         precision.step(optimizers, torch.tensor(False))
-        return found, criterion.centers["global"].centers.detach().clone()
+        return of_parameters, criterion.centers["global"].centers.detach().clone()
 
     (plain, centers), (scaled, scaled_centers) = gradients(False), gradients(True)
-    for one, other in zip(plain, scaled, strict=True):
-        torch.testing.assert_close(one, other)
+    for expected, gradient in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(gradient, expected)
     assert plain[-1].abs().max() > 0.01  # of the order of a distance, not of 0.0005 of it
     torch.testing.assert_close(centers, scaled_centers)
 
 
-@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="torch 2.3 scales losses on the CPU, too")
 def test_an_overflow_lowers_the_loss_scale_and_skips():
     p = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([p], lr=0.1)
@@ -222,7 +214,7 @@ def apex(monkeypatch):
     module._apex_amp = None
 
 
-def test_apex_is_told_what_the_original_told_it(apex):
+def test_apex_gets_the_calls_that_the_original_made(apex):
     p = nn.Parameter(torch.ones(2))
     optimizers = [torch.optim.SGD([p], lr=1.0)]
     precision = ApexPrecision(CPU, module._import_apex())
@@ -239,16 +231,16 @@ def test_apex_is_told_what_the_original_told_it(apex):
 def test_losses_switch_apex_casts_off(apex):
     seen = []
 
-    class Watching(TripletLoss):
+    class Recording(TripletLoss):
         def distances(self, dist, pids):
             seen.append(apex.casting)
             return super().distances(dist, pids)
 
     assert apex.casting
-    Watching()(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
+    Recording()(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
     assert seen == [True]  # not prepared: nothing is patched
     ApexPrecision(CPU, apex).prepare(nn.Linear(1, 1), [])
-    Watching()(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
+    Recording()(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
     assert seen == [True, False]
     assert apex.casting
 
@@ -273,11 +265,11 @@ def test_after_an_overflow_apex_takes_the_next_good_step(apex):
     ("without amp", "the package `apex` of the Python package index is another program"),
     ("other amp", "it is not NVIDIA Apex"),
 ])
-def test_a_missing_or_other_apex_is_told_apart_and_torch_is_named(monkeypatch, package, message):
-    found = None if package is None else types.ModuleType("apex")
+def test_a_missing_and_another_apex_have_errors_of_their_own_that_name_torch(monkeypatch, package, message):
+    apex = None if package is None else types.ModuleType("apex")
     if package == "other amp":
-        found.amp = types.SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "apex", found)
+        apex.amp = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "apex", apex)
     with pytest.raises(ValueError, match=message) as error:
         make_precision(CUDA, True, "apex", training=True)
     assert "SOLVER.AMP_BACKEND torch" in str(error.value)

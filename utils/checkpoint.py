@@ -34,7 +34,7 @@ def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
 
 
 def link_checkpoint(path: Path, other: Path) -> None:
-    """Let `other` be the same file, in place of what it was; a copy where the file system has no hard links."""
+    """Let `other` be the same file, in place of what it was; a copy if the file system has no hard links."""
     with atomic_path(other) as temporary:
         try:
             os.link(path, temporary)
@@ -44,27 +44,27 @@ def link_checkpoint(path: Path, other: Path) -> None:
 
 def digest(data: Mapping[str, Any]) -> str:
     """SHA-256 over all that a checkpoint holds: names, types, shapes, bits, and plain values as Python writes them."""
-    found = hashlib.sha256()
-    _add(found, {key: value for key, value in data.items() if key != CHECKSUM})
-    return found.hexdigest()
+    hasher = hashlib.sha256()
+    _add(hasher, {key: value for key, value in data.items() if key != CHECKSUM})
+    return hasher.hexdigest()
 
 
-def _add(found: Any, value: Any) -> None:
+def _add(hasher: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().contiguous()
-        found.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy())
+        hasher.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        hasher.update(value.reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, Mapping):
-        found.update(b"{")
+        hasher.update(b"{")
         for key, inner in value.items():
-            found.update(repr(key).encode())
-            _add(found, inner)
+            hasher.update(repr(key).encode())
+            _add(hasher, inner)
     elif isinstance(value, (list, tuple)):
-        found.update(b"[")
+        hasher.update(b"[")
         for inner in value:
-            _add(found, inner)
+            _add(hasher, inner)
     else:
-        found.update(repr(value).encode())
+        hasher.update(repr(value).encode())
 
 
 def _on_cpu(value: Any) -> Any:
@@ -83,7 +83,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     A `.safetensors` file gives its flat dict of tensors.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, damaged, no checkpoint, or a pickle that wants to run code; the message says which.
+        ValueError: it is truncated, damaged, no checkpoint, or a pickle that wants to run code: the message has which.
     """
     path = Path(path)
     if path.is_dir():
@@ -111,9 +111,9 @@ def _fault(path: Path, error: Exception) -> str:
         return "not a checkpoint: neither a zip archive nor a pickle, as torch writes them"
     text = str(error)
     if isinstance(error, pickle.UnpicklingError):
-        found = re.search(r"\b(?:[Uu]nsupported|not allowed)\b[^\n]*", text)
+        refused = re.search(r"\b(?:[Uu]nsupported|not allowed)\b[^\n]*", text)
         return ("not read, because it is damaged or holds more than tensors and plain values (files are read as data, "
-                f"never as code): {found[0] if found else text.splitlines()[0]}")
+                f"never as code): {refused[0] if refused else text.splitlines()[0]}")
     return f"truncated or damaged: {text.split('. ')[0] or type(error).__name__}"
 
 

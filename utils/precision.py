@@ -49,9 +49,9 @@ def select_device(device: str, device_id: str) -> torch.device:
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16 itself (AMX, AVX-512 BF16, Arm BF16); False where it cannot be told.
+    """Whether the processor multiplies in bfloat16 itself (AMX, AVX-512 BF16, Arm BF16); False if that is not known.
 
-    Told by its name for what it can, not by a measurement: a run that goes on elsewhere or later must not change its
+    Read from the flags that the kernel lists, not measured: a run that goes on elsewhere or later must not change its
     arithmetic with the load of the machine.
     """
     try:
@@ -62,7 +62,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def in_float32(device: torch.device) -> contextlib.AbstractContextManager:
-    """Where losses, margins, distances and statistics are computed: autocast of either backend is off."""
+    """The context of losses, margins, distances and statistics: autocast of either backend is off."""
     plain = torch.autocast(device.type, enabled=False)
     if _apex_amp is None:
         return plain
@@ -73,7 +73,7 @@ def in_float32(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def _amp_dtype(device: torch.device, fp16: bool, dtype: str, training: bool) -> torch.dtype | None:
-    """The type that the forward pass computes in, None for float32; says where it is not what was asked for."""
+    """The type that the forward pass computes in, None for float32; logs a type that is not what was asked for."""
     if not fp16:
         return None
     if device.type == "cuda":
@@ -83,7 +83,7 @@ def _amp_dtype(device: torch.device, fp16: bool, dtype: str, training: bool) -> 
         return chosen
     if dtype == "bfloat16" or (dtype == "auto" and training and cpu_has_bfloat16()):
         return torch.bfloat16
-    # float16 is slower than float32 here; an embedding is worth more digits than bfloat16's unless they were asked for.
+    # float16 is slower than float32 here; an embedding is worth more digits than bfloat16's unless that was asked for.
     logger.info("SOLVER.FP16 is on, but the device is %s: computing in float32", device.type)
     return None
 
@@ -117,12 +117,7 @@ class Precision:
     def __init__(self, device: torch.device, fp16: bool, dtype: str = "auto", training: bool = False):
         self.device = device
         self.dtype = _amp_dtype(device, fp16, dtype, training)
-        scaled = self.dtype is torch.float16
-        # torch < 2.3 has the scaler under torch.cuda.amp only.
-        make_scaler = getattr(torch.amp, "GradScaler", None)
-        self._scaler = make_scaler(device.type, enabled=scaled) if make_scaler else (
-            torch.cuda.amp.GradScaler(enabled=scaled)
-        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
 
     @property
     def enabled(self) -> bool:
@@ -136,7 +131,7 @@ class Precision:
         """Called once, with the model on its device and before it is wrapped for several."""
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Where the forward pass runs."""
+        """The context of the forward pass."""
         if not self.enabled:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -152,20 +147,20 @@ class Precision:
         """Step all optimisers, or none.
 
         Args:
-            skip: 0-d bool tensor; True leaves every weight and every state as it is. It stays on the device where the
+            skip: 0-d bool tensor; True leaves every weight and every state as it is. It stays on the device if the
                 optimisers can read it there (the fused ones), and is waited for otherwise.
         """
-        known = None  # what skip is, once the host has asked
+        skip_here = None  # skip, once the host has waited for it
         for optimizer in optimizers:
             if skip is None:
                 optimizer.step()
-            elif _skips_by_itself(optimizer):
+            elif _reads_found_inf(optimizer):
                 optimizer.grad_scale, optimizer.found_inf = None, skip.float()
                 optimizer.step()
                 del optimizer.grad_scale, optimizer.found_inf
             else:
-                known = bool(skip) if known is None else known
-                if not known:
+                skip_here = bool(skip) if skip_here is None else skip_here
+                if not skip_here:
                     optimizer.step()
         if self._scaler.is_enabled():
             self._scaler.update()
@@ -178,7 +173,7 @@ class Precision:
             self._scaler.load_state_dict(state)
 
 
-def _skips_by_itself(optimizer: Optimizer) -> bool:
+def _reads_found_inf(optimizer: Optimizer) -> bool:
     """Whether the optimiser reads `found_inf` on the device, as torch's fused ones do.
 
     Not SGD's very first step: skipping that, torch's fused one leaves its momentum uninitialised.
@@ -192,7 +187,7 @@ def _import_apex() -> Any:
     """Apex's amp module.
 
     Raises:
-        ValueError: it is not there; the message tells the two programs of that name apart.
+        ValueError: it is not there; the message names the other program of that name.
     """
     advice = "use SOLVER.AMP_BACKEND torch, which computes the same"
     try:
@@ -211,7 +206,7 @@ class ApexPrecision(Precision):
     """NVIDIA Apex's amp at its level O1, as the original used it.
 
     Apex patches torch's functions when the model is prepared; its loss scaler un-scales when `scale_loss` ends and
-    makes the next step of each optimiser a no-op where a gradient overflowed.
+    makes the next step of each optimiser a no-op if a gradient overflowed.
     """
 
     def __init__(self, device: torch.device, amp: Any):
@@ -234,7 +229,7 @@ class ApexPrecision(Precision):
     def step(self, optimizers: list[Optimizer], skip: Tensor | None = None) -> None:
         skipped = skip is not None and bool(skip)
         for optimizer in optimizers:
-            # An optimiser that Apex told to skip must be called, or it would skip its next step instead.
+            # An optimiser that Apex made skip must be called, or it would skip its next step instead.
             if not skipped or getattr(getattr(optimizer, "_amp_stash", None), "already_patched", False):
                 optimizer.step()
 

@@ -19,7 +19,7 @@ _FAMILIES = (
 )
 # Name -> constructor, called with last_stride=1 or 2.
 BACKBONES: dict[str, Callable[..., Backbone]] = {k: v for family in _FAMILIES for k, v in family.BACKBONES.items()}
-# Name -> where its ImageNet weights are published; a name without an entry has none.
+# Name -> address of its published ImageNet weights; a name without an entry has none.
 WEIGHTS_URLS: dict[str, str] = {k: v for family in _FAMILIES for k, v in family.WEIGHTS_URLS.items()}
 
 
@@ -30,7 +30,7 @@ def build_backbone(name: str, last_stride: int = 1) -> Backbone:
         name: a key of BACKBONES.
         last_stride: stride of the last stage, 1 or 2.
     Raises:
-        ValueError: the name is unknown (the choices and the nearest spelling are given), or a stride is not possible.
+        ValueError: the name is unknown (the choices and the nearest spelling are given).
     """
     check_name(name)
     return BACKBONES[name](last_stride=last_stride)

@@ -7,9 +7,9 @@ from torch import nn
 class Backbone(nn.Module):
     """A network from images [B, 3, H, W] to a feature map [B, feat_dim, h, w].
 
-    A family sets `feat_dim` and, where they differ, the names of the modules that make up its stem and each of its
-    stages; the names of its parameters are those of the published weights, without the classifier. `may_miss` are
-    shell patterns of weights that no published file has.
+    A family sets `feat_dim` and, if they differ from a ResNet's, the names of the modules that make up its stem and
+    each of its stages; the names of its parameters are those of the published weights, without the classifier.
+    `may_miss` are shell patterns of weights that no published file has.
     """
 
     feat_dim: int
@@ -30,7 +30,7 @@ class Backbone(nn.Module):
 
 
 def freeze_stages(backbone: Backbone, n: int) -> None:
-    """Freeze the stem and the first `n` stages: no gradient, and batch-norm statistics that stay.
+    """Freeze the stem and the first `n` stages: they get no gradient, and their batch-norm statistics stay.
 
     Args:
         n: -1 freezes nothing, 0 the stem alone, 4 a ResNet's whole backbone.

@@ -19,7 +19,6 @@ class EfficientNet(Backbone):
         name: the package's, such as "efficientnet-b0".
         last_stride: of the block that would go to 1/32.
     Raises:
-        ValueError: last_stride is neither 1 nor 2.
         ImportError: the package is not installed.
     """
 
@@ -27,8 +26,6 @@ class EfficientNet(Backbone):
 
     def __init__(self, name: str, last_stride: int = 1):
         super().__init__()
-        if last_stride not in (1, 2):
-            raise ValueError(f"MODEL.LAST_STRIDE={last_stride}: expected 1 or 2")
         try:
             from efficientnet_pytorch import EfficientNet as Package
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""ResNeSt: blocks with split attention, a stem of three convolutions, and pooling where a ResNet strides.
+"""ResNeSt: blocks with split attention, a stem of three convolutions, and pooling instead of a ResNet's strides.
 
 Source: Zhang et al., ResNeSt: Split-Attention Networks, 2020, with radix 2 and one group; parameter names of its
 published weights (`layer1.0.conv2.bn0.weight`, `layer1.0.downsample.1.weight`). The `_ibn` variants are the lineage's;
@@ -45,7 +45,7 @@ class SplitBottleneck(Bottleneck):
     def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None):
         super().__init__(inplanes, planes, 1, downsample)
         self.conv2 = SplitAttention(planes)
-        self.bn2 = self.avd_layer = nn.Identity()  # the split attention has a norm of its own
+        self.bn2 = self.avd_layer = nn.Identity()  # the split attention has its norm inside
 
     def branch(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -53,7 +53,7 @@ class SplitBottleneck(Bottleneck):
 
 
 class PoolingSplitBottleneck(SplitBottleneck):
-    """Of the stages after the first: where a stage starts, a pooling after the split attention strides.
+    """The block of the stages after the first: in a stage's first block a pooling after the split attention strides.
 
     It is there at any stride: the published layer4.0 smooths its map by 3x3, and without that its weights give other
     features at LAST_STRIDE 1.

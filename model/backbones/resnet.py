@@ -19,7 +19,7 @@ def conv(inplanes: int, planes: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Block(nn.Module):
-    """A residual block: relu(end(branch(x) + shortcut(x))). `end` is the place where IBN-b has its norm."""
+    """A residual block: relu(end(branch(x) + shortcut(x))). `end` is the place of IBN-b's norm."""
 
     expansion = 1
 
@@ -85,14 +85,10 @@ class ResNet(Backbone):
         depths: blocks in each of the four stages.
         last_stride: stride of layer4.0 (and of its shortcut): 1, as re-ID uses it, or 2, as ImageNet trained it.
         width: channels of the first stage, before the block's expansion; it doubles from stage to stage.
-    Raises:
-        ValueError: last_stride is neither 1 nor 2.
     """
 
     def __init__(self, block: type[Block], depths: tuple[int, ...], last_stride: int = 1, width: int = 64):
         super().__init__()
-        if last_stride not in (1, 2):
-            raise ValueError(f"MODEL.LAST_STRIDE={last_stride}: expected 1 or 2")
         self.conv1 = self.stem(width)
         self.bn1 = self.stem_norm(width)
         self.relu = nn.ReLU(inplace=True)
@@ -116,7 +112,7 @@ class ResNet(Backbone):
         return nn.BatchNorm2d(planes)
 
     def block_type(self, stage: int, last: bool, block: type[Block]) -> type[Block]:
-        """The class of a block, from its stage (0..3) and its being the stage's last, for a family to replace."""
+        """The class of a block of a stage (0..3); `last` is its last block; for a family to replace."""
         return block
 
     def shortcut(self, inplanes: int, planes: int, stride: int) -> nn.Module:

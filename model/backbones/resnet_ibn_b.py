@@ -13,26 +13,22 @@ from torch import Tensor, nn
 from model.backbones.resnet import DEPTHS, BasicBlock, Block, Bottleneck, ResNet
 
 
-class BasicBlockIN(BasicBlock):
-    """BasicBlock with an instance norm between the sum and its ReLU."""
+def with_instance_norm(block: type[Block]) -> type[Block]:
+    """The block with an instance norm between the sum and its ReLU."""
 
-    def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None):
-        super().__init__(inplanes, planes, stride, downsample)
-        self.IN = nn.InstanceNorm2d(planes, affine=True)
+    class WithIN(block):
+        def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None):
+            super().__init__(inplanes, planes, stride, downsample)
+            self.IN = nn.InstanceNorm2d(planes * self.expansion, affine=True)
 
-    def end(self, x: Tensor) -> Tensor:
-        return self.IN(x)
+        def end(self, x: Tensor) -> Tensor:
+            return self.IN(x)
+
+    WithIN.__name__ = f"{block.__name__}IN"
+    return WithIN
 
 
-class BottleneckIN(Bottleneck):
-    """Bottleneck with an instance norm between the sum and its ReLU."""
-
-    def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None):
-        super().__init__(inplanes, planes, stride, downsample)
-        self.IN = nn.InstanceNorm2d(planes * self.expansion, affine=True)
-
-    def end(self, x: Tensor) -> Tensor:
-        return self.IN(x)
+WITH_IN = {block: with_instance_norm(block) for block in (BasicBlock, Bottleneck)}
 
 
 class ResNetIBNb(ResNet):
@@ -44,9 +40,7 @@ class ResNetIBNb(ResNet):
         return nn.InstanceNorm2d(planes, affine=True)
 
     def block_type(self, stage: int, last: bool, block: type[Block]) -> type[Block]:
-        if not (last and stage in self.normed_stages):
-            return block
-        return BasicBlockIN if block is BasicBlock else BottleneckIN
+        return WITH_IN[block] if last and stage in self.normed_stages else block
 
 
 class ResNetIBNbNAIC(ResNetIBNb):
