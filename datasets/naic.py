@@ -266,16 +266,25 @@ def shown_list(data: Path, path: Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ test
+def find_test_parts(folder: Path) -> list[Path]:
+    """query/ and gallery/ of a test folder.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+    """
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise FileNotFoundError(f"no test folder {folder / part}; put query/ and gallery/ into {folder}, or set "
+                                    "DATASETS.TEST_DIR to the folder that has them")
+    return [folder / part for part in PARTS]
+
+
 def _load_test(data: Path, test_dir: str, derived: Path | None) -> dict[str, QueryGallery]:
     """The evaluations of a test folder, by domain."""
     if not is_safe_path(test_dir):
         raise ValueError(f"DATASETS.TEST_DIR={test_dir!r} must be the name of a folder inside {data}")
     folder = data / test_dir
-    for part in PARTS:
-        if not (folder / part).is_dir():
-            raise FileNotFoundError(f"no test folder {folder / part}; put query/ and gallery/ into {folder}, or set "
-                                    "DATASETS.TEST_DIR to the folder that has them")
-    images = {part: list_images(folder / part) for part in PARTS}
+    images = {part.name: list_images(part) for part in find_test_parts(folder)}
     domains = read_domains(folder, images, derived)
     truth = read_truth(data, folder, images)
     names = sorted({pid for pid, _ in truth.values()})

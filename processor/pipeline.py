@@ -1,27 +1,48 @@
 """The stages behind run.sh: prepare -> train each resolution -> test each checkpoint -> ensemble -> summary.
 
 A stage is one command of tools/ in a process of its own. It is skipped when an earlier run finished it with the same
-command and the same inputs (config, data lists, checkpoint) and its outputs are still there. A run that was killed
-goes on with the stage where it stopped; a training there goes on from its newest checkpoint.
+settings and the same data (processor/stages) and its outputs are still there. A run that was killed goes on with the
+stage where it stopped; a training there goes on from its newest checkpoint. A training is never run over checkpoints
+that it would not go on from: the run stops, before anything is done.
+
+What is prepared depends on the sets: NAIC's test pictures are split by domain; sets of one's own without query and
+gallery pictures get a validation split, so that there is something to measure on.
 """
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from configs import chain_of_files, load_cfg
-from datasets.naic import data_root
-from utils.files import epoch_checkpoints, read_json, sha256_of, write_json
+from datasets.naic import data_root, find_test_parts
+from datasets.registry import DATASETS, Places, Reference, parse_names
+from processor.stages import facts
+from processor.stages.earlier import digests, folder_listing, training_lists
+from processor.stages.stage import (
+    RESUME,
+    SKIP,
+    STOP,
+    Stage,
+    Verdict,
+    assess,
+    read_record,
+    refusal,
+    write_begun,
+    write_done,
+)
+from processor.stages.summary import summarise, table
+from processor.training.used_folder import move_aside
+from utils.files import epoch_checkpoints, write_json
 from utils.process import EXIT_STOPPED, RunLock, run_logged
+
+__all__ = ["RECIPES", "Recipe", "Settings", "StageFailed", "find_weights", "plan", "run", "survey", "table"]
 
 logger = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -41,141 +62,241 @@ RECIPES = {
         ("configs/naic/r101_ibn_b_128.yml", "configs/naic/r101_ibn_b_192.yml", "configs/naic/r101_ibn_b_240.yml"),
         epochs=(40, 50),
     ),
+    "own": Recipe(("configs/own.yml",)),
 }
+# Keys that the pipeline sets -> what to use instead.
+_OURS = {"OUTPUT_DIR": "OUTPUT_ROOT", "DATASETS.DERIVED_DIR": "OUTPUT_ROOT, whose folder derived/ it is",
+         "TEST.WEIGHT": "WEIGHTS", "DATASETS.ROOT_DIR": "DATA_ROOT"}
+_PEOPLE_TO_MEASURE = 5, 500  # one in so many people of a set without a test part, this many at most
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What run.sh was asked for. data_root None = make the demo set; weights None = train; seed None = the YAMLs'."""
+    """What run.sh was asked for.
+
+    Attributes:
+        data_root: None = the demo set, or for sets of one's own the recipe's DATASETS.ROOT_DIR.
+        weights: a folder of checkpoints; None = train.
+        seed: None = the YAMLs'.
+        opts: KEY VALUE pairs, over those of the recipe in every stage.
+        force: move the folder of another training aside instead of stopping.
+        caller: the folder that run.sh was called from; sets of one's own are looked for there, too.
+    """
 
     output_root: Path
     recipe: str = "demo"
     data_root: Path | None = None
     weights: Path | None = None
     seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """command: tool and arguments; inputs(): what its result depends on beside the command; outputs: its files.
-
-    `resume` is put first among the arguments when the stage was begun before with the same inputs.
-    """
-
-    name: str
-    command: list[str]
-    outputs: list[Path]
-    inputs: Callable[[], list[str]] = field(default=list)
-    resume: tuple[str, ...] = ()
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps([self.command, self.inputs()]).encode()).hexdigest()
-
-
-def digests(*paths: Path) -> list[str]:
-    """`NAME DIGEST` of each file, `NAME -` of one that is not there."""
-    return [f"{path.name} {sha256_of(path) if path.is_file() else '-'}" for path in paths]
-
-
-def folder_listing(*folders: Path) -> list[str]:
-    """`NAME SIZE` of every file of the folders: the pictures themselves are too many to read for a digest."""
-    return [
-        f"{folder.name}/{entry.name} {entry.stat().st_size}"
-        for folder in folders
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-    ]
-
-
-def training_lists(my_data_set: Path, derived: Path) -> list[Path]:
-    """Every list that decides what is trained on."""
-    return [*sorted(my_data_set.glob("*/*train_list.txt")), *sorted(my_data_set.glob("unlabel/label.txt")),
-            *sorted(derived.glob("*train_list.txt")), *sorted(derived.glob("unlabel/label.txt"))]
+    opts: tuple[str, ...] = ()
+    force: bool = False
+    caller: Path | None = None
 
 
 # ------------------------------------------------------------------ the plan
+@dataclass(frozen=True)
+class _Run:
+    """What the stages of a run have in common.
+
+    Attributes:
+        root: DATASETS.ROOT_DIR.
+        opts: KEY VALUE pairs of every stage that takes a config.
+        prepared: names of the stages that make data to train on.
+    """
+
+    settings: Settings
+    recipe: Recipe
+    root: Path
+    opts: tuple[str, ...]
+    prepared: tuple[str, ...] = ()
+
+    @property
+    def out(self) -> Path:
+        return self.settings.output_root
+
+    @property
+    def derived(self) -> Path:
+        return self.out / "derived"
+
+    def cfg(self, config: str, *more: str):
+        """The config of a stage."""
+        return load_cfg(REPOSITORY / config, [*self.opts, *more])
+
+
 def plan(settings: Settings) -> list[Stage]:
-    """The stages of a run, in order. Reads the configs, not the data.
+    """The stages of a run, in order. Reads the configs, and of sets of one's own what is in them.
 
     Raises:
-        ValueError: the recipe is unknown, a config is wrong, or WEIGHTS lacks a checkpoint.
+        ValueError, OSError: the recipe is unknown, a config or a set is wrong, or WEIGHTS lacks a checkpoint.
     """
     if settings.recipe not in RECIPES:
         raise ValueError(f"RECIPE={settings.recipe!r} is not one of {', '.join(RECIPES)}")
+    for key in set(settings.opts[::2]) & set(_OURS):
+        raise ValueError(f"{key} is set for each stage here; use {_OURS[key]}")
     recipe, out = RECIPES[settings.recipe], settings.output_root
-    stages = []
-    root = settings.data_root
+    seed = () if settings.seed is None else ("SOLVER.SEED", str(settings.seed))
+    cfg = load_cfg(REPOSITORY / recipe.configs[0], [*seed, *settings.opts])
+    root, stages = _find_root(settings, cfg), []
+    run = _Run(settings, recipe, root,
+               ("DATASETS.ROOT_DIR", str(root), "DATASETS.DERIVED_DIR", str(out / "derived"), *seed, *settings.opts))
+    if settings.data_root is None and root == out / "demo_data":
+        words = [] if settings.seed is None else ["--seed", str(settings.seed)]
+        stages.append(Stage("demo_data", ["tools/make_demo_data.py", "--output", str(root), "--force", *words],
+                            [root / "MyDataSet" / "demo.json"], {"the seed": settings.seed or 0}))
+    elif not cfg.DATASETS.VALIDATION and not _has_test_part(cfg, root):
+        stages.append(_validation_stage(run))
+        run = _with_opts(run, "DATASETS.VALIDATION", str(out / "validation.json"))
+    run = _with_opts(run, prepared=tuple(stage.name for stage in stages))
+    if "naic" in _kinds(_tested(cfg)) and not run.cfg(recipe.configs[0]).DATASETS.VALIDATION:
+        stages.append(_split_stage(run))
+    pairs = [_model_stages(run, config, tuple(stage.name for stage in stages)) for config in recipe.configs]
+    stages += [stage for train, _ in pairs for stage in train]
+    tests = [stage for _, tested in pairs for stage in tested]
+    return [*stages, *tests, _ensemble_stage(out, tests)]
+
+
+def _with_opts(run: _Run, *opts: str, prepared: tuple[str, ...] = ()) -> _Run:
+    return _Run(run.settings, run.recipe, run.root, (*run.opts, *opts), prepared)
+
+
+def _tested(cfg) -> list[Reference]:
+    """The sets that are tested on, if there is no validation split."""
+    return parse_names(cfg.DATASETS.TEST_NAMES or cfg.DATASETS.NAMES)
+
+
+def _kinds(references: Sequence[Reference]) -> set[str]:
+    return {reference.kind for reference in references}
+
+
+def _find_root(settings: Settings, cfg) -> Path:
+    """The folder that holds the sets; that of the demo set need not exist.
+
+    Raises:
+        ValueError: sets of one's own are asked for, and nobody says where they are.
+    """
+    if settings.data_root is not None:
+        return settings.data_root
+    names = parse_names(cfg.DATASETS.NAMES)
+    if _kinds([*names, *_tested(cfg)]) == {"naic"}:
+        return settings.output_root / "demo_data"
+    places = [reference.place for reference in names if reference.place]
+    roots = [root.resolve() for root in (settings.caller, REPOSITORY / cfg.DATASETS.ROOT_DIR) if root is not None]
+    root = next((root for root in roots if all((root / place).exists() for place in places)), None)
     if root is None:
-        root = out / "demo_data"
-        seed = [] if settings.seed is None else ["--seed", str(settings.seed)]
-        stages.append(Stage("demo_data", ["tools/make_demo_data.py", "--output", str(root), "--force", *seed],
-                            [root / "MyDataSet" / "demo.json"]))
-    stages.append(_split_stage(root, recipe, out))
-    tests = []
-    for config in recipe.configs:
-        train, tested = _model_stages(settings, config, recipe.epochs, root)
-        stages += train
-        tests += tested
-    folders = [stage.outputs[0].parent for stage in tests]
-    ensemble = ["tools/ensemble.py", "--inputs", *map(str, folders), "--output", str(out / "submission.json")]
-    index = [folder / "features" / "index.json" for folder in folders]
-    stages += [*tests, Stage("ensemble", ensemble, [out / "submission.json"], lambda: digests(*index))]
-    return stages
+        raise ValueError(f"where is {places[0]}? Set DATA_ROOT to the folder that holds it: DATA_ROOT=/path/to/folder "
+                         f"RECIPE={settings.recipe} bash run.sh DATASETS.NAMES {cfg.DATASETS.NAMES}")
+    return root
 
 
-def _test_folder(root: Path, recipe: Recipe) -> Path:
-    return Path(_my_data_set(root)) / load_cfg(REPOSITORY / recipe.configs[0], []).DATASETS.TEST_DIR
+def _has_test_part(cfg, root: Path) -> bool:
+    """Whether any tested set has query and gallery pictures; only sets of one's own are looked at."""
+    places = Places(root)
+    return any(reference.kind not in ("tree", "csv") or DATASETS[reference.kind].load(reference, places, ("test",)
+                                                                                       ).eval_sets
+               for reference in _tested(cfg))
+
+
+def _validation_stage(run: _Run) -> Stage:
+    """Cut a validation split from sets without a test part."""
+    config, target = run.recipe.configs[0], run.out / "validation.json"
+    cfg = run.cfg(config)
+    people = facts.count_people(cfg)
+    batch = cfg.SOLVER.IMS_PER_BATCH // cfg.DATALOADER.NUM_INSTANCE
+    share, most = _PEOPLE_TO_MEASURE
+    chosen = max(1, min(people // share, people - batch, most))
+    command = ["tools/split_validation.py", "--config_file", config, "--output", str(target), "--identities",
+               str(chosen), "--distractors", "0", "--green", "none", "--force", *run.opts]
+    return Stage("validation", command, [target], {"people to measure with": chosen},
+                 partial(facts.training_pictures, cfg))
 
 
 def _my_data_set(root: Path) -> Path:
-    """The folder with the sets in it; the demo set's is known before it exists."""
+    """The folder with NAIC's sets in it; the demo set's is known before it exists."""
     return data_root(root) if root.is_dir() else root / "MyDataSet"
 
 
-def _split_stage(root: Path, recipe: Recipe, out: Path) -> Stage:
-    test_folder = _test_folder(root, recipe)
-    parts = [test_folder / "query", test_folder / "gallery"]
+def _split_stage(run: _Run) -> Stage:
+    """Split NAIC's test pictures by domain."""
+    folder = _my_data_set(run.root) / run.cfg(run.recipe.configs[0]).DATASETS.TEST_DIR
+    parts = [folder / "query", folder / "gallery"]
     command = ["tools/split_domains.py", "--data_dir_query", str(parts[0]), "--data_dir_gallery", str(parts[1]),
-               "--save_dir", str(out / "derived")]
-    outputs = [out / "derived" / f"{part}_{domain}.txt" for part in ("query", "gallery") for domain in
-               ("green", "normal")]
-    return Stage("split_domains", command, outputs, lambda: folder_listing(*parts))
+               "--save_dir", str(run.derived)]
+    return Stage("split_domains", command, _domain_lists(run.derived),
+                 data=lambda: {"the test pictures": facts.listing(find_test_parts(folder))}, after=run.prepared,
+                 earlier=lambda: folder_listing(*parts))
 
 
-def _model_stages(settings: Settings, config: str, epochs: tuple[int, ...],
-                  root: Path) -> tuple[list[Stage], list[Stage]]:
-    """The training stage (none with WEIGHTS) and the test stages of one config."""
-    model, derived = Path(config).stem, settings.output_root / "derived"
-    folder = settings.output_root / model
-    common = ["--config_file", config]
-    opts = ["DATASETS.ROOT_DIR", str(root), "DATASETS.DERIVED_DIR", str(derived)]
-    if settings.seed is not None:
-        opts += ["SOLVER.SEED", str(settings.seed)]
-    cfg = load_cfg(REPOSITORY / config, opts)
-    my_data_set = _my_data_set(root)
-    epochs = epochs or (cfg.SOLVER.MAX_EPOCHS,)
-    if settings.weights is None:
+def _domain_lists(derived: Path) -> list[Path]:
+    return [derived / f"{part}_{domain}.txt" for part in ("query", "gallery") for domain in ("green", "normal")]
+
+
+def _model_stages(run: _Run, config: str, before: tuple[str, ...]) -> tuple[list[Stage], list[Stage]]:
+    """The training stage (none with WEIGHTS) and the test stages of one config; before: those that prepare."""
+    model = Path(config).stem
+    folder = run.out / model
+    cfg = run.cfg(config, "OUTPUT_DIR", str(folder))
+    epochs = tested_epochs(cfg, run.recipe.epochs)
+    if run.settings.weights is None:
         checkpoints = {epoch: folder / f"{cfg.MODEL.NAME}_{epoch}.pth" for epoch in epochs}
         train = [Stage(
-            f"train_{model}", ["tools/train.py", *common, *opts, "OUTPUT_DIR", str(folder)],
-            list(checkpoints.values()),
-            lambda: digests(*chain_of_files(REPOSITORY / config), *training_lists(my_data_set, derived)),
-            resume=("--resume",),
-        )]
+            f"train_{model}", ["tools/train.py", "--config_file", config, *run.opts, "OUTPUT_DIR", str(folder)],
+            list(checkpoints.values()), facts.training_settings(cfg), partial(facts.training_data, cfg), run.prepared,
+            partial(_find_begin, cfg),
+            lambda: digests(*chain_of_files(REPOSITORY / config),
+                            *training_lists(_my_data_set(run.root), run.derived)))]
     else:
-        train, checkpoints = [], find_weights(settings.weights, model, cfg.MODEL.NAME, epochs)
-    truths = [my_data_set / cfg.DATASETS.TEST_DIR / "ground_truth.json", my_data_set / "ground_truth.json"]
-    lists = sorted(derived / f"{part}_{domain}.txt" for part in ("query", "gallery") for domain in ("green", "normal"))
-    tests = []
-    for epoch, checkpoint in checkpoints.items():
-        name = model if len(checkpoints) == 1 else f"{model}_{epoch}"
-        tests.append(Stage(
-            f"test_{name}",
-            ["tools/test.py", *common, *opts, "TEST.WEIGHT", str(checkpoint),
-             "OUTPUT_DIR", str(settings.output_root / name)],
-            [settings.output_root / name / leaf for leaf in ("submission.json", "features/index.json")],
-            lambda checkpoint=checkpoint: digests(*chain_of_files(REPOSITORY / config), checkpoint, *lists, *truths),
-        ))
+        train, checkpoints = [], find_weights(run.settings.weights, model, cfg.MODEL.NAME, epochs)
+    after = (*before, *(stage.name for stage in train))
+    tests = [_test_stage(run, config, model if len(checkpoints) == 1 else f"{model}_{epoch}", checkpoint, after)
+             for epoch, checkpoint in checkpoints.items()]
     return train, tests
+
+
+def tested_epochs(cfg, wanted: Sequence[int]) -> list[int]:
+    """Those of the wanted epochs whose checkpoints a training leaves, or its last."""
+    last, solver = cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER
+    left = [epoch for epoch in range(1, last + 1) if epoch % solver.CHECKPOINT_PERIOD == 0 or epoch == last]
+    left = left[-solver.CHECKPOINT_KEEP:] if solver.CHECKPOINT_KEEP else left
+    return [epoch for epoch in wanted if epoch in left] or [last]
+
+
+def _find_begin(cfg) -> Path:
+    """The checkpoint that a training would go on from.
+
+    Raises:
+        ValueError: there is none of this configuration.
+    """
+    from processor.training.checkpoints import find_checkpoint  # torch takes seconds to import
+
+    return find_checkpoint(cfg, "auto")[0]
+
+
+def _test_stage(run: _Run, config: str, name: str, checkpoint: Path, after: tuple[str, ...]) -> Stage:
+    folder = run.out / name
+    cfg = run.cfg(config, "OUTPUT_DIR", str(folder), "TEST.WEIGHT", str(checkpoint))
+    command = ["tools/test.py", "--config_file", config, *run.opts, "TEST.WEIGHT", str(checkpoint), "OUTPUT_DIR",
+               str(folder)]
+
+    def lists() -> list[Path]:
+        if "naic" not in _kinds(_tested(cfg)) or cfg.DATASETS.VALIDATION:
+            return []
+        my_data_set = _my_data_set(run.root)
+        truths = [my_data_set / cfg.DATASETS.TEST_DIR / "ground_truth.json", my_data_set / "ground_truth.json"]
+        return [*sorted(_domain_lists(run.derived)), *truths]
+
+    return Stage(f"test_{name}", command, [folder / leaf for leaf in ("submission.json", "features/index.json")],
+                 facts.test_settings(cfg), lambda: facts.test_data(cfg, checkpoint, lists()), after,
+                 earlier=lambda: digests(*chain_of_files(REPOSITORY / config), checkpoint, *lists()))
+
+
+def _ensemble_stage(out: Path, tests: list[Stage]) -> Stage:
+    indices = [stage.folder / "features" / "index.json" for stage in tests]
+    command = ["tools/ensemble.py", "--inputs", *(str(stage.folder) for stage in tests), "--output",
+               str(out / "submission.json")]
+    return Stage("ensemble", command, [out / "submission.json"],
+                 data=lambda: {"the tested models": [stage.folder.name for stage in tests],
+                               "their features": digests(*indices)},
+                 after=tuple(stage.name for stage in tests), earlier=lambda: digests(*indices))
 
 
 def find_weights(weights: Path, model: str, name: str, epochs: tuple[int, ...]) -> dict[int, Path]:
@@ -202,23 +323,44 @@ def find_weights(weights: Path, model: str, name: str, epochs: tuple[int, ...]) 
 
 
 # ------------------------------------------------------------------ running it
+def survey(settings: Settings) -> list[tuple[Stage, Verdict]]:
+    """The stages of a run with what would be done about each, as things are; nothing is written.
+
+    Raises:
+        ValueError, OSError: the plan cannot be made, or the data are not as they must be.
+    """
+    waiting, found = [], []
+    for stage in plan(settings):
+        verdict = assess(stage, settings.output_root, waiting)
+        found.append((stage, verdict))
+        if verdict.action != SKIP:
+            waiting.append(stage.name)
+    return found
+
+
 def run(settings: Settings) -> dict:
     """Run what is not done yet; return the summary, which is also written to OUTPUT_ROOT/summary.json.
 
     Raises:
         StageFailed: a command ended with another code than 0; the message names the stage and its log.
-        ValueError: the plan cannot be made, or another run works in this folder.
+        ValueError, OSError: before anything is done: the plan cannot be made, the data are not as they must be, a
+            training would overwrite another, or another run works in this folder.
     """
     out = settings.output_root
     out.mkdir(parents=True, exist_ok=True)
     with RunLock(out / ".lock"):
-        if settings.data_root is None:
+        found = survey(settings)
+        for stage, verdict in found:
+            if verdict.action == STOP and not settings.force:
+                raise ValueError(refusal(stage, verdict))
+        demo = any(stage.name == "demo_data" for stage, _ in found)
+        if demo:
             logger.info("no DATA_ROOT given: using the embedded demo set, made under %s", out / "demo_data")
-        stages = plan(settings)
-        seconds = {}
+        stages, seconds = [stage for stage, _ in found], {}
         for number, stage in enumerate(stages, 1):
-            seconds[stage.name] = _run_stage(stage, f"[{number}/{len(stages)}] {stage.name}", out)
-        summary = summarise(settings, stages, seconds)
+            seconds[stage.name] = _run_stage(stage, f"[{number}/{len(stages)}] {stage.name}", settings)
+        data = "demo" if demo else str(settings.data_root or "")
+        summary = summarise(out, settings.recipe, data, stages, seconds)
         write_json(out / "summary.json", summary)
         return summary
 
@@ -227,21 +369,34 @@ class StageFailed(RuntimeError):
     """A stage's command failed."""
 
 
-def _run_stage(stage: Stage, title: str, out: Path) -> float:
+def _run_stage(stage: Stage, title: str, settings: Settings) -> float:
     """Run one stage, or skip it; return the seconds that it took (when it was run)."""
-    done, begun = out / "stages" / f"{stage.name}.done.json", out / "stages" / f"{stage.name}.begun.json"
-    fingerprint = stage.fingerprint()
-    record = _read_record(done)
-    if record.get("fingerprint") == fingerprint and record.get("outputs") == _sizes(stage):
+    out, verdict = settings.output_root, assess(stage, settings.output_root)
+    stage_facts = stage.facts()
+    if verdict.action == SKIP:
         logger.info("%s: done before, skipped", title)
+        record = read_record(stage, out, "done")
+        if "facts" not in record:  # of an earlier version: from now on it may be moved
+            write_done(stage, out, stage_facts, record["seconds"])
         return record["seconds"]
-    resuming = _read_record(begun).get("fingerprint") == fingerprint
-    done.unlink(missing_ok=True)
-    write_json(begun, {"fingerprint": fingerprint})
-    command = [stage.command[0], *(stage.resume if resuming else ()), *stage.command[1:]]
-    log = out / "logs" / f"{stage.name}.log"
+    if verdict.action == STOP:
+        if not settings.force:
+            raise ValueError(refusal(stage, verdict))
+        logger.warning("%s: the folder of another training is now %s", title, move_aside(stage.folder))
+    write_begun(stage, out, stage_facts)
+    command = [stage.command[0], *["--resume"] * (verdict.action == RESUME), *stage.command[1:]]
     logger.info("%s: python %s", title, shlex.join(command))
     started = time.monotonic()
+    _run_command(stage, command, out)
+    facts.forget()
+    took = round(time.monotonic() - started, 1)
+    write_done(stage, out, stage_facts, took)
+    return took
+
+
+def _run_command(stage: Stage, command: list[str], out: Path) -> None:
+    """Run a stage's command; raises StageFailed unless it ends well and leaves its outputs."""
+    log = out / "logs" / f"{stage.name}.log"
     code = run_logged([sys.executable, *command], log, cwd=REPOSITORY)
     if code == EXIT_STOPPED:
         raise StageFailed(f"stage {stage.name} was stopped; its checkpoint is written, the same command goes on there")
@@ -250,60 +405,3 @@ def _run_stage(stage: Stage, title: str, out: Path) -> float:
     missing = [str(path) for path in stage.outputs if not path.is_file()]
     if missing:
         raise StageFailed(f"stage {stage.name} ended well but left no {', '.join(missing)}; its log is {log}")
-    took = round(time.monotonic() - started, 1)
-    write_json(done, {"fingerprint": fingerprint, "seconds": took, "outputs": _sizes(stage)})
-    return took
-
-
-def _sizes(stage: Stage) -> dict[str, int]:
-    return {str(path): path.stat().st_size for path in stage.outputs if path.is_file()}
-
-
-def _read_record(path: Path) -> dict:
-    """A stage's record; one that is missing or damaged means that the stage is not done."""
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return {}
-
-
-def summarise(settings: Settings, stages: list[Stage], seconds: dict[str, float]) -> dict:
-    """Metrics of each model and of the ensemble (null without ground truth) and the seconds of each stage."""
-    out = settings.output_root
-    models = {}
-    for stage in stages:
-        if stage.name.startswith("test_"):
-            folder = stage.outputs[0].parent
-            models[folder.name] = _metrics(folder / "metrics.json")
-    return {
-        "recipe": settings.recipe,
-        "data": "demo" if settings.data_root is None else str(settings.data_root),
-        "models": models,
-        "ensemble": _metrics(out / "metrics.json"),
-        "seconds": seconds,
-        "seconds_total": round(sum(seconds.values()), 1),
-    }
-
-
-def _metrics(path: Path) -> dict | None:
-    return read_json(path)["all"] if path.is_file() else None
-
-
-def table(summary: dict) -> str:
-    """The summary for a person: a line a model, without and with re-ranking."""
-    rows = [*summary["models"].items(), ("ensemble", summary["ensemble"])]
-    if all(metrics is None for _, metrics in rows):
-        return "no ground truth: a submission, but no metrics"
-    kinds = [kind for kind in ("plain", "re_ranked") if any(metrics and kind in metrics for _, metrics in rows)]
-    titles = {"plain": "without re-ranking", "re_ranked": "with re-ranking"}
-    width = max(len(name) for name, _ in rows)
-    lines = [" " * width + "".join(f"  {titles[kind]:^26}" for kind in kinds),
-             f"{'model':{width}}" + f"  {'mAP':>7} {'Rank-1':>7} {'NAIC':>7}   " * len(kinds)]
-    for name, metrics in rows:
-        cells = ""
-        for kind in kinds:
-            result = (metrics or {}).get(kind)
-            figures = [result["mAP"], result["rank1"], result["naic_score"]] if result else []
-            cells += "  " + (" ".join(f"{100 * figure:6.2f}%" for figure in figures) + "   " if figures else " " * 26)
-        lines.append(f"{name:{width}}{cells}".rstrip())
-    return "\n".join(lines)

@@ -15,10 +15,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs import dump_cfg
 from datasets.batches import Batch, naming_lost_workers
+from datasets.files.images import is_inside
 from processor.evaluation.ranking import describe
 from processor.inference import evaluate
 from processor.training.build import Training, build, describe_run
 from processor.training.checkpoints import (
+    OtherConfiguration,
     checkpoint_path,
     find_checkpoint,
     restore,
@@ -29,6 +31,7 @@ from processor.training.checkpoints import (
 from processor.training.curves import draw_curves
 from processor.training.metrics_log import MetricsRecord, in_short
 from processor.training.step import check_health, train_step
+from processor.training.used_folder import LOCK, checkpoint_files, move_aside, used
 from utils.dist import ALONE, Workers
 from utils.files import remove_leftovers, write_text
 from utils.logger import user_message
@@ -50,6 +53,29 @@ class Watch:
     saved_at: float  # time.monotonic() of the last checkpoint
 
 
+def prepare_folder(cfg, resume: str = "none", force: bool = False) -> None:
+    """See to it that a training overwrites no other in OUTPUT_DIR; to be called before a log is opened there.
+
+    Args:
+        resume: as for `do_train`, which itself trains from epoch 1 over whatever is there.
+        force: move a folder with checkpoints aside, see `move_aside`.
+    Raises:
+        FileExistsError: there are checkpoints that it would not go on from; the message names the ways out.
+    """
+    out = Path(cfg.OUTPUT_DIR)
+    if force:
+        if aside := move_aside(out):
+            logger.warning("%s is now %s", out, aside)
+    elif resume != "auto" and checkpoint_files(out) and (resume == "none" or not is_inside(resume, out)):
+        try:
+            why = f"--resume would go on from {find_checkpoint(cfg, 'auto')[0].name}"
+        except OtherConfiguration as error:
+            why = f"they belong to another configuration ({'; '.join(error.changes)})"
+        except ValueError:
+            why = "none of them can be gone on from"
+        raise used(out, why)
+
+
 def do_train(cfg, resume: str = "none", workers: Workers = ALONE) -> Path:
     """Train as configured; return the last checkpoint.
 
@@ -67,7 +93,7 @@ def do_train(cfg, resume: str = "none", workers: Workers = ALONE) -> Path:
     if not workers.is_main:
         return _train(cfg, resume, workers)
     out.mkdir(parents=True, exist_ok=True)
-    with RunLock(out / ".train.lock"):
+    with RunLock(out / LOCK):
         remove_leftovers(out)  # a checkpoint's half is as large as the model
         return _train(cfg, resume, workers)
 

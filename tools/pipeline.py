@@ -8,12 +8,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from processor.pipeline import Settings, StageFailed, plan, run, table
+from configs.defaults import RULES
+from processor.pipeline import Settings, StageFailed, run, survey, table
+from processor.stages.stage import RESUME, RUN, STOP, refusal
 from utils.logger import run_tool, setup_logger
 
+VARIABLES = ("DATA_ROOT", "RECIPE", "WEIGHTS", "OUTPUT_ROOT", "SEED", "PYTHON")
+# Keys whose values are files or folders: relative to where run.sh was called, if they are there.
+_PATHS = ("DATASETS.ROOT_DIR", "DATASETS.VALIDATION", "DATASETS.PACKED", "DATASETS.UNLABEL_DIR", "MODEL.PRETRAIN_PATH")
 
-def settings_from_environment() -> Settings:
-    """DATA_ROOT, RECIPE, WEIGHTS, OUTPUT_ROOT and SEED as run.sh passes them on; an empty text is not set."""
+
+def read_settings(words: list[str], force: bool) -> Settings:
+    """DATA_ROOT, RECIPE, WEIGHTS, OUTPUT_ROOT and SEED as run.sh passes them on, an empty text is not set; KEY VALUE.
+
+    Raises:
+        ValueError: a folder is not there, a number is none, or words are no KEY VALUE pairs.
+    """
     def path(name: str) -> Path | None:
         value = os.environ.get(name)
         if value and name != "OUTPUT_ROOT" and not Path(value).is_dir():
@@ -23,20 +33,57 @@ def settings_from_environment() -> Settings:
     seed = os.environ.get("SEED") or None
     if seed is not None and not seed.isdecimal():
         raise ValueError(f"SEED={seed!r} is not a whole number >= 0")
+    caller, data_root = path("CALLED_FROM"), path("DATA_ROOT")
+    opts = dict(_pairs(words, caller or Path.cwd()))
+    root = opts.pop("DATASETS.ROOT_DIR", None)
+    if root is not None and data_root not in (None, Path(root).resolve()):
+        raise ValueError(f"DATA_ROOT={data_root} and DATASETS.ROOT_DIR {root} are two folders; give one of them")
     return Settings(
         output_root=path("OUTPUT_ROOT") or Path("output").resolve(), recipe=os.environ.get("RECIPE") or "demo",
-        data_root=path("DATA_ROOT"), weights=path("WEIGHTS"), seed=None if seed is None else int(seed),
+        data_root=data_root if root is None else Path(root).resolve(), weights=path("WEIGHTS"),
+        seed=None if seed is None else int(seed), opts=tuple(word for pair in opts.items() for word in pair),
+        force=force, caller=caller,
     )
+
+
+def _pairs(words: list[str], caller: Path) -> list[tuple[str, str]]:
+    """The KEY VALUE pairs of a command line; load_cfg finds what is wrong with a pair itself."""
+    joined = next((word for word in words[::2] if "=" in word), None)
+    if joined is not None:
+        name, _, value = joined.partition("=")
+        if name in VARIABLES:
+            raise ValueError(f"{joined}: a variable stands before the command: {name}={shlex.quote(value)} bash run.sh")
+        raise ValueError(f"{joined}: KEY and VALUE are two words: bash run.sh {name} {shlex.quote(value)}")
+    if len(words) % 2:
+        what = f"{words[-1]} has no value" if words[-1] in RULES else f"{words[-1]!r} has no pair"
+        raise ValueError(f"expected KEY VALUE pairs, got {len(words)} words: {what}")
+    return [(key, str(caller / value) if key in _PATHS and (caller / value).exists() else value)
+            for key, value in zip(words[::2], words[1::2], strict=True)]
+
+
+def print_plan(settings: Settings) -> None:
+    """Each stage, what would be done about it and why, and its command."""
+    for stage, verdict in survey(settings):
+        action, why = verdict
+        if action == STOP:
+            action, why = (RUN, f"--force moves {stage.folder} aside: {why}") if settings.force else (
+                STOP, refusal(stage, verdict))
+        print(f"{stage.name}: would {action}: {why}")
+        resume = ["--resume"] if action == RESUME else []
+        print(f"    python {shlex.join([stage.command[0], *resume, *stage.command[1:]])}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="print the stages with their commands and stop")
-    args = parser.parse_args()
-    settings = settings_from_environment()
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print of each stage what would be done, why, and its command, and stop")
+    parser.add_argument("--force", action="store_true",
+                        help="move a model's folder aside where it holds another training, instead of stopping")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for every stage, over the recipe's")
+    args = parser.parse_intermixed_args()
+    settings = read_settings(args.opts, args.force)
     if args.dry_run:
-        for stage in plan(settings):
-            print(f"{stage.name}:\n    python {shlex.join(stage.command)}")
+        print_plan(settings)
         return
     setup_logger()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which also stops the stage at work, as at Ctrl-C

@@ -4,6 +4,7 @@ Several GPUs: MODEL.DEVICE_ID 0,1 (one process), or torchrun --nproc_per_node 2 
 SIGTERM and Ctrl-C write a checkpoint and end with exit code 75; the same command with --resume goes on to the bit.
 """
 import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def main() -> None:
     parser = make_config_parser(__doc__)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT_DIR")
     parser.add_argument("--resume-from", metavar="FILE", help="go on from this checkpoint")
+    parser.add_argument("--force", action="store_true",
+                        help="train anew though OUTPUT_DIR holds checkpoints: it is moved aside to OUTPUT_DIR.1")
     parser.add_argument("--dry-run", action="store_true",
                         help="build everything, run a step and an evaluation batch, print the plan, write nothing")
     parser.add_argument("--print-config", action="store_true",
@@ -48,12 +51,17 @@ def main() -> None:
         print(dump_cfg(*load_cfg_with_origins(args.config_file, args.opts)), end="")
         return
     cfg = load_cfg(args.config_file, args.opts)
-    from processor.trainer import do_train
+    if args.force and (args.resume or args.resume_from):
+        parser.error("--force trains anew and --resume goes on; give one of them")
+    resume = args.resume_from or ("auto" if args.resume else "none")
+    from processor.trainer import do_train, prepare_folder
     from processor.training.dry_run import dry_run  # torch takes seconds to import: not before the config is right
 
+    if not args.dry_run and os.environ.get("RANK", "0") == "0":
+        prepare_folder(cfg, resume, args.force)
     with open_tool(None if args.dry_run else cfg.OUTPUT_DIR, "train_log.txt", config=cfg) as workers:
         if not args.dry_run:
-            do_train(cfg, args.resume_from or ("auto" if args.resume else "none"), workers)
+            do_train(cfg, resume, workers)
             return
         plan = dry_run(cfg, workers)
         if workers.is_main:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from configs import dump_cfg, flatten_cfg, load_cfg_text
 from processor.training.build import Training
+from processor.training.used_folder import checkpoint_files
 from utils.checkpoint import link_checkpoint, read_checkpoint, save_checkpoint
 from utils.files import epoch_checkpoints
 from utils.versions import commit, versions
@@ -23,10 +24,15 @@ logger = logging.getLogger(__name__)
 # Keys that may differ between a checkpoint and the run that goes on from it: they do not change the weights.
 _FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR", "DATASETS.TEST_",
               "DATASETS.PACKED", "DATASETS.UNLABEL_DIR", "DATALOADER.NUM_WORKERS", "UDA.", "MODEL.THRESH",
-              "DATALOADER.ON_BAD_IMAGE", "SOLVER.CHECKPOINT_", "SOLVER.LOG_PERIOD", "SOLVER.EVAL_PERIOD",
-              "SOLVER.BEST_METRIC", "SOLVER.MAX_SKIPPED_STEPS", "SOLVER.DETERMINISTIC", "MODEL.PRETRAIN_",
-              "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "INPUT.SIZE_TEST")
+              "DATASETS.VALIDATION", "DATALOADER.ON_BAD_IMAGE", "SOLVER.CHECKPOINT_", "SOLVER.LOG_PERIOD",
+              "SOLVER.EVAL_PERIOD", "SOLVER.BEST_METRIC", "SOLVER.MAX_SKIPPED_STEPS", "SOLVER.DETERMINISTIC",
+              "MODEL.PRETRAIN_", "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "INPUT.SIZE_TEST")
 _BOUND_KEYS = ("TEST.PCB_GLOBAL_FEAT_ENSEMBLE",)  # begins like a free one, but decides what the model has
+
+
+def shapes_weights(key: str) -> bool:
+    """Whether a key of the config must be as it was for a run to go on from a checkpoint."""
+    return key in _BOUND_KEYS or not key.startswith(_FREE_KEYS)
 
 
 def checkpoint_path(cfg, epoch: int) -> Path:
@@ -84,6 +90,15 @@ def save_epoch(run: Training, epoch: int, is_best: bool) -> bool:
 
 
 # ------------------------------------------------------------------ going on
+class OtherConfiguration(ValueError):
+    """A checkpoint whose run had other values of keys that shape the weights: `changes`, a text each."""
+
+    def __init__(self, path: Path, changes: list[str]):
+        super().__init__(f"{path} belongs to another configuration ({'; '.join(changes)}); use another OUTPUT_DIR, or "
+                         "train anew with --force, which moves that folder aside")
+        self.changes = changes
+
+
 def find_checkpoint(cfg, resume: str) -> tuple[Path, dict] | None:
     """The checkpoint to go on from, or None to begin anew.
 
@@ -96,12 +111,15 @@ def find_checkpoint(cfg, resume: str) -> tuple[Path, dict] | None:
         return None
     found = next(_whole_ones(cfg), None) if resume == "auto" else (Path(resume), _read_state(Path(resume)))
     if found is None:
+        if files := checkpoint_files(cfg.OUTPUT_DIR):
+            names = ", ".join(path.name for path in files)
+            raise ValueError(f"{cfg.OUTPUT_DIR} has no checkpoint to go on from, but {names}, which a training from "
+                             "epoch 1 would overwrite; use another OUTPUT_DIR, or let --force move this one aside")
         logger.info("no checkpoint in %s: training from epoch 1", cfg.OUTPUT_DIR)
         return None
     path, checkpoint = found
     if changed := _changes(path, checkpoint, cfg):
-        raise ValueError(f"{path} belongs to another configuration ({'; '.join(changed)}); use another OUTPUT_DIR, or "
-                         "train from epoch 1 without --resume")
+        raise OtherConfiguration(path, changed)
     return found
 
 
@@ -142,7 +160,7 @@ def _changes(path: Path, checkpoint: dict, cfg) -> list[str]:
     """The keys that shape the weights and were other than now when a checkpoint was written."""
     then, now = flatten_cfg(load_cfg_text(checkpoint["config"], str(path))), flatten_cfg(cfg)
     return [f"{key} was {then.get(key)!r} and is {value!r}" for key, value in now.items()
-            if (key in _BOUND_KEYS or not key.startswith(_FREE_KEYS)) and then.get(key) != value]
+            if shapes_weights(key) and then.get(key) != value]
 
 
 def restore_last(cfg, good: Path) -> None:

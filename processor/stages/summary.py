@@ -1,0 +1,53 @@
+"""What a run of the pipeline gave: the metrics of each model and of the ensemble, and what it took."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from processor.stages.stage import Stage
+from utils.files import read_json
+
+
+def summarise(out: Path, recipe: str, data: str, stages: list[Stage], seconds: dict[str, float]) -> dict:
+    """Metrics of each model and of the ensemble (null without ground truth) and the seconds of each stage.
+
+    Args:
+        out: OUTPUT_ROOT.
+        recipe, data: what was asked for, for the reader.
+    """
+    models = {}
+    for stage in stages:
+        if stage.name.startswith("test_"):
+            folder = stage.outputs[0].parent
+            models[folder.name] = _metrics(folder / "metrics.json")
+    return {
+        "recipe": recipe,
+        "data": data,
+        "models": models,
+        "ensemble": _metrics(out / "metrics.json"),
+        "seconds": seconds,
+        "seconds_total": round(sum(seconds.values()), 1),
+    }
+
+
+def _metrics(path: Path) -> dict | None:
+    return read_json(path)["all"] if path.is_file() else None
+
+
+def table(summary: dict) -> str:
+    """The summary for a person: a line a model, without and with re-ranking."""
+    rows = [*summary["models"].items(), ("ensemble", summary["ensemble"])]
+    if all(metrics is None for _, metrics in rows):
+        return "no ground truth: a submission, but no metrics"
+    kinds = [kind for kind in ("plain", "re_ranked") if any(metrics and kind in metrics for _, metrics in rows)]
+    titles = {"plain": "without re-ranking", "re_ranked": "with re-ranking"}
+    width = max(len(name) for name, _ in rows)
+    lines = [" " * width + "".join(f"  {titles[kind]:^26}" for kind in kinds),
+             f"{'model':{width}}" + f"  {'mAP':>7} {'Rank-1':>7} {'NAIC':>7}   " * len(kinds)]
+    for name, metrics in rows:
+        cells = ""
+        for kind in kinds:
+            result = (metrics or {}).get(kind)
+            figures = [result["mAP"], result["rank1"], result["naic_score"]] if result else []
+            cells += "  " + (" ".join(f"{100 * figure:6.2f}%" for figure in figures) + "   " if figures else " " * 26)
+        lines.append(f"{name:{width}}{cells}".rstrip())
+    return "\n".join(lines)
