@@ -67,7 +67,7 @@ _C.MODEL.SYNC_BN = False, Bool()
 _C.MODEL.TRAIN_ONLY = [], ListOf(Str(), unique=True)
 # True: channels last in memory (faster convolutions); False: NCHW. The results are the same up to rounding.
 _C.MODEL.CHANNELS_LAST = True, Bool()
-# True: torch.compile of the backbone (minutes at the start, a C++ compiler on the CPU; torch 2.2 or newer).
+# True: torch.compile of the backbone (minutes at the start, a C++ compiler on the CPU).
 _C.MODEL.COMPILE = False, Bool()
 # Pooling of the last map; GeM is the generalised mean, clamp 1e-6.
 _C.MODEL.POOLING_METHOD = "avg", Choice("avg", "GeM")

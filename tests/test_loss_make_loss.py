@@ -88,10 +88,10 @@ def test_centers_get_their_own_gradient_and_features_the_weighted_one():
     criterion(out, PIDS)[0].backward()
     criterion.unweight_center_gradient()
     centers, feat = criterion.centers["global"].centers, out["global"].metric_feat
-    own_feat, own_centers = feat.detach().requires_grad_(), centers.detach().requires_grad_()
-    (own_feat - own_centers[PIDS]).pow(2).sum(1).mean().backward()
-    torch.testing.assert_close(centers.grad, own_centers.grad)
-    torch.testing.assert_close(feat.grad, weight * own_feat.grad)
+    plain_feat, plain_centers = feat.detach().requires_grad_(), centers.detach().requires_grad_()
+    (plain_feat - plain_centers[PIDS]).pow(2).sum(1).mean().backward()
+    torch.testing.assert_close(centers.grad, plain_centers.grad)
+    torch.testing.assert_close(feat.grad, weight * plain_feat.grad)
 
 
 def test_center_weight_of_zero_leaves_the_centers_where_they_are():

@@ -121,8 +121,8 @@ def test_blocks_of_a_stage_are_those_of_the_golden_sibling(name):
         block, _, rest = rest.partition(".")
         if layer.startswith("layer") and block == "1":
             inner[layer, rest] = tuple(shape)
-    own = {key: tuple(v.shape) for key, v in on_meta(build_backbone, name).state_dict().items()}
-    for key, shape in own.items():
+    shapes = {key: tuple(v.shape) for key, v in on_meta(build_backbone, name).state_dict().items()}
+    for key, shape in shapes.items():
         layer, _, rest = key.partition(".")
         block, _, rest = rest.partition(".")
         if not layer.startswith("layer") or block == "0" or basic or rest.startswith("IN."):
@@ -239,8 +239,8 @@ def test_last_stride_changes_only_the_last_stage(name):
         last = tuple(f"{module}." for module in net.stage_names[-1])
         return {key: m.stride for key, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.AvgPool2d))}, last
 
-    (one, last), (two, _) = strides(1), strides(2)
-    changed = {key for key in one if one[key] != two[key]}
+    (first, last), (second, _) = strides(1), strides(2)
+    changed = {key for key in first if first[key] != second[key]}
     assert len(changed) == (1 if name in EFFICIENT else 2)
     assert all(key.startswith(last) for key in changed)
 

@@ -30,5 +30,5 @@ def test_the_tool_prints_every_model_with_its_figures():
     (resnet50,) = [row.split() for row in rows if row.startswith("resnet50 ")]
     assert resnet50[1:4] == ["23.5", "4.05", "2048"]
     assert resnet50[4].startswith("https://download.pytorch.org/")
-    # The document's table is the printed one.
+    # The document has the printed table.
     assert run.stdout.strip() in (ROOT / "docs/model_zoo.md").read_text(encoding="utf-8")

@@ -77,18 +77,18 @@ def test_a_model_has_its_own_weights_again_to_the_bit(ends_well):
     for step in range(3):
         move(model, step)
         average.update()
-    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    learned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
         with average.applied():
             for name, tensor in model.state_dict().items():
                 assert torch.equal(tensor, average.state_dict()[name])
-            assert not torch.equal(model[0].weight, own["0.weight"])
+            assert not torch.equal(model[0].weight, learned["0.weight"])
             if not ends_well:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
         pass
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, own[name])
+        assert torch.equal(tensor, learned[name])
 
 
 @pytest.mark.parametrize("kind", [int, torch.as_tensor])
@@ -102,8 +102,8 @@ def test_a_restored_average_goes_on_as_it_would_have(kind):
     restored.load_state_dict({name: tensor.clone() for name, tensor in average.state_dict().items()},
                              kind(int(average.steps)))
     move(model, 3)
-    for one in (average, restored):
-        one.update()
+    average.update()
+    restored.update()
     for name, tensor in average.state_dict().items():
         assert torch.equal(tensor, restored.state_dict()[name])
     assert torch.equal(average.steps, restored.steps)
@@ -123,19 +123,19 @@ def test_a_model_without_counters_has_an_average():
 def test_the_average_is_what_evaluation_and_test_use(tiny_data, tmp_path, monkeypatch):
     changes = ("SOLVER.MAX_EPOCHS", 2, "SOLVER.STEPS", "[]", "SOLVER.BASE_LR", 0.03, "SOLVER.WARMUP_EPOCHS", 0,
                "SOLVER.OPTIMIZER_NAME", "Adam", "TEST.RE_RANKING", False)
-    evaluate, tested, own = trainer.evaluate, [], []
+    evaluate, tested, as_learned = trainer.evaluate, [], []
 
-    def watched(cfg, model, *others):
+    def evaluate_and_record(cfg, model, *others):
         tested.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return evaluate(cfg, model, *others)
 
-    monkeypatch.setattr(trainer, "evaluate", watched)
+    monkeypatch.setattr(trainer, "evaluate", evaluate_and_record)
     weight = do_train(load_cfg(None, quick_options(tiny_data, tmp_path / "model", *changes)))
     checkpoint = read_checkpoint(weight)
     for name, tensor in tested[-1].items():
         assert torch.equal(tensor, checkpoint["ema"][name])
-        own.append(torch.equal(tensor, checkpoint["model"][name]))
-    assert not all(own)
+        as_learned.append(torch.equal(tensor, checkpoint["model"][name]))
+    assert not all(as_learned)
     cfg = load_cfg(None, [*quick_options(tiny_data, tmp_path / "test", *changes), "TEST.WEIGHT", str(weight)])
     for name, tensor in load_trained(cfg, weight).state_dict().items():
         assert name.startswith(MODEL_HEADS) or torch.equal(tensor, checkpoint["ema"][name])
