@@ -9,7 +9,7 @@ STATEMENTS = 3  # bodies with fewer are not compared
 
 
 def normalised(function):
-    """The body as text: without its docstring, and with v0, v1, ... for arguments and variables; None if it is short."""
+    """The body as text, without its docstring, v0, v1, ... its arguments and variables; None if it is short."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     nodes = [node for statement in body for node in ast.walk(statement)]
     if sum(isinstance(node, ast.stmt) for node in nodes) < STATEMENTS:
