@@ -1,9 +1,10 @@
-"""What every data set hands over: samples, query/gallery pairs, and a table of what there is."""
+"""What a data set is asked for and what it hands over: samples, query/gallery pairs, and a table of what there is."""
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ class Sample(NamedTuple):
         key: what `ImageSource.read` takes: a path with forward slashes, below the data root (NAIC), or below the set's
             folder with the set's name before it.
         pid: training: class index, 0 … num_classes - 1; test: identity number, UNKNOWN_PID without ground truth.
-        camid: camera, UNKNOWN_CAMID where the data set does not say.
+        camid: camera, UNKNOWN_CAMID if the data set does not say.
     """
 
     key: str
@@ -79,20 +80,62 @@ class ReIDData:
         return [sample.key for part in parts for sample in part]
 
 
+class Reference(NamedTuple):
+    """A data set by name, as DATASETS.NAMES has it.
+
+    Attributes:
+        kind: a key of datasets.registry.DATASETS.
+        name: what its identities and its evaluation are called by.
+        place: below the root, of a set that a user made (`tree:PLACE`, `csv:PLACE`); else "".
+    """
+
+    kind: str
+    name: str
+    place: str = ""
+
+    @property
+    def mount(self) -> str:
+        """The folder that its keys begin with; "": they begin with folders of its own."""
+        return "" if self.kind == "naic" else self.name
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where data sets lie, and which parts of them are meant.
+
+    Attributes:
+        root: the folder that holds them.
+        train_sets: of NAIC, names of datasets.naic.TRAIN_SETS in any order; empty = all four.
+        test_dir: NAIC's test folder, inside MyDataSet/.
+        derived_dir: the folder of derived lists (cleaned lists, domain lists), looked at after NAIC's own folders, and
+            where a pseudo-labelled set is looked for; None = there is none.
+        unlabel_dir: where the pseudo-labelled set lies; "" = see `datasets.naic.unlabel_folder`.
+        skip: leave out, with a warning, what of a training set is wrong or missing; in a test set it is an error.
+    """
+
+    root: str | os.PathLike
+    train_sets: Sequence[str] = ()
+    test_dir: str = "image_B_v1_1"
+    derived_dir: str | os.PathLike | None = None
+    unlabel_dir: str | os.PathLike = ""
+    skip: bool = False
+
+
 class Problems:
     """Collects the faults of files, so that a user sees them all in one error instead of one a run.
 
-    The first `shown` are kept as text, the others counted.
+    The first `limit` are kept as text, the others counted.
     """
 
-    def __init__(self, shown: int = 20) -> None:
-        self.shown = shown
+    def __init__(self, limit: int = 20) -> None:
+        self.limit = limit
         self.count = 0
         self._texts: list[str] = []
 
     def add(self, text: str) -> None:
+        """Note a fault: where, and what."""
         self.count += 1
-        if len(self._texts) < self.shown:
+        if len(self._texts) < self.limit:
             self._texts.append(text)
 
     def raise_if_any(self, what: str, advice: str = "") -> None:
@@ -104,8 +147,8 @@ class Problems:
         if self.count:
             raise ValueError("\n".join([*self._lines(what), advice] if advice else self._lines(what)))
 
-    def settle(self, what: str, advice: str, parts: Collection[str], skip: bool) -> None:
-        """Raise what was collected, or, where it is about training alone and `skip` is true, warn that it is left out.
+    def raise_or_skip(self, what: str, advice: str, parts: Collection[str], skip: bool) -> None:
+        """Raise what was collected, or, if it is about training alone and `skip` is true, warn that it is left out.
 
         Raises:
             ValueError: as `raise_if_any`; of training alone, it names DATALOADER.ON_BAD_IMAGE as well.
@@ -122,15 +165,15 @@ class Problems:
         return [*lines, f"… and {self.count - len(self._texts)} more"] if self.count > len(self._texts) else lines
 
 
-def some(names: Iterable[str], shown: int = 3) -> str:
+def format_names(names: Iterable[str], limit: int = 3) -> str:
     """The first few of sorted names, for a message: "a.png, b.png, c.png, … (7 in all)"."""
     names = sorted(names)
-    head = ", ".join(names[:shown])
-    return head if len(names) <= shown else f"{head}, … ({len(names)} in all)"
+    head = ", ".join(names[:limit])
+    return head if len(names) <= limit else f"{head}, … ({len(names)} in all)"
 
 
 def statistics(data: ReIDData) -> str:
-    """A table of images, identities and cameras, for the log; '-' where the data set does not say.
+    """A table of images, identities and cameras, for the log; '-': the data set does not say.
 
     An identity belongs to one set.
     """

@@ -25,19 +25,29 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.bases import UNKNOWN_CAMID, UNKNOWN_PID, Problems, QueryGallery, ReIDData, Sample
+from datasets.bases import (
+    UNKNOWN_CAMID,
+    UNKNOWN_PID,
+    Places,
+    Problems,
+    QueryGallery,
+    Reference,
+    ReIDData,
+    Sample,
+)
 from datasets.files.images import is_safe_path, list_images
 from datasets.sets.domains import DOMAINS, PARTS
 from datasets.sets.naic_lists import REPEATED, read_list
 from datasets.sets.naic_test import read_domains, read_truth
+from datasets.sets.numbering import NamedImage, SetImage, class_indices, drop_singles, number_training
 
 FOLDER = "MyDataSet"
-TEST_DIR = "image_B_v1_1"
+TEST_DIR = Places.test_dir  # image_B_v1_1
 
 logger = logging.getLogger(__name__)
 
@@ -76,20 +86,15 @@ UNLABEL = TrainSet("unlabel", "images", "", "label.txt", "", "train_2020_fs_unla
 
 
 # ------------------------------------------------------------------------------------------------------- the whole
-def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), test_dir: str = TEST_DIR,
-              derived_dir: str | os.PathLike | None = None, parts: Collection[str] = ("train", "test"),
-              skip: bool = False) -> ReIDData:
+def load_naic(_: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
     """Read the lists of NAIC and check them against the disk; no image is opened.
 
     Only what `parts` asks for is looked at: training needs no test folder, testing no training set.
 
     Args:
-        root: the folder that holds MyDataSet/, or MyDataSet itself.
-        train_sets: names of TRAIN_SETS to train on, in any order; empty = all four.
-        test_dir: the test folder's name inside MyDataSet/.
-        derived_dir: folder of derived lists (cleaned lists, domain lists), looked at after the data's own folders.
+        places: `root`: the folder that holds MyDataSet/, or MyDataSet itself. `skip`: leave out, with a warning, lines
+            of training lists that are wrong.
         parts: of "train" and "test".
-        skip: leave out, with a warning, lines of training lists that are wrong.
     Returns:
         Keys are relative to `data_root(root)`. Training samples are in the order of the sets in TRAIN_SETS and of their
         lists. Evaluations: "green" and "normal"; a domain without queries or without gallery is left out, with a line
@@ -101,18 +106,21 @@ def load_naic(root: str | os.PathLike, *, train_sets: Sequence[str] = (), test_d
     unknown = sorted(set(parts) - {"train", "test"})
     if unknown:
         raise ValueError(f"parts={unknown}: choose from 'train' and 'test'")
-    data = data_root(root)
-    derived = Path(derived_dir) if derived_dir else None
-    train: list[Sample] = []
-    pid_names: list[str] = []
+    data = data_root(places.root)
+    derived = Path(places.derived_dir) if places.derived_dir else None
+    train = ReIDData()
     if "train" in parts:
-        train, pid_names = _load_train(_find_lists(data, _choose_sets(train_sets), derived), data, skip)
-    evaluations = _load_test(data, test_dir, derived) if "test" in parts else {}
-    return ReIDData(train, len(pid_names), pid_names, evaluations)
+        train = _load_train(_find_lists(data, _choose_sets(places.train_sets), derived), data, places.skip)
+    return replace(train, eval_sets=_load_test(data, places.test_dir, derived) if "test" in parts else {})
 
 
-def load_unlabel(folder: str | os.PathLike, skip: bool = False) -> ReIDData:
-    """Read a pseudo-labelled set, images/ and label.txt, as `load_naic` reads a training set; `skip` as there.
+def naic_folder(_: Reference, places: Places) -> Path:
+    """The folder that NAIC's keys are relative to."""
+    return data_root(places.root)
+
+
+def load_unlabel(reference: Reference, places: Places, parts: Collection[str] = ("train",)) -> ReIDData:
+    """Read a pseudo-labelled set, images/ and label.txt, as `load_naic` reads a training set; it has no test part.
 
     Returns:
         Keys are `unlabel/images/NAME`, whatever the folder is called. Identities are named so that those of NAIC's own
@@ -120,14 +128,25 @@ def load_unlabel(folder: str | os.PathLike, skip: bool = False) -> ReIDData:
     Raises:
         ValueError, OSError: as `load_naic`.
     """
-    folder = Path(folder)
+    if "train" not in parts:
+        return ReIDData()
+    folder = unlabel_folder(reference, places)
     path = folder / UNLABEL.list_file
     if not path.is_file() or not (folder / UNLABEL.images).is_dir():
         raise FileNotFoundError(f"no pseudo-labelled set in {folder}: it needs {UNLABEL.images}/ and {path.name}; "
                                 "tools/pseudo_label.py makes one. Name its folder in DATASETS.UNLABEL_DIR, or set "
                                 "DATASETS.USE_UNLABEL to False")
-    train, pid_names = _load_train([(UNLABEL, folder, path)], folder.parent, skip)
-    return ReIDData(train, len(pid_names), pid_names, {})
+    return _load_train([(UNLABEL, folder, path)], folder.parent, places.skip)
+
+
+def unlabel_folder(_: Reference, places: Places) -> Path:
+    """Where the pseudo-labelled set lies: as `places` name it, else beside the other sets, else the derived folder."""
+    if places.unlabel_dir:
+        return Path(places.unlabel_dir)
+    root = Path(places.root)
+    beside = (root / FOLDER if (root / FOLDER).is_dir() else root) / UNLABEL.folder
+    derived = Path(places.derived_dir) / UNLABEL.folder if places.derived_dir else beside
+    return derived if derived.is_dir() and not beside.is_dir() else beside
 
 
 def data_root(root: str | os.PathLike) -> Path:
@@ -160,7 +179,7 @@ def _choose_sets(names: Sequence[str]) -> list[TrainSet]:
     return [train_set for name, train_set in TRAIN_SETS.items() if not names or name in names]
 
 
-def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path, skip: bool) -> tuple[list[Sample], list[str]]:
+def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path, skip: bool) -> ReIDData:
     """Training samples with class indices, and the identities' names by class index.
 
     Args:
@@ -169,29 +188,19 @@ def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path, skip: bool
         skip: leave out, with a warning, lines that are wrong.
     """
     problems = Problems()
-    images = [(train_set, *_read_set(train_set, folder, path, data, problems)) for train_set, folder, path in lists]
-    problems.settle("training lists", "Correct the lists, or complete the image folders.", ("train",), skip)
-
-    kept: list[tuple[TrainSet, list[str], list[str]]] = []
-    names: set[str] = set()
-    for train_set, files, pids in images:
-        counts = Counter(pids)
-        singles = sum(count == 1 for count in counts.values())
-        if singles:
-            logger.info("%s: dropped %d of %d identities, with one image each", train_set.folder, singles, len(counts))
-        if singles == len(counts):
+    by_set = [(train_set, _read_set(train_set, folder, path, data, problems)) for train_set, folder, path in lists]
+    problems.raise_or_skip("training lists", "Correct the lists, or complete the image folders.", ("train",), skip)
+    named: list[NamedImage] = []
+    for train_set, images in by_set:
+        kept = drop_singles(train_set.folder, images)
+        if not kept:
             logger.warning("%s: no identity has two images; nothing of it is used", train_set.folder)
-        pairs = [(file, pid) for file, pid in zip(files, pids, strict=True) if counts[pid] > 1]
-        kept.append((train_set, [file for file, _ in pairs], [f"{train_set.identity}_{pid}" for _, pid in pairs]))
-        names.update(kept[-1][2])
-    if not names:
+        named += [(f"{train_set.folder}/{train_set.images}/{file}", f"{train_set.identity}_{pid}", camid)
+                  for file, pid, camid in kept]
+    if not named:
         folders = ", ".join(train_set.folder for train_set, _, _ in lists)
         raise ValueError(f"nothing to train on in {data}: no identity of {folders} has two images")
-    pid_names = sorted(names)
-    class_of = {name: index for index, name in enumerate(pid_names)}
-    train = [Sample(f"{train_set.folder}/{train_set.images}/{file}", class_of[name], UNKNOWN_CAMID)
-             for train_set, files, identities in kept for file, name in zip(files, identities, strict=True)]
-    return train, pid_names
+    return number_training(named)
 
 
 def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) -> list[tuple[TrainSet, Path, Path]]:
@@ -200,29 +209,29 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
     Raises:
         FileNotFoundError: sets, image folders or lists are missing; all of them are named.
     """
-    found, missing = [], []
+    lists, missing = [], []
     for train_set in train_sets:
         folder = data / train_set.folder
-        own = folder / train_set.list_file
+        raw = folder / train_set.list_file
         cleaned = cleaned_lists(data, train_set, derived)
-        path = cleaned[0] if cleaned else own
+        path = cleaned[0] if cleaned else raw
         if not folder.is_dir():
             missing.append(f"no folder {folder}")
         elif not (folder / train_set.images).is_dir():
             missing.append(f"no image folder {folder / train_set.images}")
         elif not path.is_file():
-            missing.append(f"no list {own}")
+            missing.append(f"no list {raw}")
         else:
-            found.append((train_set, folder, path))
-        if path != own:
-            logger.info("%s: the cleaned list %s is used, not %s", train_set.folder, path, own.name)
+            lists.append((train_set, folder, path))
+        if path != raw:
+            logger.info("%s: the cleaned list %s is used, not %s", train_set.folder, path, raw.name)
         if len(cleaned) == 2:
             logger.info("%s: %s is not used, the set's own folder wins", train_set.folder, cleaned[1])
     if missing:
         there = [name for name, train_set in TRAIN_SETS.items() if (data / train_set.folder).is_dir()]
         raise FileNotFoundError("NAIC training data is missing: " + "; ".join(missing) + ". Put it there, or name the "
                                 f"sets you have in DATASETS.TRAIN_SETS (folders there: {there}; [] means all four)")
-    return found
+    return lists
 
 
 def cleaned_lists(data: Path, train_set: TrainSet, derived: Path | None) -> list[Path]:
@@ -232,16 +241,14 @@ def cleaned_lists(data: Path, train_set: TrainSet, derived: Path | None) -> list
     return [path for path in names if path.is_file()]
 
 
-def _read_set(train_set: TrainSet, set_folder: Path, path: Path, data: Path,
-              problems: Problems) -> tuple[list[str], list[str]]:
+def _read_set(train_set: TrainSet, set_folder: Path, path: Path, data: Path, problems: Problems) -> list[SetImage]:
     """Read a set's list `path` and look for its images in its folder.
 
     Returns:
-        Files, relative to the set's image folder, and their pids, in the order of the list.
+        The images, relative to the set's image folder, in the order of the list.
     """
-    shown = shown_list(data, path)
-    files: list[str] = []
-    pids: list[str] = []
+    name = list_label(data, path)
+    images: list[SetImage] = []
     repeated = mislabelled = 0
     for line in read_list(path, train_set.prefix, set_folder / train_set.images):
         if line.file in train_set.mislabelled:
@@ -249,18 +256,17 @@ def _read_set(train_set: TrainSet, set_folder: Path, path: Path, data: Path,
         elif line.fault == REPEATED:
             repeated += 1
         elif line.fault:
-            problems.add(f"{shown}:{line.number}: {line.text}")
+            problems.add(f"{name}:{line.number}: {line.text}")
         else:
-            files.append(line.file)
-            pids.append(line.pid)
+            images.append(SetImage(line.file, line.pid))
     if repeated:
-        logger.info("%s: dropped %d lines that repeat another", shown, repeated)
+        logger.info("%s: dropped %d lines that repeat another", name, repeated)
     if mislabelled:
-        logger.info("%s: dropped %d images known to be mislabelled", shown, mislabelled)
-    return files, pids
+        logger.info("%s: dropped %d images known to be mislabelled", name, mislabelled)
+    return images
 
 
-def shown_list(data: Path, path: Path) -> str:
+def list_label(data: Path, path: Path) -> str:
     """A list's name in messages: below the data root, or the whole path of one that lies elsewhere."""
     return path.relative_to(data).as_posix() if path.is_relative_to(data) else str(path)
 
@@ -287,8 +293,8 @@ def _load_test(data: Path, test_dir: str, derived: Path | None) -> dict[str, Que
     images = {part.name: list_images(part) for part in find_test_parts(folder)}
     domains = read_domains(folder, images, derived)
     truth = read_truth(data, folder, images)
-    names = sorted({pid for pid, _ in truth.values()})
-    number_of = {name: number for number, name in enumerate(names)}
+    number_of = class_indices(pid for pid, _ in truth.values())
+    names = list(number_of)
 
     def sample(part: str, name: str) -> Sample:
         key = f"{test_dir}/{part}/{name}"

@@ -1,80 +1,39 @@
 """Data sets by name, several of them together, and where their images lie.
 
-A text such as DATASETS.NAMES is one name or several with `+` between them: `naic`, a set of datasets.sets.public, or
-one's own: `tree:FOLDER` and `csv:FILE`, below the root (see datasets.sets.custom; `tree` and `csv` alone are
+A text such as DATASETS.NAMES is a name or several with `+` between them: `naic`, a set of datasets.sets.public, or a
+set that a user made: `tree:FOLDER` and `csv:FILE`, below the root (see datasets.sets.custom; `tree` and `csv` alone are
 `tree:tree` and `csv:data.csv`). A pseudo-labelled set (DATASETS.USE_UNLABEL) may stand beside them. Nothing about a set
 depends on what it is combined with but class indices and cameras: keys and identities of NAIC begin with its own
 folders' names, those of any other set with that set's name.
+
+A new kind of set is a file with two functions, and a line of DATASETS.
 """
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from datasets.bases import UNKNOWN_CAMID, ReIDData, Sample
+from datasets.bases import UNKNOWN_CAMID, Places, Reference, ReIDData
 from datasets.files.images import FolderSource, ImageSource, MountedSource, is_safe_path
-from datasets.naic import FOLDER, TEST_DIR, TRAIN_SETS, UNLABEL, data_root, load_naic, load_unlabel
-from datasets.sets.custom import load_csv, load_tree
+from datasets.naic import TRAIN_SETS, UNLABEL, load_naic, load_unlabel, naic_folder, unlabel_folder
+from datasets.sets.custom import DEFAULT_PLACES, csv_folder, load_csv, load_tree, tree_folder
 from datasets.sets.domains import DOMAINS
-from datasets.sets.public import LAYOUTS, layout_home, load_layout
-from datasets.validation.split import VALIDATION
+from datasets.sets.numbering import NamedImage, number_training
+from datasets.sets.public import LAYOUTS, load_public, public_folder
+from datasets.validation.split import VALIDATION, leave_out, read_split
 
 logger = logging.getLogger(__name__)
-
-_OWN = {"tree": "tree", "csv": "data.csv"}  # kinds of set that one makes oneself -> where it is looked for
-# Names that stand for something else in keys, identities or evaluations.
-_TAKEN = {"naic", *LAYOUTS, *DOMAINS, VALIDATION, "all", UNLABEL.folder, *(one.folder for one in TRAIN_SETS.values())}
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where sets lie and which parts of them are meant.
-
-    Attributes:
-        root: the folder that holds them.
-        train_sets, test_dir: NAIC's, see `load_naic`.
-        derived_dir: NAIC's, and where a pseudo-labelled set is looked for.
-        unlabel_dir: where the pseudo-labelled set lies; "" = see `unlabel_folder`.
-        skip: what of a training set is wrong or missing is left out with a warning; of a test set it is an error.
-    """
-
-    root: str | os.PathLike
-    train_sets: Sequence[str] = ()
-    test_dir: str = TEST_DIR
-    derived_dir: str | os.PathLike | None = None
-    unlabel_dir: str | os.PathLike = ""
-    skip: bool = False
-
-
-class Reference(NamedTuple):
-    """One set of a text of names.
-
-    Attributes:
-        kind: a key of DATASETS.
-        name: what its identities and its evaluation are called by.
-        place: below the root, of a set of one's own; else "".
-    """
-
-    kind: str
-    name: str
-    place: str = ""
-
-    @property
-    def mount(self) -> str:
-        """The folder that its keys begin with; "" where they begin with folders of its own."""
-        return "" if self.kind == "naic" else self.name
 
 
 class DatasetEntry(NamedTuple):
     """How a kind of set is read.
 
     Attributes:
-        load: (reference, places, parts) -> ReIDData.
+        load: (reference, places, parts of "train" and "test") -> ReIDData.
         folder: (reference, places) -> the folder that its keys, without the mount, are relative to.
     """
 
@@ -82,65 +41,16 @@ class DatasetEntry(NamedTuple):
     folder: Callable[[Reference, Places], Path]
 
 
-# ------------------------------------------------------------------ the kinds
-def _load_naic(_: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_naic(places.root, train_sets=places.train_sets, test_dir=places.test_dir,
-                     derived_dir=places.derived_dir, parts=parts, skip=places.skip)
-
-
-def _naic_folder(_: Reference, places: Places) -> Path:
-    return data_root(places.root)
-
-
-def _load_unlabel(_: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_unlabel(unlabel_folder(places), places.skip) if "train" in parts else ReIDData()
-
-
-def unlabel_folder(places: Places) -> Path:
-    """Where the pseudo-labelled set lies: where it was said to, else beside the other sets, else the derived folder."""
-    if places.unlabel_dir:
-        return Path(places.unlabel_dir)
-    root = Path(places.root)
-    own = (root / FOLDER if (root / FOLDER).is_dir() else root) / UNLABEL.folder
-    derived = Path(places.derived_dir) / UNLABEL.folder if places.derived_dir else own
-    return derived if derived.is_dir() and not own.is_dir() else own
-
-
-def _load_layout(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_layout(reference.kind, places.root, parts, places.skip)
-
-
-def _layout_folder(reference: Reference, places: Places) -> Path:
-    return layout_home(reference.kind, places.root)
-
-
-def _load_tree(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_tree(reference.name, _tree_folder(reference, places), parts, places.skip)
-
-
-def _tree_folder(reference: Reference, places: Places) -> Path:
-    """ROOT/FOLDER; ROOT itself where `tree` alone is asked for and there is no ROOT/tree."""
-    folder = Path(places.root) / reference.place
-    return Path(places.root) if reference.place == _OWN["tree"] and not folder.is_dir() else folder
-
-
-def _load_csv(reference: Reference, places: Places, parts: Collection[str]) -> ReIDData:
-    return load_csv(reference.name, Path(places.root) / reference.place, parts, places.skip)
-
-
-def _csv_folder(reference: Reference, places: Places) -> Path:
-    return (Path(places.root) / reference.place).parent
-
-
 PSEUDO = Reference(UNLABEL.folder, UNLABEL.folder)  # DATASETS.USE_UNLABEL
 DATASETS: dict[str, DatasetEntry] = {
-    "naic": DatasetEntry(_load_naic, _naic_folder),
-    **dict.fromkeys(LAYOUTS, DatasetEntry(_load_layout, _layout_folder)),
-    "tree": DatasetEntry(_load_tree, _tree_folder),
-    "csv": DatasetEntry(_load_csv, _csv_folder),
-    PSEUDO.kind: DatasetEntry(_load_unlabel, lambda _, places: unlabel_folder(places)),
+    "naic": DatasetEntry(load_naic, naic_folder),
+    **dict.fromkeys(LAYOUTS, DatasetEntry(load_public, public_folder)),
+    "tree": DatasetEntry(load_tree, tree_folder),
+    "csv": DatasetEntry(load_csv, csv_folder),
+    PSEUDO.kind: DatasetEntry(load_unlabel, unlabel_folder),
 }
-_NAMED = [kind for kind in DATASETS if kind != PSEUDO.kind]
+# Names that stand for something else in keys, identities or evaluations.
+_TAKEN = {"naic", *LAYOUTS, *DOMAINS, VALIDATION, "all", UNLABEL.folder, *(row.folder for row in TRAIN_SETS.values())}
 
 
 # ------------------------------------------------------------------ names
@@ -163,10 +73,11 @@ def parse_names(text: str, key: str = "DATASETS.NAMES") -> list[Reference]:
 
 def _parse_name(text: str, whole: str, key: str) -> Reference:
     kind, colon, place = text.partition(":")
-    if kind not in _NAMED or (colon and kind not in _OWN):
-        raise ValueError(f"{key}={whole!r}: {text!r} is not one of {', '.join(sorted(_NAMED))}, tree:FOLDER, csv:FILE"
-                         "; several are joined with +")
-    if kind not in _OWN:
+    choices = sorted(kind for kind in DATASETS if kind != PSEUDO.kind)
+    if kind not in choices or (colon and kind not in DEFAULT_PLACES):
+        raise ValueError(f"{key}={whole!r}: {text!r} is not one of {', '.join(choices)}, tree:FOLDER, csv:FILE; "
+                         "several are joined with +")
+    if kind not in DEFAULT_PLACES:
         return Reference(kind, kind)
     if colon and not is_safe_path(place):
         raise ValueError(f"{key}={whole!r}: {place!r} must be a path below DATASETS.ROOT_DIR, with forward slashes")
@@ -174,7 +85,7 @@ def _parse_name(text: str, whole: str, key: str) -> Reference:
     if name in _TAKEN or not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"{key}={whole!r}: a set cannot be called {name!r}; rename {place!r} to letters, digits, '_', "
                          "'-' and '.' that are no other set's name")
-    return Reference(kind, name, place if colon else _OWN[kind])
+    return Reference(kind, name, place if colon else DEFAULT_PLACES[kind])
 
 
 # ------------------------------------------------------------------ data
@@ -194,7 +105,7 @@ def load_sets(references: Sequence[Reference], places: Places,
     Returns:
         The data, and the sets' folders, see `find_folders`.
     Raises:
-        ValueError, OSError: a set cannot be read, one has nothing to train on, or none anything to test on.
+        ValueError, OSError: a set cannot be read, or has nothing to train on, or no set has anything to test on.
     """
     folders = find_folders(references, places)
     loaded = []
@@ -213,23 +124,20 @@ def load_sets(references: Sequence[Reference], places: Places,
 def combine(parts: Sequence[ReIDData]) -> ReIDData:
     """One data set from several whose identities have different names.
 
-    Class indices follow the names of all identities sorted as strings. Known cameras of training images are moved
-    behind those of the sets before, so that no two sets share one. Evaluations stay as they are: each is ranked by
-    itself.
+    Class indices are those of all identities' names together. Known cameras of training images are moved behind those
+    of the sets before, so that no two sets share one. Evaluations stay as they are: each is ranked by itself.
     """
     if len(parts) == 1:
         return parts[0]
-    pid_names = sorted(name for data in parts for name in data.pid_names)
-    class_of = {name: index for index, name in enumerate(pid_names)}
-    assert len(class_of) == len(pid_names), "two sets share an identity's name"
-    train: list[Sample] = []
+    images: list[NamedImage] = []
     cameras = 0
     for data in parts:
-        train += [Sample(key, class_of[data.pid_names[pid]], camid + cameras if camid != UNKNOWN_CAMID else camid)
-                  for key, pid, camid in data.train]
+        images += [(key, data.pid_names[pid], camid + cameras if camid != UNKNOWN_CAMID else camid)
+                   for key, pid, camid in data.train]
         cameras += max((sample.camid for sample in data.train), default=0)
-    return ReIDData(train, len(pid_names), pid_names,
-                    {name: pair for data in parts for name, pair in data.eval_sets.items()})
+    whole = number_training(images)
+    assert whole.num_classes == sum(data.num_classes for data in parts), "two sets share an identity's name"
+    return replace(whole, eval_sets={name: pair for data in parts for name, pair in data.eval_sets.items()})
 
 
 def open_folders(folders: Mapping[str, Path]) -> ImageSource:
@@ -238,9 +146,82 @@ def open_folders(folders: Mapping[str, Path]) -> ImageSource:
     Raises:
         ValueError: a folder of NAIC's has another set's name, so that their keys cannot be told apart.
     """
-    for mount in set(folders) - {"", PSEUDO.mount}:  # the pseudo-labelled set is taken from where it was found
+    for mount in set(folders) - {"", PSEUDO.mount}:  # the pseudo-labelled set is read from its own folder
         inside = folders[""] / mount if "" in folders else None
         if inside and inside.is_dir() and not inside.samefile(folders[mount]):
             raise ValueError(f"{inside} and {folders[mount]} are both called {mount}; rename one of them")
     sources = {mount: FolderSource(folder) for mount, folder in folders.items()}
     return sources[""] if list(sources) == [""] else MountedSource(sources)
+
+
+# ------------------------------------------------------------------ the choice of a config
+@dataclass(frozen=True)
+class ChosenSets:
+    """The sets that a config names, and what is read of them.
+
+    Attributes:
+        named: those of DATASETS.NAMES.
+        tested: those whose evaluations are measured on, unless a validation split stands for them.
+        places: where they lie.
+        use_unlabel: train on the pseudo-labelled set as well.
+        validation: the file of a validation split; "" = none.
+    """
+
+    named: list[Reference]
+    tested: list[Reference]
+    places: Places
+    use_unlabel: bool = False
+    validation: str = ""
+
+    @property
+    def measured_on(self) -> str:
+        """What the evaluations are, in a few words."""
+        if self.validation:
+            return f"the validation split {self.validation}"
+        names = [f"{reference.name} ({self.places.test_dir})" if reference.kind == "naic" else reference.name
+                 for reference in self.tested]
+        return f"the test set of {' and '.join(names)}"
+
+    def load(self, train: bool = True, test: bool = True) -> tuple[ReIDData, ImageSource, str]:
+        """The data, their image files, and why there is no evaluation if training goes on without it.
+
+        Args:
+            train, test: what is read. With both, a test set that cannot be read is no error.
+        Raises:
+            ValueError: the data on disk are not as their layout says.
+            OSError: a set or the validation split is missing.
+        """
+        data, folders = ReIDData(), {}
+        if train:
+            data, folders = load_sets([*self.named, *[PSEUDO] * self.use_unlabel], self.places, ("train",))
+        reason = "" if test else "not asked for"
+        if self.validation:
+            split = read_split(self.validation)
+            data = replace(leave_out(data, split) if train else data, eval_sets=split.eval_sets if test else {})
+            folders = folders or find_folders(self.named, self.places)
+        elif test:
+            try:
+                evaluated, others = load_sets(self.tested, self.places, ("test",))
+                data, folders = replace(data, eval_sets=evaluated.eval_sets), {**folders, **others}
+            except (ValueError, OSError) as error:
+                if not train:
+                    raise
+                reason = str(error)
+        return data, open_folders(folders), reason
+
+    def load_labelled(self) -> tuple[ReIDData, ImageSource]:
+        """The training sets as they are on disk, before any split and without pseudo-labels, and their image files.
+
+        Raises:
+            ValueError, OSError: as `load`.
+        """
+        data, folders = load_sets(self.named, self.places, ("train",))
+        return data, open_folders(folders)
+
+    def files(self) -> ImageSource:
+        """The images of all sets but the pseudo-labelled one, as files.
+
+        Raises:
+            OSError: a set is missing.
+        """
+        return open_folders(find_folders([*self.named, *self.tested], self.places))

@@ -13,7 +13,7 @@ from datasets.bases import ReIDData, statistics
 from datasets.files.images import is_inside
 from datasets.files.pack_reader import PackedSource
 from datasets.files.pack_writer import pack, verify
-from datasets.make_dataloader import image_files, load_set, load_training, packed_keys
+from datasets.make_dataloader import make_sets, packed_keys
 from datasets.registry import parse_names
 from datasets.validation.cut import Plan, cut
 from datasets.validation.split import write_split
@@ -32,7 +32,7 @@ def make_validation(cfg, plan: Plan, output: str | os.PathLike, workers: int | N
     Raises:
         ValueError: the sets have too few identities for the plan (how many were found), or cannot be read.
     """
-    data, source = load_training(cfg)
+    data, source = make_sets(cfg).load_labelled()
     settings = {"sets": cfg.DATASETS.NAMES, "train_sets": list(cfg.DATASETS.TRAIN_SETS), **asdict(plan)}
     split = cut(data, source, plan, settings, workers)
     write_split(output, split)
@@ -71,7 +71,7 @@ def pack_set(cfg, folder: Path, decoded: bool, parts: Sequence[str] = PARTS, thr
     Raises:
         ValueError: the data cannot be read, the two sizes differ, or the folder lies among the data.
     """
-    data, files, reason = load_set(cfg, "train" in parts, "test" in parts)
+    data, files, reason = make_sets(cfg).load("train" in parts, "test" in parts)
     for root in files.roots:
         if is_inside(folder, root):
             raise ValueError(f"{folder} lies in the data folder {root}, where nothing is written; name another")
@@ -96,5 +96,5 @@ def verify_pack(folder: Path, cfg=None, threads: int | None = None) -> PackedSou
     """Check every image's checksum and, with a config, that it is what its file gives; see `verify`."""
     packed = PackedSource(folder)
     cv2.setNumThreads(0)
-    verify(packed, None if cfg is None else image_files(cfg), threads)
+    verify(packed, None if cfg is None else make_sets(cfg).files(), threads)
     return packed

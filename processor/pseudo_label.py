@@ -18,7 +18,7 @@ import torch
 
 from configs import flatten_cfg
 from datasets.bases import Sample
-from datasets.make_dataloader import derived_dir, make_unlabelled_loader
+from datasets.make_dataloader import make_places, make_unlabelled_loader
 from datasets.naic import UNLABEL, data_root
 from datasets.sets.domains import PARTS
 from datasets.sets.unlabelled import Unlabelled, find_unlabelled
@@ -78,7 +78,7 @@ def unlabelled_images(cfg, query: Sequence[str] = (), gallery: Sequence[str] = (
 
 def default_place(cfg) -> Path:
     """Where DATASETS.USE_UNLABEL looks outside of the data's own folder."""
-    return derived_dir(cfg) / UNLABEL.folder
+    return make_places(cfg).derived_dir / UNLABEL.folder
 
 
 def made_of(cfg, unlabelled: Unlabelled) -> dict:

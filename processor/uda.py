@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs import change_cfg, flatten_cfg
-from datasets.make_dataloader import derived_dir
+from datasets.make_dataloader import make_places
 from datasets.naic import UNLABEL
 from datasets.sets.unlabelled import Unlabelled
 from model.make_model import make_model
@@ -73,7 +73,7 @@ def _rounds(cfg, labeller, unlabelled: Unlabelled, out: Path, weight: Path, work
 
 def round_cfg(cfg, folder: Path, weight: Path):
     """The recipe of one round: the union of the training sets and the labelled set, in a folder of its own."""
-    changes = {"OUTPUT_DIR": str(folder), "DATASETS.DERIVED_DIR": str(derived_dir(cfg)),
+    changes = {"OUTPUT_DIR": str(folder), "DATASETS.DERIVED_DIR": str(make_places(cfg).derived_dir),
                "DATASETS.USE_UNLABEL": True, "DATASETS.UNLABEL_DIR": str(folder / UNLABEL.folder)}
     if cfg.UDA.START == "labeller":
         changes |= {"MODEL.PRETRAIN_CHOICE": "finetune", "MODEL.PRETRAIN_PATH": str(weight)}

@@ -1,11 +1,14 @@
 """The public sets in miniature: folders and file names as they were published, for tests."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from datasets.bases import Places, Reference, ReIDData
+from datasets.registry import DATASETS
 from datasets.sets.public import LAYOUTS
 
 
@@ -91,6 +94,17 @@ def write_msmt17_lists(folder: Path) -> None:
         if split == "train":
             (folder / "list_val.txt").write_text(lines.pop())
         (folder / f"list_{split}.txt").write_text("".join(lines))
+
+
+def load_kind(kind: str, root: Path, parts: Sequence[str] = ("train", "test"), name: str = "", place: str = "",
+              **places) -> ReIDData:
+    """A set of a kind of DATASETS by itself, as the registry reads it; places: see `Places`."""
+    return DATASETS[kind].load(Reference(kind, name or kind, place), Places(root, **places), parts)
+
+
+def load_naic(root: Path, parts: Sequence[str] = ("train", "test"), **places) -> ReIDData:
+    """NAIC as the registry reads it."""
+    return load_kind("naic", root, parts, **places)
 
 
 def write_image(path: Path, identity: int, number: int = 0, green: bool = True) -> None:

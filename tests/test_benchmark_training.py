@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from set_files import load_naic
 
-from datasets.naic import load_naic
 from datasets.registry import DATASETS
 from model.backbones import build_backbone
 from processor.training.build import Training, build

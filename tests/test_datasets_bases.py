@@ -1,7 +1,7 @@
 """Samples, the collected error, and the statistics table."""
 import pytest
 
-from datasets.bases import Problems, QueryGallery, ReIDData, Sample, some, statistics
+from datasets.bases import Problems, QueryGallery, ReIDData, Sample, format_names, statistics
 
 
 def test_statistics_count_each_set_and_each_side():
@@ -44,6 +44,6 @@ def test_problems_are_raised_together_and_cut_at_twenty():
     assert lines[21:] == ["… and 3 more", "Correct them."]
 
 
-def test_some_names_are_the_first_of_the_sorted():
-    assert some(["b", "a"]) == "a, b"
-    assert some("edcba") == "a, b, c, … (5 in all)"
+def test_names_in_a_message_are_the_first_of_the_sorted():
+    assert format_names(["b", "a"]) == "a, b"
+    assert format_names("edcba") == "a, b, c, … (5 in all)"

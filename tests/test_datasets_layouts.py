@@ -4,9 +4,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from set_files import IMAGES, JUNK, write_set
+from set_files import IMAGES, JUNK, load_kind, write_set
 
-from datasets.sets.public import LAYOUTS, Counts, layout_home, load_layout
+from datasets.bases import Places, Reference
+from datasets.sets.public import LAYOUTS, Counts, public_folder
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_every_entry_of_the_table_has_a_miniature():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_set_is_read_as_published(name, tmp_path, as_published, caplog):
     write_set(tmp_path, name)
-    data = load_layout(name, tmp_path)
+    data = load_kind(name, tmp_path)
     pair = data.eval_sets[name]
     assert found(name, data.train, data.pid_names) == IMAGES[name]["train"]
     assert found(name, pair.query, pair.pid_names) == IMAGES[name]["query"]
@@ -47,15 +48,15 @@ def test_a_set_is_read_as_published(name, tmp_path, as_published, caplog):
 @pytest.mark.parametrize(("name", "home"), [(name, home) for name in LAYOUTS for home in LAYOUTS[name].homes])
 def test_the_usual_folder_names_are_found(name, home, tmp_path):
     folder = write_set(tmp_path, name, home)
-    assert layout_home(name, tmp_path) == folder
-    assert layout_home(name, folder) == folder
-    assert load_layout(name, tmp_path) == load_layout(name, folder)
+    assert public_folder(Reference(name, name), Places(tmp_path)) == folder
+    assert public_folder(Reference(name, name), Places(folder)) == folder
+    assert load_kind(name, tmp_path) == load_kind(name, folder)
 
 
 def test_junk_is_ignored_and_distractors_stay(tmp_path):
     folder = write_set(tmp_path, "market1501")
     assert (folder / JUNK).is_file()
-    pair = load_layout("market1501", tmp_path).eval_sets["market1501"]
+    pair = load_kind("market1501", tmp_path).eval_sets["market1501"]
     assert not [sample.key for sample in pair.gallery if "/-1_" in sample.key]
     assert "market1501/-1" not in pair.pid_names
     assert [pair.pid_names[sample.pid] for sample in pair.gallery if "/0000_" in sample.key] == ["market1501/0"]
@@ -64,7 +65,7 @@ def test_junk_is_ignored_and_distractors_stay(tmp_path):
 def test_train_and_test_identities_of_msmt17_are_different_people(tmp_path):
     """Both are counted from 0."""
     write_set(tmp_path, "msmt17")
-    data = load_layout("msmt17", tmp_path)
+    data = load_kind("msmt17", tmp_path)
     assert not set(data.pid_names) & set(data.eval_sets["msmt17"].pid_names)
 
 
@@ -72,7 +73,7 @@ def test_msmt17_v2_has_its_masked_folders(tmp_path):
     folder = write_set(tmp_path, "msmt17", "MSMT17_V2")
     for side in ("train", "test"):
         (folder / side).rename(folder / f"mask_{side}_v2")
-    data = load_layout("msmt17", tmp_path)
+    data = load_kind("msmt17", tmp_path)
     assert data.train[0].key == "msmt17/mask_train_v2/0000/0000_000_01_0303morning_0008_0.jpg"
     assert len(data.train) == 4
 
@@ -80,7 +81,7 @@ def test_msmt17_v2_has_its_masked_folders(tmp_path):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_an_incomplete_download_is_a_warning_with_both_counts(name, tmp_path, caplog):
     folder = write_set(tmp_path, name)
-    load_layout(name, tmp_path)
+    load_kind(name, tmp_path)
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(messages) == 3
     published = LAYOUTS[name].splits["train"].published
@@ -92,7 +93,7 @@ def test_an_incomplete_download_is_a_warning_with_both_counts(name, tmp_path, ca
 def test_a_download_that_holds_too_much_is_said(tmp_path, as_published, caplog):
     folder = write_set(tmp_path, "dukemtmc")
     (folder / "query/0008_c1_f0079545.jpg").touch()
-    load_layout("dukemtmc", tmp_path, ("test",))
+    load_kind("dukemtmc", tmp_path, ("test",))
     assert "query in" in caplog.text
     assert "holds more than the published set" in caplog.text
 
@@ -102,12 +103,12 @@ def test_training_needs_no_test_folder_and_testing_no_training_folder(name, tmp_
     folder = write_set(tmp_path, name)
     train, test = (LAYOUTS[name].splits[split].folders[0] for split in ("train", "gallery"))
     (folder / test).rename(tmp_path / "away")
-    assert load_layout(name, tmp_path, ("train",)).eval_sets == {}
+    assert load_kind(name, tmp_path, ("train",)).eval_sets == {}
     with pytest.raises(FileNotFoundError, match=f"{name} in .* is incomplete: no {test}.*/"):
-        load_layout(name, tmp_path, ("test",))
+        load_kind(name, tmp_path, ("test",))
     (tmp_path / "away").rename(folder / test)
     (folder / train).rename(tmp_path / "away")
-    assert load_layout(name, tmp_path, ("test",)).train == []
+    assert load_kind(name, tmp_path, ("test",)).train == []
 
 
 def test_missing_lists_are_all_named(tmp_path):
@@ -115,13 +116,13 @@ def test_missing_lists_are_all_named(tmp_path):
     for split in ("val", "query"):
         (folder / f"list_{split}.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no list_val\.txt, no list_query\.txt"):
-        load_layout("msmt17", tmp_path)
+        load_kind("msmt17", tmp_path)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_missing_set_is_said_with_the_place_to_put_it(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"expected {re.escape(LAYOUTS[name].homes[0])}/.*DATASETS.ROOT_DIR"):
-        load_layout(name, tmp_path)
+        load_kind(name, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "file"), [
@@ -131,7 +132,7 @@ def test_a_missing_set_is_said_with_the_place_to_put_it(name, tmp_path):
 def test_a_foreign_image_is_an_error_that_names_it(name, file, tmp_path):
     (write_set(tmp_path, name) / file).touch()
     with pytest.raises(ValueError, match=f"1 problem\n{re.escape(file)}: not a name of this set"):
-        load_layout(name, tmp_path)
+        load_kind(name, tmp_path)
 
 
 @pytest.mark.parametrize(("line", "fault"), [
@@ -147,7 +148,7 @@ def test_a_bad_line_of_msmt17_is_named(line, fault, tmp_path):
     with open(folder / "list_query.txt", "a") as out:
         out.write(line + "\n")
     with pytest.raises(ValueError, match=rf"list_query\.txt:2: .*{fault}"):
-        load_layout("msmt17", tmp_path)
+        load_kind("msmt17", tmp_path)
 
 
 def test_a_link_that_leaves_the_set_is_refused(tmp_path):
@@ -155,4 +156,4 @@ def test_a_link_that_leaves_the_set_is_refused(tmp_path):
     (folder / "test" / "0000").rename(outside)
     (folder / "test" / "0000").symlink_to(outside)
     with pytest.raises(ValueError, match="a link leads out of it"):
-        load_layout("msmt17", tmp_path)
+        load_kind("msmt17", tmp_path)

@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from set_files import load_kind, load_naic
 
-from datasets.naic import TRAIN_SETS, data_root, load_naic, load_unlabel
+from datasets.naic import TRAIN_SETS, data_root
 
 LIST_LINE = {"2019": "train/{}.png {}\n", "2020": "{}.png:{}\n"}
 
@@ -337,7 +338,7 @@ def test_a_pseudo_labelled_set_has_identities_of_its_own_behind_those_of_the_oth
     for image in "abc":
         (images / f"{image}.png").touch()
     (images.parent / "label.txt").write_text("a.png:7\nb.png:7\nc.png:8")
-    data = load_unlabel(root / "labels")
+    data = load_kind("unlabel", root, ("train",), unlabel_dir=root / "labels")
     assert [(sample.key, data.pid_names[sample.pid]) for sample in data.train] == [
         ("unlabel/images/a.png", "train_2020_fs_unlabel_7"), ("unlabel/images/b.png", "train_2020_fs_unlabel_7")]
     assert data.pid_names > load_naic(root, parts=("train",)).pid_names[-1:]
@@ -345,11 +346,11 @@ def test_a_pseudo_labelled_set_has_identities_of_its_own_behind_those_of_the_oth
 
 def test_a_missing_or_broken_pseudo_labelled_set_is_an_error(root):
     with pytest.raises(FileNotFoundError, match=r"no pseudo-labelled set in .*labels.*tools/pseudo_label.py makes one"):
-        load_unlabel(root / "labels")
+        load_kind("unlabel", root, ("train",), unlabel_dir=root / "labels")
     (root / "labels/images").mkdir(parents=True)
     (root / "labels/label.txt").write_text("a.png:7\n../b.png:7\n")
     with pytest.raises(ValueError, match=r"labels/label.txt:1: no such image: 'a.png'") as error:
-        load_unlabel(root / "labels")
+        load_kind("unlabel", root, ("train",), unlabel_dir=root / "labels")
     assert "labels/label.txt:2: a list may only name files inside its own folder" in str(error.value)
 
 

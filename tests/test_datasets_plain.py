@@ -2,8 +2,15 @@
 from __future__ import annotations
 
 import pytest
+from set_files import load_kind
 
-from datasets.sets.custom import load_csv, load_tree
+
+def load_tree(folder, parts=("train", "test")):
+    return load_kind("tree", folder.parent, parts, "mine", folder.name)
+
+
+def load_csv(path):
+    return load_kind("csv", path.parent, name="mine", place=path.name)
 
 
 def touch(folder, *files):
@@ -20,7 +27,7 @@ def shown(samples, pid_names):
 def test_a_plain_tree_is_for_training(tmp_path):
     touch(tmp_path, "bob/2.jpg", "bob/1.png", "alice/1.jpg", "alice/2.jpg", "alice/notes.txt", ".hidden/1.jpg",
           "carol/1.jpg", "readme.md", "张三/1.jpg", "张三/2.jpg")
-    data = load_tree("mine", tmp_path)
+    data = load_tree(tmp_path)
     assert data.pid_names == ["mine/alice", "mine/bob", "mine/张三"]  # carol has one image
     assert shown(data.train, data.pid_names) == [
         ("mine/alice/1.jpg", "mine/alice", 0), ("mine/alice/2.jpg", "mine/alice", 0), ("mine/bob/1.png", "mine/bob", 0),
@@ -30,7 +37,7 @@ def test_a_plain_tree_is_for_training(tmp_path):
 
 def test_a_tree_with_splits_has_an_evaluation_in_which_the_unknown_camera_counts(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "query/b/1.jpg", "gallery/b/1.jpg", "gallery/c/1.jpg")
-    data = load_tree("mine", tmp_path)
+    data = load_tree(tmp_path)
     pair = data.eval_sets["mine"]
     assert shown(data.train, data.pid_names) == [("mine/train/a/1.jpg", "mine/a", 0),
                                                  ("mine/train/a/2.jpg", "mine/a", 0)]
@@ -38,26 +45,26 @@ def test_a_tree_with_splits_has_an_evaluation_in_which_the_unknown_camera_counts
     assert shown(pair.gallery, pair.pid_names) == [("mine/gallery/b/1.jpg", "mine/b", 0),
                                                    ("mine/gallery/c/1.jpg", "mine/c", 0)]
     assert not pair.drop_same_camera
-    assert load_tree("mine", tmp_path, ("train",)).eval_sets == {}
-    assert load_tree("mine", tmp_path, ("test",)).train == []
+    assert load_tree(tmp_path, ("train",)).eval_sets == {}
+    assert load_tree(tmp_path, ("test",)).train == []
 
 
 def test_a_tree_of_splits_and_identities_is_refused(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "alice/1.jpg")
     with pytest.raises(ValueError, match="has both train and alice"):
-        load_tree("mine", tmp_path)
+        load_tree(tmp_path)
 
 
 def test_an_identity_that_is_a_link_out_of_the_tree_is_refused(tmp_path):
     touch(tmp_path, "tree/a/1.jpg", "elsewhere/1.jpg")
     (tmp_path / "tree" / "b").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="b: is a link that leads out"):
-        load_tree("mine", tmp_path / "tree")
+        load_tree(tmp_path / "tree")
 
 
 def test_a_missing_tree_is_said(tmp_path):
     with pytest.raises(NotADirectoryError, match=r"no folder .*nowhere.*tree:FOLDER"):
-        load_tree("mine", tmp_path / "nowhere")
+        load_tree(tmp_path / "nowhere")
 
 
 # ------------------------------------------------------------------ CSV
@@ -86,7 +93,7 @@ i/6.jpg,-1,2,gallery
 @pytest.mark.parametrize("encode", [
     str.encode, lambda text: text.encode("utf-8-sig"), lambda text: text.replace("\n", "\r\n").encode()])
 def test_a_csv_is_read_whatever_its_line_ends(tmp_path, encode):
-    data = load_csv("mine", write_csv(tmp_path, encode(GOOD)))
+    data = load_csv(write_csv(tmp_path, encode(GOOD)))
     assert shown(data.train, data.pid_names) == [
         ("mine/i/0.jpg", "mine/alice", 1), ("mine/i/1.jpg", "mine/alice", 2), ("mine/i/2.jpg", "mine/bob, jr", 1),
         ("mine/i/3.jpg", "mine/bob, jr", 3)]
@@ -98,13 +105,13 @@ def test_a_csv_is_read_whatever_its_line_ends(tmp_path, encode):
 
 def test_columns_may_stand_in_any_order_beside_others(tmp_path):
     text = "split,note,camid,pid,path\ntrain,x,,7,i/0.jpg\ntrain,y,,7,i/1.jpg\n"
-    data = load_csv("mine", write_csv(tmp_path, text))
+    data = load_csv(write_csv(tmp_path, text))
     assert shown(data.train, data.pid_names) == [("mine/i/0.jpg", "mine/7", 0), ("mine/i/1.jpg", "mine/7", 0)]
 
 
 def test_an_evaluation_with_an_unknown_camera_keeps_every_camera(tmp_path):
     text = GOOD.replace("i/5.jpg,carol,2", "i/5.jpg,carol,")
-    assert not load_csv("mine", write_csv(tmp_path, text)).eval_sets["mine"].drop_same_camera
+    assert not load_csv(write_csv(tmp_path, text)).eval_sets["mine"].drop_same_camera
 
 
 @pytest.mark.parametrize(("line", "fault"), [
@@ -122,13 +129,13 @@ def test_an_evaluation_with_an_unknown_camera_keeps_every_camera(tmp_path):
 def test_a_bad_line_is_named_with_its_number(line, fault, tmp_path):
     path = write_csv(tmp_path, GOOD + line + "\n")
     with pytest.raises(ValueError, match=rf"list\.csv:10: .*{fault}"):
-        load_csv("mine", path)
+        load_csv(path)
 
 
 def test_a_missing_column_and_a_missing_file_are_said(tmp_path):
     with pytest.raises(ValueError, match=r"list\.csv:1: .*it lacks camid, split"):
-        load_csv("mine", write_csv(tmp_path, "path,pid\n"))
+        load_csv(write_csv(tmp_path, "path,pid\n"))
     with pytest.raises(ValueError, match="not UTF-8"):
-        load_csv("mine", write_csv(tmp_path, HEADER.encode() + b"\xff\xfe"))
+        load_csv(write_csv(tmp_path, HEADER.encode() + b"\xff\xfe"))
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.csv"):
-        load_csv("mine", tmp_path / "nowhere.csv")
+        load_csv(tmp_path / "nowhere.csv")

@@ -4,21 +4,13 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from set_files import write_image, write_set
+from set_files import load_naic, write_image, write_set
 
+from datasets.bases import Places, Reference
 from datasets.files.images import FolderSource, MountedSource
-from datasets.naic import load_naic
-from datasets.registry import (
-    DATASETS,
-    PSEUDO,
-    Places,
-    Reference,
-    combine,
-    load_sets,
-    open_folders,
-    parse_names,
-    unlabel_folder,
-)
+from datasets.naic import unlabel_folder
+from datasets.registry import DATASETS, PSEUDO, DatasetEntry, combine, load_sets, open_folders, parse_names
+from datasets.sets.numbering import number_training
 
 
 def load(names, root, parts=("train", "test"), **places):
@@ -186,6 +178,18 @@ def test_tree_alone_may_be_the_root_itself(root):
     assert data.pid_names == ["tree/1", "tree/2"]
 
 
+def test_a_set_joins_the_others_by_one_line(root, monkeypatch):
+    def load_trio(reference, places, parts):
+        return number_training([(f"{reference.name}/{n}.jpg", "trio/one", 1) for n in range(3)])
+
+    entry = DatasetEntry(load_trio, lambda reference, places: places.root / "people")
+    monkeypatch.setitem(DATASETS, "trio", entry)
+    data, folders = load("market1501+trio", root, ("train",))
+    assert data.pid_names == ["market1501/2", "market1501/7", "trio/one"]
+    assert [tuple(sample) for sample in data.train[-3:]] == [(f"trio/{n}.jpg", 2, 6 + 1) for n in range(3)]
+    assert folders["trio"] == root / "people"
+
+
 def test_one_set_is_combined_into_itself():
     assert set(DATASETS) >= {"naic", "market1501", "msmt17", "cuhk03", "dukemtmc", "veri", "tree", "csv"}
     sentinel = object()
@@ -216,12 +220,12 @@ def test_a_pseudo_labelled_set_is_looked_for_where_it_was_said_to_be_then_beside
         data.mkdir(exist_ok=True)
         own, derived, named = data / "unlabel", tmp_path / "derived/unlabel", tmp_path / "named"
         places = Places(tmp_path, derived_dir=tmp_path / "derived")
-        assert unlabel_folder(places) == own  # what a message about a missing one names
+        assert unlabel_folder(PSEUDO, places) == own  # what a message about a missing one names
         derived.mkdir(parents=True)
-        assert unlabel_folder(places) == derived
+        assert unlabel_folder(PSEUDO, places) == derived
         own.mkdir()
-        assert unlabel_folder(places) == own
-        assert unlabel_folder(Places(tmp_path, derived_dir=tmp_path / "derived", unlabel_dir=named)) == named
+        assert unlabel_folder(PSEUDO, places) == own
+        assert unlabel_folder(PSEUDO, Places(tmp_path, derived_dir=tmp_path / "derived", unlabel_dir=named)) == named
         own.rmdir(), derived.rmdir()
 
 

@@ -8,11 +8,10 @@ from collections import Counter
 
 import pytest
 from conftest import TINY
-from set_files import write_image
+from set_files import load_naic, write_image
 
 from datasets.bases import ReIDData, Sample
 from datasets.files.images import FolderSource, decode
-from datasets.naic import load_naic
 from datasets.sets.domains import domain_of
 from datasets.validation.cut import Plan, choose_queries, cut
 from datasets.validation.people import people_of

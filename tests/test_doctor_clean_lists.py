@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 from doctor_data import add_image, add_line, copy_image, images_of, list_of, make_naic, picture, png
+from set_files import load_naic
 
-from datasets.naic import load_naic
 from processor.doctor.clean_lists import STAYS_FIRST, read_equal_list
 from processor.doctor.examine import DoctorOptions, examine
 

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from set_files import load_kind, load_naic
 from tool_server import ROOT, run_tool
 
 from datasets.files.images import FolderSource, decode
 from datasets.files.pack_reader import PackedSource
 from datasets.files.pack_writer import pack
-from datasets.naic import load_naic, load_unlabel
 from datasets.validation.split import read_split
 from processor import pipeline
 from processor.evaluation.feature_bank import read_bank
@@ -218,7 +218,7 @@ def test_a_validation_split_names_the_same_people_and_images(place):
 
 
 def test_a_labelled_set_is_a_training_set(place):
-    data, report = load_unlabel("labelled"), read_report(Path("labelled"))
+    data, report = load_kind("unlabel", "data", ("train",), unlabel_dir="labelled"), read_report(Path("labelled"))
     listed = dict(line.split(":") for line in Path("labelled/label.txt").read_text().splitlines())
     assert report["identities"] == len(set(listed.values())) == data.num_classes
     assert {Path(sample.key).name: data.pid_names[sample.pid].rsplit("_", 1)[1] for sample in data.train} == listed

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_options
+from set_files import load_naic
 
 from configs import load_cfg
 from datasets.bases import Sample
 from datasets.files.images import decode
 from datasets.make_dataloader import make_dataloader
-from datasets.naic import load_naic
 from model.make_model import make_model
 from processor import pseudo_label as module
 from processor.prepare import pack_set

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import tiny_options
 from processes import torchrun_command
+from set_files import load_naic
 
 from configs import load_cfg
-from datasets.naic import load_naic
 from processor import uda
 from processor.trainer import do_train
 from processor.uda import do_uda

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from set_files import load_naic
 
-from datasets.naic import load_naic
 from processor.evaluation.submission_check import validate_submission
 from processor.retrieval.submission import write_submission
 

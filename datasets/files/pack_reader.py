@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.bases import some
+from datasets.bases import format_names
 from datasets.files.images import BadImage, ImageSource, decode
 from utils.files import read_json, sha256_of
 
@@ -187,8 +187,8 @@ def open_packed(folder: str | os.PathLike, files: ImageSource, keys: Sequence[st
                 "set at that size or as files (tools/pack.py), or set DATASETS.PACKED to ''")
     missing = packed.missing(keys)
     if missing:
-        raise ValueError(f"DATASETS.PACKED={folder} lacks {len(missing):,} of {len(keys):,} images ({some(missing)}); "
-                         "pack the set again, or set DATASETS.PACKED to ''")
+        raise ValueError(f"DATASETS.PACKED={folder} lacks {len(missing):,} of {len(keys):,} images "
+                         f"({format_names(missing)}); pack the set again, or set DATASETS.PACKED to ''")
     problem = first_difference(packed, files, keys[::len(keys) // _COMPARED + 1])
     if problem:
         raise ValueError(f"DATASETS.PACKED={folder} was made from other files than those in {files}: {problem}; pack "

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from datasets.bases import Problems, some
+from datasets.bases import Problems, format_names
 from datasets.files.images import BadImage, ImageSource, decode
 from datasets.files.pack_reader import (
     BEGUN,
@@ -113,7 +113,7 @@ def _check_folder(folder: Path) -> None:
     ours = _OURS if _plan_in(folder) else _LEFT
     others = [path.name for path in folder.glob("*") if not ours.fullmatch(path.name)]
     if others:
-        raise ValueError(f"{folder} holds other files ({some(others)}); name a new folder for the packed set")
+        raise ValueError(f"{folder} holds other files ({format_names(others)}); name a new folder for the packed set")
 
 
 def _plan_in(folder: Path) -> dict[str, Any] | None:
@@ -247,7 +247,7 @@ def _finish(folder: Path, plan: dict[str, Any], names: list[bytes], parts: list[
     broken = [decode_key(names[row]) for row in np.flatnonzero(np.concatenate(parts)["broken"])]
     if broken:
         logger.warning("%s: %d of %d images cannot be decoded and are kept as they are: %s", folder, len(broken),
-                       len(names), some(broken, 20))
+                       len(names), format_names(broken, 20))
 
 
 # ------------------------------------------------------------------------------------------------------------ checking

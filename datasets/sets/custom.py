@@ -1,4 +1,4 @@
-"""Sets of one's own: a tree with a folder for each identity, or a CSV.
+"""Sets that a user makes: a tree with a folder for each identity, or a CSV.
 
     FOLDER/alice/*.jpg                          all of it is for training
     FOLDER/{train,query,gallery}/alice/*.jpg    with an evaluation; a split may be missing
@@ -10,7 +10,7 @@
 **Tree.** A folder's name is the identity; the pictures lie in it and not deeper. Cameras are unknown.
 
 **CSV.** UTF-8 with a header; the columns may stand in any order, and others are passed over. `path` is relative to the
-CSV's folder and stays in it; `pid` is any text, -1 for junk, which is ignored; `camid` is a number from 1, empty where
+CSV's folder and stays in it; `pid` is any text, -1 for junk, which is ignored; `camid` is a number from 1, empty if
 it is unknown; `split` is train, query or gallery. An image may stand in several splits, not twice in one.
 
 Whether an evaluation leaves out the query's own camera follows from whether all cameras are known.
@@ -23,51 +23,56 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from datasets.bases import UNKNOWN_CAMID, Problems, ReIDData, some
+from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData, format_names
 from datasets.files.images import is_inside, is_safe_path, scan_images
 from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted
-from datasets.sets.numbering import SPLITS, Record, to_data, wanted_splits
+from datasets.sets.numbering import SPLITS, SetImage, to_data, wanted_splits
 
 COLUMNS = ("path", "pid", "camid", "split")
+DEFAULT_PLACES = {"tree": "tree", "csv": "data.csv"}  # kind -> below the root, if the name says no more
 
 
-def load_tree(name: str, folder: str | os.PathLike, parts: Collection[str] = ("train", "test"),
-              skip: bool = False) -> ReIDData:
+def tree_folder(reference: Reference, places: Places) -> Path:
+    """ROOT/FOLDER; ROOT itself if `tree` alone is asked for and there is no ROOT/tree."""
+    folder = Path(places.root) / reference.place
+    return Path(places.root) if reference.place == DEFAULT_PLACES["tree"] and not folder.is_dir() else folder
+
+
+def load_tree(reference: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
     """Read a tree of identity folders; no image is opened.
 
     Args:
-        name: what its keys and identities begin with.
-        folder: the tree.
+        reference: its name is what keys and identities begin with.
+        places: `root`. `skip`: if parts are "train" alone, leave out, with a warning, what leads out of the folder.
         parts: of "train" and "test".
-        skip: where parts are "train" alone, leave out, with a warning, what leads out of the folder.
     Raises:
         NotADirectoryError: there is no such folder.
         ValueError: the folder mixes splits and identities, or a link leads out of it (all).
     """
-    folder, problems = Path(folder), Problems()
+    folder, problems = tree_folder(reference, places), Problems()
     identities = _folders(folder, problems)
     names = set(identities)
     splits = names & set(SPLITS)
     if splits and names != splits:
-        raise ValueError(f"{folder} has both {some(splits)} and {some(names - splits)}: put all identities into "
-                         "train/, query/ or gallery/, or none of them")
-    records: dict[str, list[Record]] = {split: [] for split in wanted_splits(parts)}
-    for split in splits & set(records):
-        records[split] = list(_read_identities(folder, f"{split}/", _folders(folder / split, problems), problems))
-    if not splits and "train" in records:
-        records["train"] = list(_read_identities(folder, "", identities, problems))
-    problems.settle(str(folder), "Rename it, or put there what links lead to.", parts, skip)
-    return to_data(name, records)
+        raise ValueError(f"{folder} has both {format_names(splits)} and {format_names(names - splits)}: put all "
+                         "identities into train/, query/ or gallery/, or none of them")
+    images: dict[str, list[SetImage]] = {split: [] for split in wanted_splits(parts)}
+    for split in splits & set(images):
+        images[split] = list(_read_identities(folder, f"{split}/", _folders(folder / split, problems), problems))
+    if not splits and "train" in images:
+        images["train"] = list(_read_identities(folder, "", identities, problems))
+    problems.raise_or_skip(str(folder), "Rename it, or put there what links lead to.", parts, places.skip)
+    return to_data(reference.name, images)
 
 
-def _read_identities(folder: Path, split: str, pids: list[str], problems: Problems) -> Iterator[Record]:
+def _read_identities(folder: Path, split: str, pids: list[str], problems: Problems) -> Iterator[SetImage]:
     """The images of these identities; split: what the paths begin with."""
     for pid in pids:
         for file, problem in sorted(scan_images(folder / split / pid)):
             if problem:
                 problems.add(f"{split}{pid}/{file}: {problem}")
             else:
-                yield Record(f"{split}{pid}/{file}", pid, UNKNOWN_CAMID)
+                yield SetImage(f"{split}{pid}/{file}", pid)
 
 
 def _folders(folder: Path, problems: Problems) -> list[str]:
@@ -90,32 +95,35 @@ def _folders(folder: Path, problems: Problems) -> list[str]:
     return sorted(names)
 
 
-def load_csv(name: str, path: str | os.PathLike, parts: Collection[str] = ("train", "test"),
-             skip: bool = False) -> ReIDData:
+def csv_folder(reference: Reference, places: Places) -> Path:
+    """The folder of the CSV, which its paths begin at."""
+    return (Path(places.root) / reference.place).parent
+
+
+def load_csv(reference: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
     """Read a CSV of images; no image is opened.
 
     Args:
-        name: what its keys and identities begin with.
-        path: the file.
+        reference: its name is what keys and identities begin with.
+        places: `root`. `skip`: if parts are "train" alone, leave out, with a warning, lines that are wrong.
         parts: of "train" and "test".
-        skip: where parts are "train" alone, leave out, with a warning, lines that are wrong.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is malformed, or names an image that is not there or not inside the file's folder (all).
     """
-    path = Path(path)
+    path = Path(places.root) / reference.place
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: DATASETS.NAMES csv:FILE names it, below DATASETS.ROOT_DIR")
     problems = Problems()
-    records: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    for split, record in _read_rows(path, problems):
-        records[split].append(record)
-    problems.settle(str(path), "Correct the lines, or put the images there.", parts, skip)
-    return to_data(name, {split: records[split] for split in wanted_splits(parts)})
+    images: dict[str, list[SetImage]] = {split: [] for split in SPLITS}
+    for split, image in _read_rows(path, problems):
+        images[split].append(image)
+    problems.raise_or_skip(str(path), "Correct the lines, or put the images there.", parts, places.skip)
+    return to_data(reference.name, {split: images[split] for split in wanted_splits(parts)})
 
 
-def _read_rows(path: Path, problems: Problems) -> Iterator[tuple[str, Record]]:
-    """(split, record) of each good line."""
+def _read_rows(path: Path, problems: Problems) -> Iterator[tuple[str, SetImage]]:
+    """(split, image) of each good line."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,4 +149,4 @@ def _read_rows(path: Path, problems: Problems) -> Iterator[tuple[str, Record]]:
             problems.add(f"{line}: {quoted(file)} is in {split} already, in line {seen[split, file]}")
         else:
             seen[split, file] = rows.line_num
-            yield split, Record(file, pid, int(camid or UNKNOWN_CAMID))
+            yield split, SetImage(file, pid, int(camid or UNKNOWN_CAMID))

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from datasets.bases import Problems, some
+from datasets.bases import Problems, format_names
 from datasets.sets.domains import DOMAINS, PARTS, list_name
 from datasets.sets.list_files import read_lines
 from utils.files import read_json
@@ -52,7 +52,7 @@ def read_domains(folder: Path, images: dict[str, list[str]],
             ("in neither list", [name for name in there if name not in listed]),
         ):
             if names:
-                problems.add(f"{part}: {len(names)} image{'s' * (len(names) > 1)} {fault}: {some(names)}")
+                problems.add(f"{part}: {len(names)} image{'s' * (len(names) > 1)} {fault}: {format_names(names)}")
     problems.raise_if_any(f"the domain lists in {place} do not fit {folder}", f"Make them anew with\n    {command}")
     return domains
 
@@ -81,7 +81,7 @@ def read_truth(data: Path, folder: Path, images: dict[str, list[str]]) -> dict[s
         else:
             truth[key] = known
     if missing:
-        problems.add(f"{len(missing)} test image{'s' * (len(missing) > 1)} not in it: {some(missing)}")
+        problems.add(f"{len(missing)} test image{'s' * (len(missing) > 1)} not in it: {format_names(missing)}")
     problems.raise_if_any(str(path), f"If this truth belongs to another test folder, move it there from {path.parent}.")
     return truth
 

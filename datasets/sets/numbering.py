@@ -1,9 +1,10 @@
-"""From the images that a set's layout names to samples: identities get numbers, junk goes, queries meet a gallery."""
+"""Class numbering: from images with the names of their identities to samples with numbers."""
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample
@@ -14,21 +15,60 @@ JUNK = "-1"  # Market-1501's mark of a detection that is no good picture of anyb
 logger = logging.getLogger(__name__)
 
 
-class Record(NamedTuple):
-    """One image as a layout tells of it.
+class SetImage(NamedTuple):
+    """An image as its set's layout describes it.
 
     Attributes:
-        path: below the set's folder, with forward slashes.
+        path: below a folder that the loader knows, with forward slashes.
         pid: the identity's name within the set; JUNK: of no use, neither match nor mismatch.
-        camid: camera from 1, UNKNOWN_CAMID where the set does not say.
+        camid: camera from 1, UNKNOWN_CAMID if the set does not say.
     """
 
     path: str
     pid: str
-    camid: int
+    camid: int = UNKNOWN_CAMID
 
 
-Records = Mapping[str, list[Record]]  # of SPLITS, those that were asked for
+NamedImage = tuple[str, str, int]  # key, stable name of its identity, camid
+
+
+def class_indices(names: Iterable[str]) -> dict[str, int]:
+    """Name -> class index: the different names, sorted as strings, are 0, 1, … in this order.
+
+    So an index is the same on every machine and for any order of the images: ["b", "a", "b"] -> {"a": 0, "b": 1}.
+    """
+    return {name: index for index, name in enumerate(sorted(set(names)))}
+
+
+def number_training(images: Sequence[NamedImage]) -> ReIDData:
+    """Training data, in the order of the images, with `class_indices` of the names of their identities."""
+    index_of = class_indices(name for _, name, _ in images)
+    train = [Sample(key, index_of[name], camid) for key, name, camid in images]
+    return ReIDData(train, len(index_of), list(index_of))
+
+
+def number_evaluation(query: Iterable[NamedImage], gallery: Iterable[NamedImage], pid_names: list[str]) -> QueryGallery:
+    """An evaluation with ground truth; its pids are positions in `pid_names`.
+
+    The query's identity from the query's camera is left out of the gallery, as all published sets do it, if every
+    camera is known.
+
+    Raises:
+        KeyError: an identity is not in pid_names.
+    """
+    number_of = {name: number for number, name in enumerate(pid_names)}
+    sides = [sorted(Sample(key, number_of[name], camid) for key, name, camid in side) for side in (query, gallery)]
+    known = all(sample.camid != UNKNOWN_CAMID for side in sides for sample in side)
+    return QueryGallery(*sides, has_truth=True, pid_names=pid_names, drop_same_camera=known)
+
+
+def drop_singles(name: str, images: Sequence[SetImage]) -> list[SetImage]:
+    """The training images of identities that have two at least; `name` is the set's, for the log."""
+    counts = Counter(image.pid for image in images)
+    singles = sum(count == 1 for count in counts.values())
+    if singles:
+        logger.info("%s: dropped %d of %d identities, with one image each", name, singles, len(counts))
+    return [image for image in images if counts[image.pid] > 1]
 
 
 def wanted_splits(parts: Collection[str]) -> list[str]:
@@ -36,38 +76,19 @@ def wanted_splits(parts: Collection[str]) -> list[str]:
     return [split for split in SPLITS if ("train" if split == "train" else "test") in parts]
 
 
-def to_data(name: str, records: Records) -> ReIDData:
-    """Number the identities of a set.
+def to_data(name: str, images: Mapping[str, Sequence[SetImage]]) -> ReIDData:
+    """The data of a set; images: those of SPLITS that were asked for.
 
     Keys begin with `name`/, and an identity is called `name`/pid, so that neither depends on what the set is combined
-    with. Class indices follow these names sorted as strings. Identities with one training image are dropped, as in
-    NAIC. Junk is left out everywhere: it would count neither as a match nor as a mistake.
-
-    An evaluation is called `name`. It leaves the query's identity from the query's camera out of the gallery, as all
-    published sets do, where every camera is known.
+    with. Identities with one training image are dropped, as in NAIC. Junk is left out everywhere: it would count
+    neither as a match nor as a mistake. The evaluation is called `name`.
     """
-    kept = {split: [record for record in found if record.pid != JUNK] for split, found in records.items()}
-    train, pid_names = _number_train(name, kept.get("train", []))
-    evaluations = {}
-    if "query" in kept and kept["query"] and kept["gallery"]:
-        images = [record for split in ("query", "gallery") for record in kept[split]]
-        names = sorted({f"{name}/{record.pid}" for record in images})
-        number_of = {pid_name: number for number, pid_name in enumerate(names)}
-        query, gallery = (sorted(Sample(f"{name}/{path}", number_of[f"{name}/{pid}"], camid)
-                                 for path, pid, camid in kept[split]) for split in ("query", "gallery"))
-        evaluations[name] = QueryGallery(query, gallery, True, names,
-                                         drop_same_camera=all(record.camid != UNKNOWN_CAMID for record in images))
-    return ReIDData(train, len(pid_names), pid_names, evaluations)
-
-
-def _number_train(name: str, records: list[Record]) -> tuple[list[Sample], list[str]]:
-    """Training samples with class indices in the order of the records, and the identities' names by class index."""
-    counts = Counter(record.pid for record in records)
-    singles = sum(count == 1 for count in counts.values())
-    if singles:
-        logger.info("%s: dropped %d of %d identities, with one image each", name, singles, len(counts))
-    pid_names = sorted(f"{name}/{pid}" for pid, count in counts.items() if count > 1)
-    class_of = {pid_name: index for index, pid_name in enumerate(pid_names)}
-    train = [Sample(f"{name}/{path}", class_of[f"{name}/{pid}"], camid)
-             for path, pid, camid in records if counts[pid] > 1]
-    return train, pid_names
+    kept = {split: [image for image in members if image.pid != JUNK] for split, members in images.items()}
+    kept["train"] = drop_singles(name, kept.get("train", []))
+    named = {split: [(f"{name}/{path}", f"{name}/{pid}", camid) for path, pid, camid in members]
+             for split, members in kept.items()}
+    data = number_training(named["train"])
+    if named.get("query") and named["gallery"]:
+        pid_names = list(class_indices(pid_name for split in ("query", "gallery") for _, pid_name, _ in named[split]))
+        data = replace(data, eval_sets={name: number_evaluation(named["query"], named["gallery"], pid_names)})
+    return data

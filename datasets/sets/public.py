@@ -16,16 +16,15 @@ its ranking. Market-1501 also has junk (-1), which is ignored, and distractors (
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.bases import Problems, ReIDData
+from datasets.bases import Places, Problems, Reference, ReIDData
 from datasets.files.images import is_safe_path, scan_images
 from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted, read_lines
-from datasets.sets.numbering import JUNK, Record, to_data, wanted_splits
+from datasets.sets.numbering import JUNK, SetImage, to_data, wanted_splits
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class Layout(NamedTuple):
     Attributes:
         homes: its folder below ROOT, by its usual names, the published one first.
         splits: of "train", "query" and "gallery".
-        name: what its file names look like, with groups `pid` (unless lists tell it) and `camid`.
+        name: what its file names look like, with groups `pid` (unless lists have it) and `camid`.
         source: who published it.
     """
 
@@ -122,41 +121,42 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def load_layout(name: str, root: str | os.PathLike, parts: Collection[str] = ("train", "test"),
-                skip: bool = False) -> ReIDData:
+def load_public(reference: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
     """Read the file names or lists of a public set and compare its counts with the published ones.
 
     No image is opened. Counts that differ are a warning: a part of a set may be all that somebody has.
 
     Args:
-        name: of LAYOUTS.
-        root: the folder that holds the set's own, or that folder itself.
+        reference: its kind is of LAYOUTS.
+        places: `root`: the folder that holds the set's own, or that folder itself. `skip`: if parts are "train" alone,
+            leave out, with a warning, files and lines that are none of the set's.
         parts: of "train" and "test"; only what is asked for is looked at.
-        skip: where parts are "train" alone, leave out, with a warning, files and lines that are none of the set's.
     Raises:
         FileNotFoundError: the set, one of its folders or one of its lists is missing.
         ValueError: a file or a line of a list is none of the set's, or leaves its folder (all faults).
     """
-    layout, home = LAYOUTS[name], layout_home(name, root)
+    name, home = reference.kind, public_folder(reference, places)
+    layout = LAYOUTS[name]
     splits = {split: layout.splits[split] for split in wanted_splits(parts)}
     folders = _find_folders(name, home, splits)
     problems = Problems()
-    records = {split: list(_read_split(layout, rule, home, folders[split], problems))
-               for split, rule in splits.items()}
-    problems.settle(f"{name} in {home}", "Rename or remove what does not belong there; complete what is missing.",
-                    parts, skip)
+    images = {split: list(_read_split(layout, rule, home, folders[split], problems))
+              for split, rule in splits.items()}
+    problems.raise_or_skip(f"{name} in {home}", "Rename or remove what does not belong there; complete what is "
+                           "missing.", parts, places.skip)
     for split, rule in splits.items():
-        _compare(name, split, records[split], rule.published, home)
-    return to_data(name, records)
+        _compare(name, split, images[split], rule.published, home)
+    return to_data(name, images)
 
 
-def layout_home(name: str, root: str | os.PathLike) -> Path:
+def public_folder(reference: Reference, places: Places) -> Path:
     """The set's own folder.
 
     Raises:
-        FileNotFoundError: neither root nor a folder of one of the set's usual names in it looks like the set.
+        FileNotFoundError: neither root nor a folder with a usual name of the set in it looks like the set.
     """
-    layout, root = LAYOUTS[name], Path(root)
+    name, root = reference.kind, Path(places.root)
+    layout = LAYOUTS[name]
     inside = {folder for split in layout.splits.values() for folder in split.folders}
     for home in (*(root / home for home in layout.homes), root):
         if any((home / folder).is_dir() for folder in inside):
@@ -173,18 +173,18 @@ def _find_folders(name: str, home: Path, splits: dict[str, Split]) -> dict[str, 
     Raises:
         FileNotFoundError: folders or lists are missing; all of them are named.
     """
-    found, missing = {}, []
+    folder_of, missing = {}, []
     for split, rule in splits.items():
         there = [folder for folder in rule.folders if (home / folder).is_dir()]
-        found[split] = there[0] if there else ""
+        folder_of[split] = there[0] if there else ""
         missing += [] if there else [f"{' or '.join(rule.folders)}/"]
         missing += [file for file in rule.lists if not (home / file).is_file()]
     if missing:
         raise FileNotFoundError(f"{name} in {home} is incomplete: no {', no '.join(dict.fromkeys(missing))}")
-    return found
+    return folder_of
 
 
-def _read_split(layout: Layout, rule: Split, home: Path, folder: str, problems: Problems) -> Iterator[Record]:
+def _read_split(layout: Layout, rule: Split, home: Path, folder: str, problems: Problems) -> Iterator[SetImage]:
     """The images of one split; what is none of the set's is added to `problems`."""
     if not rule.lists:
         for file, problem in sorted(scan_images(home / folder)):
@@ -194,7 +194,7 @@ def _read_split(layout: Layout, rule: Split, home: Path, folder: str, problems: 
             elif match is None:
                 problems.add(f"{folder}/{file}: not a name of this set")
             else:
-                yield Record(f"{folder}/{file}", rule.prefix + _number(match["pid"]), int(match["camid"]))
+                yield SetImage(f"{folder}/{file}", rule.prefix + _number(match["pid"]), int(match["camid"]))
         return
     images = ImageFolder(home / folder)
     for file in rule.lists:
@@ -206,7 +206,7 @@ def _read_split(layout: Layout, rule: Split, home: Path, folder: str, problems: 
             elif fault := images.problem(path) if is_safe_path(path) else OUTSIDE:
                 problems.add(f"{file}:{number}: {fault}: {quoted(path)} in {images.path}")
             else:
-                yield Record(f"{folder}/{path}", rule.prefix + _number(pid), int(match["camid"]))
+                yield SetImage(f"{folder}/{path}", rule.prefix + _number(pid), int(match["camid"]))
 
 
 def _number(pid: str) -> str:
@@ -214,17 +214,18 @@ def _number(pid: str) -> str:
     return pid.lstrip("0") or "0"
 
 
-def _compare(name: str, split: str, records: list[Record], published: Counts, home: Path) -> None:
-    """Warn where a split is not as large as it was published."""
-    used = [record for record in records if record.pid != JUNK]
-    found = Counts(len(used), len({record.pid for record in used}), len({record.camid for record in used}))
-    if all(count in (found_count, None) for found_count, count in zip(found, published, strict=True)):
+def _compare(name: str, split: str, images: list[SetImage], published: Counts, home: Path) -> None:
+    """Warn if a split is not as large as it was published."""
+    used = [image for image in images if image.pid != JUNK]
+    counts = Counts(len(used), len({image.pid for image in used}), len({image.camid for image in used}))
+    if all(wanted in (count, None) for count, wanted in zip(counts, published, strict=True)):
         return
-    less = any(count is not None and found_count < count for found_count, count in zip(found, published, strict=True))
-    logger.warning("%s: %s in %s has %s, published are %s: %s", name, split, home, _said(found), _said(published),
-                   "the download is incomplete" if less else "it holds more than the published set")
+    less = any(wanted is not None and count < wanted for count, wanted in zip(counts, published, strict=True))
+    verdict = "the download is incomplete" if less else "it holds more than the published set"
+    logger.warning("%s: %s in %s has %s, published are %s: %s", name, split, home, _describe(counts),
+                   _describe(published), verdict)
 
 
-def _said(counts: Counts) -> str:
+def _describe(counts: Counts) -> str:
     cameras = "" if counts.cameras is None else f" from {counts.cameras} cameras"
     return f"{counts.images:,} images of {counts.identities:,} identities{cameras}"

@@ -17,6 +17,7 @@ from datasets.sets.domains import PARTS
 from datasets.sets.list_files import read_lines
 from datasets.sets.naic_lists import parse_line
 from datasets.sets.naic_test import TRUTH, read_truth
+from datasets.sets.numbering import class_indices
 
 TRAIN_LIST = "train_list.txt"
 
@@ -84,7 +85,7 @@ def find_unlabelled(query: Sequence[str | os.PathLike], gallery: Sequence[str | 
         truth = _truth_beside(folder, names)
         found += [(f"{place}/{name}", truth.get(name)) for name in names]
         num_query = len(found) if place.startswith(PARTS[0]) else num_query
-    number_of = {name: number for number, name in enumerate(sorted({name for _, name in found if name}))}
+    number_of = class_indices(name for _, name in found if name)
     samples = [Sample(key, number_of[name] if name else UNKNOWN_PID, UNKNOWN_CAMID) for key, name in found]
     return Unlabelled(samples, num_query, folders)
 

@@ -17,13 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample, some
+from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, format_names
 from datasets.files.images import is_safe_path
+from datasets.sets.numbering import number_evaluation, number_training
 from utils.files import read_json, write_json
 
 VALIDATION = "validation"
-
-
 WHAT = "validation split"
 FORMAT = 1
 
@@ -54,12 +53,9 @@ class ValidationSplit:
 
 def evaluation(query: Mapping[str, str], gallery: Mapping[str, str], cameras: Mapping[str, int],
                pid_names: list[str]) -> QueryGallery:
-    """The evaluation of images {key: identity}; the same camera is dropped where all cameras are known."""
-    number_of = {name: number for number, name in enumerate(pid_names)}
-    sides = [sorted(Sample(key, number_of[name], cameras.get(key, UNKNOWN_CAMID)) for key, name in side.items())
-             for side in (query, gallery)]
-    known = all(sample.camid != UNKNOWN_CAMID for side in sides for sample in side)
-    return QueryGallery(*sides, has_truth=True, pid_names=pid_names, drop_same_camera=known)
+    """The evaluation of images {key: identity}; see `number_evaluation`."""
+    return number_evaluation(*([(key, name, cameras.get(key, UNKNOWN_CAMID)) for key, name in side.items()]
+                               for side in (query, gallery)), pid_names)
 
 
 def leave_out(data: ReIDData, split: ValidationSplit) -> ReIDData:
@@ -68,18 +64,16 @@ def leave_out(data: ReIDData, split: ValidationSplit) -> ReIDData:
     Raises:
         ValueError: nothing is left to train on.
     """
-    ours = set(split.pid_names)
-    pid_names = [name for name in data.pid_names if name not in ours]
-    if not pid_names:
+    left_out = set(split.pid_names)
+    kept = number_training([(key, data.pid_names[pid], camid) for key, pid, camid in data.train
+                            if data.pid_names[pid] not in left_out])
+    if not kept.num_classes:
         raise ValueError("the validation split leaves no identity to train on")
-    class_of = {name: index for index, name in enumerate(pid_names)}
-    classes = [class_of.get(name) for name in data.pid_names]
-    train = [sample._replace(pid=classes[sample.pid]) for sample in data.train if classes[sample.pid] is not None]
     logger.info("validation split: %d of its %d identities are in the training sets and left out, with %d images",
-                data.num_classes - len(pid_names), len(ours), len(data.train) - len(train))
-    if len(pid_names) == data.num_classes:
+                data.num_classes - kept.num_classes, len(left_out), len(data.train) - len(kept.train))
+    if kept.num_classes == data.num_classes:
         logger.warning("validation split: the training sets have none of its identities; was it made from others?")
-    return replace(data, train=train, num_classes=len(pid_names), pid_names=pid_names)
+    return replace(kept, eval_sets=data.eval_sets)
 
 
 # ------------------------------------------------------------------ the file
@@ -127,7 +121,7 @@ def _parse(content: dict[str, Any]) -> ValidationSplit:
     keys = [sample.key for pair in eval_sets.values() for sample in (*pair.query, *pair.gallery)]
     unsafe = [key for key in keys if not is_safe_path(key)]
     if unsafe:
-        raise ValueError(f"images outside their sets' folders: {some(unsafe)}")
+        raise ValueError(f"images outside their sets' folders: {format_names(unsafe)}")
     if not all(isinstance(camid, int) and camid > 0 for camid in cameras.values()):
         raise ValueError("a camera is no number from 1")
     if not eval_sets or not all(pair.query and pair.gallery for pair in eval_sets.values()):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.files.images import is_safe_path, scan_images
-from datasets.naic import TEST_DIR, TRAIN_SETS, UNLABEL, TrainSet, cleaned_lists, data_root, shown_list
+from datasets.naic import TEST_DIR, TRAIN_SETS, UNLABEL, TrainSet, cleaned_lists, data_root, list_label
 from datasets.sets import naic_lists
 from datasets.sets.domains import PARTS, unlistable
 from datasets.sets.list_files import quoted
@@ -161,7 +161,7 @@ def _find_train_set(data: Path, name: str, train_set: TrainSet, derived: Path | 
     cleaned = [] if ignore_cleaned else cleaned_lists(data, train_set, derived)
     path = cleaned[0] if cleaned else folder / train_set.list_file
     if cleaned:
-        findings.add("list in use", f"{name}: {shown_list(data, path)}")
+        findings.add("list in use", f"{name}: {list_label(data, path)}")
     elif not path.is_file():
         if train_set == UNLABEL:
             findings.add("absent", f"no list {path}: its images are looked at without identities")
@@ -173,7 +173,7 @@ def _find_train_set(data: Path, name: str, train_set: TrainSet, derived: Path | 
 
 def _read_train_set(data: Path, name: str, train_set: TrainSet, path: Path, identities: list[str],
                     findings: Findings) -> ImageSet:
-    title = shown_list(data, path)
+    title = list_label(data, path)
     _check_format(path, title, findings)
     image_set = ImageSet(name, f"{train_set.folder}/{train_set.images}", False, [], np.zeros(0), path)
     identity_of: dict[str, int] = {}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from datasets.naic import shown_list
+from datasets.naic import list_label
 from processor.doctor.clean_lists import CleanList
 from processor.doctor.findings import KINDS, NOTE, SEVERITIES, SPOILS, STOPS, Findings
 from processor.doctor.image_header import FORMATS, MODES
@@ -203,7 +203,7 @@ def _figures(inventory: Inventory, image_set: ImageSet, records: np.ndarray | No
     good = records[records["good"]]
     return SetFigures(
         name=image_set.name,
-        source=shown_list(inventory.data, image_set.list) if image_set.list else image_set.folder + "/",
+        source=list_label(inventory.data, image_set.list) if image_set.list else image_set.folder + "/",
         is_test=image_set.is_test, images=len(image_set.files), identities=len(counts), singles=per_identity.get(1, 0),
         per_identity=per_identity,
         unreadable=len(records) - len(good), green=int(good["green"].sum()), normal=int((~good["green"]).sum()),

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from configs import load_cfg
 from datasets.files.images import decode
-from datasets.make_dataloader import DataLoaders, image_files, make_dataloader
+from datasets.make_dataloader import DataLoaders, make_dataloader, make_sets
 from tools.benchmarks import data_baseline as lineage
 from tools.benchmarks.harness import Job, serve
 
@@ -70,7 +70,8 @@ class Endless:
 def _files(setting: Setting) -> list[bytes]:
     """The bytes of the first training images."""
     cfg = setting.cfg()
-    return [image_files(cfg).read(sample.key) for sample in make_dataloader(cfg, test=False).data.train[:_PICTURES]]
+    source = make_sets(cfg).files()
+    return [source.read(sample.key) for sample in make_dataloader(cfg, test=False).data.train[:_PICTURES]]
 
 
 def _over_and_over(function: Callable[[Any], Any], items: list) -> Steps:
@@ -111,7 +112,7 @@ def augment_ours(setting: Setting) -> Steps:
 def load_lineage(setting: Setting) -> Steps:
     """The whole of it: all transforms run in the workers."""
     cfg, loaders = setting.cfg(), setting.loaders()
-    data = lineage.ImageDataset(image_files(cfg).root, loaders.data.train, _lineage_transforms(cfg))
+    data = lineage.ImageDataset(make_sets(cfg).files().root, loaders.data.train, _lineage_transforms(cfg))
     for images, _ in DataLoader(data, batch_sampler=Endless(loaders.sampler), num_workers=setting.workers,
                                 collate_fn=lineage.collate):
         yield len(images)
