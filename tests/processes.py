@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+from tool_server import start_tool
+
 
 def free_port():
     with socket.socket() as held:
@@ -25,30 +27,30 @@ def processes_under_torchrun(folder, processes, script):
     return subprocess.run(command, capture_output=True, text=True, timeout=180, env=env)
 
 
-def start_by_hand(command, processes, folder):
-    """The same without torchrun, which ends all processes when one dies; stderr goes to RANK.err in the folder."""
-    port, running = str(free_port()), []
+def start_together(processes, tool, *words, **how):
+    """What torchrun starts, without torchrun, which ends all processes when one dies; `how` as start_tool."""
+    port, running = free_port(), []
     for rank in range(processes):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank),
-               "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": port}
-        with open(folder / f"{rank}.err", "w") as errors:
-            running.append(subprocess.Popen([sys.executable, *command], stderr=errors, text=True, env=env))
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        running.append(start_tool(tool, *words, env=env, **how))
     return running
+
+
+def run_together(processes, tool, *words, **how):
+    """Exit codes of all, what they wrote to stdout, and to stderr; none is left behind."""
+    running = start_together(processes, tool, *words, **how)
+    try:
+        codes = [process.wait(timeout=90) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return codes, [process.stdout() for process in running], [process.stderr() for process in running]
 
 
 def processes_by_hand(folder, processes, script):
     """Exit codes, what they wrote to stderr, and the seconds that all took."""
     (folder / "script.py").write_text(script)
     begun = time.monotonic()
-    running = start_by_hand([str(folder / "script.py"), str(folder)], processes, folder)
-    try:
-        codes = [process.wait(timeout=90) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    errors = []
-    for rank in range(processes):
-        errors.append((folder / f"{rank}.err").read_text())
-        (folder / f"{rank}.err").unlink()
+    codes, _, errors = run_together(processes, folder / "script.py", folder)
     return codes, errors, time.monotonic() - begun

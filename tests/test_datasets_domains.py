@@ -1,17 +1,16 @@
 """The green/normal rule and the lists that the split writes."""
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from tool_server import run_tool
 
 from datasets.sets.domains import domain_of, split_domains
 
 LISTS = ("query_green", "query_normal", "gallery_green", "gallery_normal")
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "split_domains.py"
 
 
 def store(path: Path, colour: tuple[int, int, int]) -> None:
@@ -107,14 +106,13 @@ def test_missing_and_empty_folders_are_named(folders, tmp_path):
         split_domains(*folders, tmp_path / "lists", workers=0)
 
 
-def run_tool(tmp_path: Path, *options: object) -> subprocess.CompletedProcess:
+def tool(tmp_path: Path, *options: object) -> subprocess.CompletedProcess:
     """The tool as a user runs it, from another folder."""
-    command = [sys.executable, str(TOOL), *map(str, options)]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
+    return run_tool("split_domains", *options, cwd=tmp_path)
 
 
 def test_tool_takes_a_trailing_slash_and_prints_one_line(folders, tmp_path):
-    done = run_tool(tmp_path, "--data_dir_query", f"{folders[0]}/", "--data_dir_gallery", f"{folders[1]}/",
+    done = tool(tmp_path, "--data_dir_query", f"{folders[0]}/", "--data_dir_gallery", f"{folders[1]}/",
                     "--save_dir", "lists/", "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "query_green: 2, query_normal: 1, gallery_green: 1, gallery_normal: 2 -> lists\n"
@@ -123,7 +121,7 @@ def test_tool_takes_a_trailing_slash_and_prints_one_line(folders, tmp_path):
 
 def test_tool_reports_a_mistake_without_a_traceback(folders, tmp_path):
     (folders[0] / "empty.png").touch()
-    done = run_tool(tmp_path, "--data_dir_query", folders[0], "--data_dir_gallery", folders[1], "--save_dir", "lists")
+    done = tool(tmp_path, "--data_dir_query", folders[0], "--data_dir_gallery", folders[1], "--save_dir", "lists")
     assert done.returncode == 2
     assert "empty.png: the file is empty" in done.stderr
     assert "Traceback" not in done.stderr

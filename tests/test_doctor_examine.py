@@ -1,6 +1,5 @@
 """The doctor finds what was planted, and nothing where all is well."""
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,14 +20,13 @@ from doctor_data import (
     picture,
     png,
 )
+from tool_server import ROOT, run_tool
 
 from processor.doctor.checks import MIN_SIDE
 from processor.doctor.examine import RECORDS, DoctorOptions, examine
 from processor.doctor.findings import KINDS, SEVERITIES, STOPS, Findings, Picture
 from processor.doctor.page import environment, histograms, shared_cells, stacked_bars
 from processor.doctor.report import format_text
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -382,9 +380,7 @@ def test_charts_hold_their_numbers():
 
 # --------------------------------------------------------------------------------------------------------------- tool
 def tool(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools/doctor.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8",
-                          env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    return run_tool("doctor", *words)
 
 
 def test_the_exit_code_is_1_if_a_training_would_stop(data):

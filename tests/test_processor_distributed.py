@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_options
-from processes import processes_under_torchrun, start_by_hand, torchrun_command
+from processes import processes_by_hand, run_together, start_together, torchrun_command
+from tool_server import ROOT
 
 from configs import load_cfg
 from datasets.batches import Batch, SequentialBatches
@@ -22,7 +22,6 @@ from utils.dist import ALONE, Workers
 from utils.meter import Laps
 from utils.process import EXIT_STOPPED
 
-ROOT = Path(__file__).parent.parent
 BATCH = 16
 START = f"""
 import sys
@@ -96,8 +95,8 @@ def shared(tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     opts = tiny_options(tiny_data, folder / "model")
     torch.save((opts, CASES), folder / "cases.pt")
-    done = processes_under_torchrun(folder, 2, SHARE)
-    assert done.returncode == 0, done.stderr
+    codes, errors, _ = processes_by_hand(folder, 2, SHARE)
+    assert codes == [0, 0], errors
     return opts, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -127,32 +126,22 @@ def test_two_processes_have_the_weights_of_one_after_some_steps(shared):
 
 
 # ------------------------------------------------------------------ whole runs
-def tool(tool_name, opts, *changes):
-    return [str(ROOT / "tools" / tool_name), *opts, *map(str, changes)]
-
-
-def run(command):
-    """One thread: several round sums of other orders."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 def test_a_whole_run_trains_evaluates_and_tests_in_shared_work(tiny_data, tmp_path):
     opts = [*tiny_options(tiny_data, tmp_path / "model"), "SOLVER.MAX_EPOCHS", "2", "SOLVER.EVAL_PERIOD", "1",
             "DATALOADER.NUM_WORKERS", "1", "SOLVER.STEPS", "[]", "MODEL.FREEZE_EPOCHS", "1", "SOLVER.EMA_DECAY", "0.5"]
-    done = run([*torchrun_command(2), *tool("train.py", opts)])
+    done = subprocess.run([*torchrun_command(2), str(ROOT / "tools" / "train.py"), *opts], capture_output=True,
+                          text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})  # as the others here
+    assert done.returncode == 0, done.stderr
     assert "on 2 processes" in done.stderr
     assert done.stderr.count("Epoch[2] all: ") == 1  # one process speaks
     lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
     weight = tmp_path / "model" / "resnet18_ibn_b_w32_2.pth"
     assert not any(key.startswith("module.") for key in read_checkpoint(weight)["model"])
     results = {}
-    for name, command in (("one", []), ("three", torchrun_command(3))):
+    for name, processes in (("one", 1), ("three", 3)):
         out = tmp_path / name
-        command = command or [torchrun_command(1)[0]]
-        run([*command, *tool("test.py", opts, "TEST.WEIGHT", weight, "OUTPUT_DIR", out)])
+        codes, _, errors = run_together(processes, "test", *opts, "TEST.WEIGHT", weight, "OUTPUT_DIR", out)
+        assert not any(codes), errors
         results[name] = {path.name: path.read_bytes() for path in sorted((out / "features").glob("*.npy"))}
         results[name] |= {leaf: (out / leaf).read_bytes() for leaf in ("submission.json", "metrics.json")}
     assert len(results["one"]) > 5
@@ -164,19 +153,19 @@ def test_a_whole_run_trains_evaluates_and_tests_in_shared_work(tiny_data, tmp_pa
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tiny_data, tmp_path):
     opts = [*tiny_options(tiny_data, tmp_path / "model"), "SOLVER.MAX_EPOCHS", "400", "SOLVER.CHECKPOINT_PERIOD", "400",
             "SOLVER.STEPS", "[]"]
-    running = start_by_hand(tool("train.py", opts), 2, tmp_path)
+    running = start_together(2, "train", *opts)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "model" / "metrics.jsonl").is_file() or not (
                 tmp_path / "model" / "metrics.jsonl").read_text():
-            assert time.monotonic() < deadline, (tmp_path / "0.err").read_text()
+            assert time.monotonic() < deadline, running[0].stderr()
             time.sleep(0.05)
         running[1].send_signal(signal.SIGTERM)  # the one that writes no checkpoint
         codes = [process.wait(timeout=60) for process in running]
     finally:
         for process in running:
             process.kill()
-    assert codes == [EXIT_STOPPED, EXIT_STOPPED], (tmp_path / "0.err").read_text()
+    assert codes == [EXIT_STOPPED, EXIT_STOPPED], running[0].stderr()
     stopped = read_checkpoint(tmp_path / "model" / "latest.pth")
     assert stopped["batches"] > 0
     assert stopped["epoch"] < 400

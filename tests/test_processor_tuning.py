@@ -1,10 +1,6 @@
 """Tuning of re-ranking and of an ensemble's weights on a validation set: figures, economy, resuming, refusals."""
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import run_together
+from tool_server import run_tool
 
 from processor.evaluation import tuning, tuning_set
 from processor.evaluation.ensemble import ensemble
@@ -27,7 +25,6 @@ from processor.retrieval.reranking import re_ranked_blocks
 from processor.retrieval.significance import intervals
 from utils.files import read_json
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"green": (40, 90), "normal": (20, 60)}
 RANKING = Ranking(True, "euclidean", (6, 2, 0.5))
 GRID = Grid(k1=(5, 9), k2=(1, 4), lambdas=(0.2, 0.6))
@@ -345,8 +342,7 @@ def test_other_mistakes_are_named(banks, tmp_path):
 
 # ------------------------------------------------------------------ the tool
 def tool(*words, **kwargs):
-    return subprocess.run([sys.executable, str(ROOT / "tools" / "tune_rerank.py"), *map(str, words)],
-                          capture_output=True, text=True, **kwargs)
+    return run_tool("tune_rerank", *words, **kwargs)
 
 
 def test_the_tool_prints_the_table_and_what_to_paste(banks, tmp_path):
@@ -392,15 +388,8 @@ def test_a_mistake_is_one_message_and_code_2(banks, tmp_path, words, message):
 def test_two_processes_find_the_same(banks, tmp_path):
     write_bank(tmp_path / "c", 1.5, 6, sizes={"green": (300, 90)})  # two blocks of queries
     words = ["--inputs", tmp_path / "c", "--k1", "5", "--k2", "2", "--lambda", "0.2", "0.6", "--output"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([sys.executable, str(ROOT / "tools" / "tune_rerank.py"), *map(str, words),
-                              str(tmp_path / "two")], env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    (out, errors), (silence, _) = (process.communicate(timeout=120) for process in both)
-    assert [process.returncode for process in both] == [0, 0], errors
+    codes, (out, silence), errors = run_together(2, "tune_rerank", *words, tmp_path / "two")
+    assert codes == [0, 0], errors[0]
     assert silence == ""
     one = tune([tmp_path / "c"], tmp_path / "one", Grid((5,), (2,), (0.2, 0.6)))
     assert out.splitlines()[:-1] == format_tuning(one).splitlines()[:-1]

@@ -2,9 +2,9 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tool_server import ROOT, run_tool
 
 from configs import load_cfg
 from processor import trainer
@@ -12,30 +12,23 @@ from tools import train
 from tools.train import name_resumed_file
 from utils.files import read_json
 
-ROOT = Path(__file__).resolve().parent.parent
 
-
-def tool(name: str, *words: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT)
-
-
-def test_train_test_and_ensemble_from_the_shell(tiny_opts, tmp_path):
-    train = tool("train", *tiny_opts, "SOLVER.MAX_EPOCHS", 1, cwd=tmp_path)
+def test_train_test_and_ensemble_one_after_the_other(tiny_opts, tmp_path):
+    train = run_tool("train", *tiny_opts, "SOLVER.MAX_EPOCHS", 1, cwd=tmp_path)
     assert train.returncode == 0, train.stderr
     assert "Epoch[1] Iteration[" in train.stderr
     model = tmp_path / "model"
     assert "Epoch 1 done" in (model / "train_log.txt").read_text()
 
     weight = model / "resnet18_ibn_b_w32_1.pth"
-    test = tool("test", "--save-distmat", *tiny_opts, "TEST.WEIGHT", weight, cwd=tmp_path)
+    test = run_tool("test", "--save-distmat", *tiny_opts, "TEST.WEIGHT", weight, cwd=tmp_path)
     assert test.returncode == 0, test.stderr
     assert test.stdout.strip() == f"wrote {model / 'submission.json'}"
     assert "all, re-ranked: rank1" in (model / "test_log.txt").read_text()
     assert (model / "distmat_1.npy").is_file()
 
     out = tmp_path / "ensemble" / "submission.json"
-    ensemble = tool("ensemble", "--inputs", model, model, "--weights", 1, 2, "--output", out)
+    ensemble = run_tool("ensemble", "--inputs", model, model, "--weights", 1, 2, "--output", out)
     assert ensemble.returncode == 0, ensemble.stderr
     assert read_json(out) == read_json(model / "submission.json")  # the same ranking, of three times its distances
 
@@ -50,7 +43,7 @@ def test_train_test_and_ensemble_from_the_shell(tiny_opts, tmp_path):
     ("split_domains", ["--data_dir_query", "nowhere", "--data_dir_gallery", "nowhere", "--save_dir", "x"], "nowhere"),
 ])
 def test_a_mistake_is_one_message_and_code_2(name, words, message, tmp_path):
-    done = tool(name, *words, cwd=tmp_path)
+    done = run_tool(name, *words, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ") or "\nerror: " in f"\n{done.stderr}"
     assert message is None or message in done.stderr
@@ -59,8 +52,9 @@ def test_a_mistake_is_one_message_and_code_2(name, words, message, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tools").glob("*.py")
                                         if "__main__" in path.read_text(encoding="utf-8")))
-def test_every_tool_has_help(name):
-    done = tool(name, "--help")
+def test_every_tool_has_help_in_a_fresh_interpreter(name, tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0
     assert "usage:" in done.stdout
 
@@ -115,9 +109,9 @@ def test_a_printed_config_loads_to_the_same_tree(tmp_path):
 def test_requirements_that_are_not_met_are_named(tmp_path):
     listed = tmp_path / "r.txt"
     listed.write_text("# comment\nnumpy>=1.0\nno-such-package; platform_machine == 'x86_64'\n")
-    assert tool("check_requirements", listed).returncode == 0
+    assert run_tool("check_requirements", listed).returncode == 0
     listed.write_text("numpy>=999\nno-such-package-here\n")
-    done = tool("check_requirements", listed)
+    done = run_tool("check_requirements", listed)
     assert done.returncode == 1
     assert "is older than 999" in done.stderr
     assert "no-such-package-here is not installed" in done.stderr

@@ -1,17 +1,15 @@
 """per_query.json and tools/compare.py: two runs side by side, and what is refused."""
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tool_server import run_tool
 
 from processor.evaluation.comparison import compare_runs, format_comparison, per_query_result, per_query_table
 from processor.retrieval.metrics import RankResult, evaluate_rank
 from utils.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"green": [f"g{i:03}.png" for i in range(120)], "normal": [f"n{i:03}.png" for i in range(80)]}
 
 
@@ -48,8 +46,7 @@ def edit(folder: Path, change) -> None:
 
 
 def tool(*words):
-    return subprocess.run([sys.executable, str(ROOT / "tools" / "compare.py"), *map(str, words)],
-                          capture_output=True, text=True)
+    return run_tool("compare", *words)
 
 
 # ------------------------------------------------------------------ the file

@@ -1,20 +1,14 @@
 """Pseudo-labelling as a person types it: a whole tiny run, and what a mistake looks like."""
-import subprocess
-import sys
 from pathlib import Path
+
+from tool_server import run_tool
 
 from configs import load_cfg
 from model.make_model import make_model
 from utils.checkpoint import save_checkpoint
 from utils.files import read_json
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "resnet18_ibn_b_w32"
-
-
-def tool(name: str, *words: object, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 def test_labelling_alone_and_with_its_training(tiny_opts, tiny_data, tmp_path):
@@ -24,7 +18,7 @@ def test_labelling_alone_and_with_its_training(tiny_opts, tiny_data, tmp_path):
     folders = ["--data_dir_query", test / "query", "--data_dir_gallery", test / "gallery"]
     rules = ["TEST.WEIGHT", weight, "MODEL.THRESH", "0.6", "SOLVER.MAX_EPOCHS", "1", "SOLVER.STEPS", "[]"]
 
-    label = tool("pseudo_label", *folders, "--output", "labels", *tiny_opts, *rules, cwd=tmp_path)
+    label = run_tool("pseudo_label", *folders, "--output", "labels", *tiny_opts, *rules, cwd=tmp_path)
     assert label.returncode == 0, label.stderr
     wrote, advice = label.stdout.splitlines()
     report = read_json(tmp_path / "labels/report.json")
@@ -32,7 +26,7 @@ def test_labelling_alone_and_with_its_training(tiny_opts, tiny_data, tmp_path):
     assert advice.endswith("DATASETS.USE_UNLABEL True DATASETS.UNLABEL_DIR labels")
 
     (tmp_path / "test.yml").write_text("MODEL: {METRIC_LOSS_TYPE: triplet}\n")
-    both = tool("train_UDA", "--config_file_test", "test.yml", *folders, *tiny_opts, *rules, "OUTPUT_DIR", "uda",
+    both = run_tool("train_UDA", "--config_file_test", "test.yml", *folders, *tiny_opts, *rules, "OUTPUT_DIR", "uda",
                 cwd=tmp_path)
     assert both.returncode == 0, both.stderr
     assert both.stdout.strip() == f"wrote {Path('uda/round_1') / f'{NAME}_1.pth'}"
@@ -45,7 +39,7 @@ def test_a_mistake_is_one_message_and_code_2(tiny_opts, tmp_path):
         ("train_UDA", ["MODEL.THRESH", "17"], "it is in radians"),
         ("train_UDA", [], "UDA.THRESHOLD is 0, not set"),
     ):
-        done = tool(name, *tiny_opts, *words, cwd=tmp_path)
+        done = run_tool(name, *tiny_opts, *words, cwd=tmp_path)
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr

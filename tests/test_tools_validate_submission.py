@@ -1,17 +1,15 @@
 """The check of a submission against a test folder: what it takes, what it refuses, and how it says so."""
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from set_files import load_naic
+from tool_server import run_tool
 
 from processor.evaluation.submission_check import validate_submission
 from processor.retrieval.submission import write_submission
 
-ROOT = Path(__file__).resolve().parent.parent
 TEST = Path("MyDataSet/image_B_v1_1")
 
 
@@ -42,8 +40,7 @@ def check(tiny_data, tmp_path):
 
 
 def tool(*words):
-    return subprocess.run([sys.executable, str(ROOT / "tools/validate_submission.py"), *map(str, words)],
-                          capture_output=True, text=True, encoding="utf-8")
+    return run_tool("validate_submission", *words)
 
 
 def test_a_whole_answer_is_valid_and_a_perfect_one_scores_everything(check, perfect, truth):

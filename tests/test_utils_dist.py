@@ -90,8 +90,8 @@ def alone():
 def shared(request, tmp_path_factory):
     """What each of several processes found."""
     folder = tmp_path_factory.mktemp("shared")
-    done = torchrun(folder, request.param, SHARE)
-    assert done.returncode == 0, done.stderr
+    codes, errors, _ = by_hand(folder, request.param, SHARE)
+    assert not any(codes), errors
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(request.param)]
 
 
@@ -115,7 +115,7 @@ def test_every_process_has_the_bits_of_one_process(alone, shared, name):
 
 
 def test_processes_that_measure_different_speeds_and_memory_follow_one_plan(alone, tmp_path):
-    done = torchrun(tmp_path, 2, """
+    codes, errors, _ = by_hand(tmp_path, 2, """
 with worker_group() as workers:
     name = ("float32", "bf16")[workers.rank]
     budget.choose = lambda *asked: (PRECISIONS[name], 1.0)
@@ -124,7 +124,7 @@ with worker_group() as workers:
     indices, distances = re_ranked_top_k(query, gallery, 12, 4, 0.3, 30, workers=workers)
     np.savez(f"{sys.argv[1]}/{workers.rank}.npz", indices=indices, distances=distances)
 """)
-    assert done.returncode == 0, done.stderr
+    assert codes == [0, 0], errors
     for rank in range(2):
         found = np.load(tmp_path / f"{rank}.npz")
         assert np.array_equal(found["indices"], alone["top_k/indices"])
@@ -152,8 +152,8 @@ with worker_group() as workers:
 
 
 def test_processes_exchange_tensors_rows_and_objects(tmp_path):
-    done = torchrun(tmp_path, 2, TOOLS)
-    assert done.returncode == 0, done.stderr
+    codes, errors, _ = by_hand(tmp_path, 2, TOOLS)
+    assert codes == [0, 0], errors
     assert sorted(path.name for path in tmp_path.glob("done*")) == ["done0", "done1"]
 
 

@@ -1,14 +1,17 @@
-"""The commands of tools/ in processes of their own that need not import torch again.
+"""The commands of tools/, and other scripts, in processes of their own that need not import torch again.
 
-`run_tool` is `subprocess.run([sys.executable, tool, *words])` at a twentieth of the price: the first call starts a
-server, this file as a script, which imports what tools import and then forks a process for each line of its input,
-{"words": [tool, word ...], "cwd": folder, "env": {name: value}, "seconds": limit, "out": file, "err": file}, and
-answers with the exit code. The server itself never computes: a process with threads at work must not be forked.
+`run_tool` is `subprocess.run([sys.executable, tool, *words])` and `start_tool` `subprocess.Popen` at a twentieth of the
+price: the first call starts a server, this file as a script, which imports what tools import and then forks a process
+when it is asked to. The server itself never computes, because a process with threads at work must not be forked.
+
+It reads a line of JSON and answers with one: {"words": [script, word ...], "cwd": folder, "env": {name: value},
+"seconds": limit, "out": file, "err": file} with the new process' pid, and a pid with its exit code, null while it runs.
 """
 import atexit
 import functools
 import gc
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -18,44 +21,81 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+_SECONDS = 100  # a process that takes longer is killed
 
 
-def run_tool(tool, *words, cwd=ROOT, env=None, seconds=100):
-    """A finished process: its exit code (negative: killed by that signal), stdout and stderr.
+def run_tool(tool, *words, **how):
+    """A finished process: its exit code (negative: killed by that signal), stdout and stderr. See start_tool."""
+    running = start_tool(tool, *words, **how)
+    return subprocess.CompletedProcess(running.words, running.wait(), running.stdout(), running.stderr())
+
+
+def start_tool(tool, *words, cwd=ROOT, env=None, seconds=_SECONDS):
+    """A process that has begun.
 
     tool: a name of tools/, such as "train", or the path of a script.
     env: what is put into its environment.
     seconds: it is killed by SIGALRM when it takes longer.
     """
-    path = ROOT / "tools" / f"{tool}.py" if "/" not in str(tool) else Path(tool)
-    return _server().run([str(path), *map(str, words)], cwd, env or {}, seconds)
+    path = Path(tool) if "/" in str(tool) else ROOT / "tools" / f"{tool}.py"
+    return _server().start([str(path), *map(str, words)], cwd, env or {}, seconds)
 
 
-@functools.cache
-def _server():
-    server = _ToolServer()
-    atexit.register(server.close)
-    return server
+class Running:
+    """A forked process, like subprocess.Popen; it leads a group of its own."""
+
+    def __init__(self, server, words, pid, files):
+        self.words, self.pid, self.returncode, self._server, self._files = words, pid, None, server, files
+
+    def poll(self):
+        if self.returncode is None:
+            self.returncode = self._server.ask(self.pid)
+        return self.returncode
+
+    def wait(self, timeout=2 * _SECONDS):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.words, timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:  # the server has not waited for it, so that the pid is still its own
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def stdout(self):
+        return self._files[0].read_text("utf-8")
+
+    def stderr(self):
+        return self._files[1].read_text("utf-8")
 
 
-class _ToolServer:
+class _Server:
     def __init__(self):
-        self._folder = tempfile.TemporaryDirectory(prefix="tools")
+        self._folder, self._numbers = tempfile.TemporaryDirectory(prefix="tools"), itertools.count()
         self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
 
-    def run(self, words, cwd, env, seconds):
-        out, err = (Path(self._folder.name) / name for name in ("stdout", "stderr"))
-        request = {"words": words, "cwd": str(cwd), "env": {name: str(value) for name, value in env.items()},
-                   "seconds": seconds, "out": str(out), "err": str(err)}
+    def start(self, words, cwd, env, seconds):
+        number = next(self._numbers)
+        out, err = files = [Path(self._folder.name) / f"{number}.{name}" for name in ("out", "err")]
+        pid = self.ask({"words": words, "cwd": str(cwd), "env": {name: str(value) for name, value in env.items()},
+                        "seconds": seconds, "out": str(out), "err": str(err)})
+        return Running(self, words, pid, files)
+
+    def ask(self, request):
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        return subprocess.CompletedProcess(words, code, out.read_text("utf-8"), err.read_text("utf-8"))
+        return json.loads(self._process.stdout.readline())
 
     def close(self):
         self._process.stdin.close()
@@ -64,8 +104,44 @@ class _ToolServer:
         self._folder.cleanup()
 
 
+@functools.cache
+def _server():
+    server = _Server()
+    atexit.register(server.close)
+    return server
+
+
+# ------------------------------------------------------------------ the server
+def _serve():
+    sys.path[0] = str(ROOT)
+    _import_for_tools()
+    gc.freeze()  # a collection in a forked process would copy the memory of all these modules
+    for line in sys.stdin:
+        request = json.loads(line)
+        if isinstance(request, int):
+            pid, status = os.waitpid(request, os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork() or _run(request)
+        print(json.dumps(answer), flush=True)
+    os._exit(0)
+
+
+def _import_for_tools():
+    """Import what commands import late; no module behind them is left out."""
+    import matplotlib.figure  # noqa: F401
+    import torch
+    import torch.utils.tensorboard
+
+    import processor
+
+    for module in pkgutil.walk_packages(processor.__path__, "processor."):
+        importlib.import_module(module.name)
+    torch.set_num_threads(1)
+
+
 def _run(request):
-    """What the forked process does."""
+    """What a forked process does, as a fresh interpreter would."""
     os.setsid()  # a group of its own, for signals to all of it
     signal.alarm(request["seconds"])
     for number, name in enumerate((os.devnull, request["out"], request["err"])):
@@ -76,8 +152,8 @@ def _run(request):
                                          for number, mode in enumerate("rww"))
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
-    sys.path.remove(str(ROOT))  # a tool puts it there itself
     sys.argv = request["words"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
     code = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -90,31 +166,6 @@ def _run(request):
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(code)  # to take all of torch apart again costs as much as to import it
-
-
-def import_for_tools():
-    """Import what the commands import late; no module of ours is left out."""
-    import matplotlib.figure  # noqa: F401
-    import torch
-    import torch.utils.tensorboard
-
-    import processor
-
-    for module in pkgutil.walk_packages(processor.__path__, "processor."):
-        importlib.import_module(module.name)
-    torch.set_num_threads(1)
-
-
-def _serve():
-    sys.path[0] = str(ROOT)
-    import_for_tools()
-    gc.freeze()  # a collection in a forked process would copy the memory of all these modules
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            _run(json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """tools/train.py in processes that die where a test says, and what it compares of two trainings.
 
-As a script it is a server: it imports torch once, then forks a process for each line of its input,
-{"words": the tool's, "at": [function of processor.trainer, its integers ...], "what": one of _DEEDS, "log": a file},
-and answers with the exit code.
+As a script it is tools/train.py: its first word, {"what": one of _DEEDS, "at": [function of processor.trainer, its
+integers ...]} in JSON, says what befalls it, the others are the tool's.
 """
 import io
 import json
@@ -10,42 +9,25 @@ import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
+from tool_server import ROOT, run_tool
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY_BACKBONE = "tiny_with_dropout"  # its checkpoints are written in no time, and its forward pass draws
 _SPEEDS = ("images_per_second", "data_wait", "gpu_gib")
 _LONGEST = 100  # seconds; a training that hangs is killed
 
 
-class TrainingServer:
-    """Starts trainings; `train` returns when one has ended."""
+def train(words, what="", at=()):
+    """Exit code (negative: killed by that signal) and stderr of tools/train.py with these words.
 
-    def __init__(self, folder):
-        self._log = folder / "stderr.txt"
-        self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-    def train(self, words, what="", at=()):
-        """Exit code (negative: killed by that signal) and stderr of tools/train.py with these words.
-
-        what, at: what befalls it when the function at[0] of processor.trainer is called with the integers at[1:].
-        """
-        request = {"words": [*map(str, words)], "what": what, "at": list(at), "log": str(self._log)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline()), self._log.read_text()
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait(timeout=_LONGEST)
-        self._process.stdout.close()
+    what, at: what befalls it when the function at[0] of processor.trainer is called with the integers at[1:].
+    """
+    done = run_tool(__file__, json.dumps({"what": what, "at": list(at)}), *words, seconds=_LONGEST)
+    return done.returncode, done.stderr
 
 
 # ------------------------------------------------------------------ what befalls a training
@@ -120,37 +102,6 @@ def add_tiny_backbone(backbones):
     backbones[TINY_BACKBONE] = Tiny
 
 
-def _run(request):
-    os.setsid()  # a group of its own, for signals to all of it
-    signal.alarm(_LONGEST)
-    with open(request["log"], "w") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    os.close(0)
-    torch.set_num_threads(1)
-    if request["what"]:
-        _befall(request["what"], request["at"])
-    sys.argv = ["train.py", *request["words"]]
-    runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
-
-
-def _serve():
-    sys.path.insert(0, str(ROOT))
-    import matplotlib.figure  # noqa: F401 - what trainings import late, and would each import again
-    import torch.utils.tensorboard  # noqa: F401
-
-    import processor.trainer  # noqa: F401
-    from model.backbones import BACKBONES
-
-    add_tiny_backbone(BACKBONES)
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            _run(json.loads(line))
-            return
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
 # ------------------------------------------------------------------ what two trainings have in common
 def flat(value, prefix=""):
     """Every tensor and number of a checkpoint by path."""
@@ -197,4 +148,10 @@ def board_of(folder, copies):
 
 
 if __name__ == "__main__":
-    _serve()
+    from model.backbones import BACKBONES
+
+    add_tiny_backbone(BACKBONES)
+    befalls = json.loads(sys.argv.pop(1))
+    if befalls["what"]:
+        _befall(**befalls)
+    runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
