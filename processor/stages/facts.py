@@ -104,12 +104,12 @@ def _describe_data(keys: tuple, train: bool) -> tuple[str, str, int]:
     and how many identities are trained on."""
     from configs import change_cfg
     from configs.defaults import get_cfg_defaults
-    from datasets.make_dataloader import load_set
+    from datasets.make_dataloader import make_sets
 
     cfg = change_cfg(get_cfg_defaults(), {key: list(value) if isinstance(value, tuple) else value
                                           for key, value in keys})
     with _quiet_readers():
-        data, files, _ = load_set(cfg, train=train, test=not train)
+        data, files, _ = make_sets(cfg).load(train=train, test=not train)
     sides = [("train", data.train, data.pid_names)] if train else [
         (f"{name} {side} {pair.drop_same_camera}", getattr(pair, side), pair.pid_names if pair.has_truth else [])
         for name, pair in data.eval_sets.items() for side in ("query", "gallery")]
