@@ -1,4 +1,4 @@
-"""Training on although some images cannot be read: another image stands in for each."""
+"""Training on although images cannot be read: another image stands in for each."""
 from __future__ import annotations
 
 import logging
@@ -16,14 +16,14 @@ from utils.seed import uniform
 
 logger = logging.getLogger(__name__)
 
-_MORE_IDENTITIES = 10  # asked where an identity has no image left; where these have none either, the disk is at fault
+_MORE_IDENTITIES = 10  # tried if an identity has no image left; if these have none either, the disk is at fault
 
 
 class StandIns:
     """Who may stand in for an image: the others of its identity, beginning with a drawn one.
 
-    Where all of those are bad, too, the next identities follow, so that the images of a whole bad group are replaced
-    by those of one identity.
+    If all of those are bad, too, the next identities follow, so that the images of a whole bad group are replaced by
+    those of a single identity.
 
     Args:
         pids: [N] class index of each sample.

@@ -95,7 +95,7 @@ class Reference(NamedTuple):
 
     @property
     def mount(self) -> str:
-        """The folder that its keys begin with; "": they begin with folders of its own."""
+        """The folder that its keys begin with; "": NAIC's begin with its own sets' folders."""
         return "" if self.kind == "naic" else self.name
 
 
@@ -107,7 +107,7 @@ class Places:
         root: the folder that holds them.
         train_sets: of NAIC, names of datasets.naic.TRAIN_SETS in any order; empty = all four.
         test_dir: NAIC's test folder, inside MyDataSet/.
-        derived_dir: the folder of derived lists (cleaned lists, domain lists), looked at after NAIC's own folders, and
+        derived_dir: the folder of derived lists (cleaned lists, domain lists), looked at after NAIC's folders, and
             where a pseudo-labelled set is looked for; None = there is none.
         unlabel_dir: where the pseudo-labelled set lies; "" = see `datasets.naic.unlabel_folder`.
         skip: leave out, with a warning, what of a training set is wrong or missing; in a test set it is an error.

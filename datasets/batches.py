@@ -46,6 +46,7 @@ class DecodedImages(Dataset):
 
 
 def collate(items: list[tuple[np.ndarray, int, str, int]]) -> Batch:
+    """A batch of the items of `DecodedImages`."""
     images, pids, keys, positions = zip(*items, strict=True)
     return Batch(torch.from_numpy(np.stack(images)), torch.tensor(pids), list(keys), np.array(positions))
 
@@ -53,7 +54,7 @@ def collate(items: list[tuple[np.ndarray, int, str, int]]) -> Batch:
 class SequentialBatches:
     """Every sample once, in order; the last batch may be smaller.
 
-    Of several processes each has a run of whole batches: the same batches as one process alone would have.
+    Each of several processes has a run of whole batches: the same batches as a process alone would have.
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
@@ -67,20 +68,20 @@ class SequentialBatches:
         return slice(min(first, self.num_samples), min(last, self.num_samples))
 
     def __len__(self) -> int:
-        own = self.rows(self.rank)
-        return -(-(own.stop - own.start) // self.batch_size)
+        rows = self.rows(self.rank)
+        return -(-(rows.stop - rows.start) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        own = self.rows(self.rank)
-        for start in range(own.start, own.stop, self.batch_size):
-            yield [(i, i) for i in range(start, min(start + self.batch_size, own.stop))]
+        rows = self.rows(self.rank)
+        for start in range(rows.start, rows.stop, self.batch_size):
+            yield [(i, i) for i in range(start, min(start + self.batch_size, rows.stop))]
 
 
 @contextlib.contextmanager
 def naming_lost_workers() -> Iterator[None]:
     """What torch raises if a loader's process dies is a LostWorker here.
 
-    It does so wherever the main process is when the system tells it of the death, or else at the next batch.
+    It does so at the next batch, or earlier, wherever the main process is when the system signals the death.
     """
     try:
         yield

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TestLoader:
-    """One evaluation's images in one walk, queries first; of several processes each walks its share.
+    """An evaluation's images in a single walk, queries first; each of several processes walks its share.
 
     names: [N] what results call the images. drop_same_camera: as it is to be measured, see TEST.DROP_SAME_CAMERA.
     """
@@ -124,7 +124,7 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
 
 
 def make_unlabelled_loader(cfg, unlabelled: Unlabelled, rank: int = 0, world_size: int = 1) -> TestLoader:
-    """All unlabelled images in one walk, as a test loader gives them."""
+    """All unlabelled images in a single walk, as a test loader gives them."""
     samples = unlabelled.samples
     batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH, rank, world_size)
     loader = open_loader(unlabelled.source(), samples, cfg.INPUT.SIZE_TEST, batches, cfg.DATALOADER.NUM_WORKERS)
@@ -179,7 +179,7 @@ def _file_names_tell_apart(eval_sets: dict[str, QueryGallery]) -> bool:
 
 
 def _drops_same_camera(choice: bool | str, name: str, pair: QueryGallery) -> bool:
-    """TEST.DROP_SAME_CAMERA, of which "auto" is the evaluation's own protocol; without cameras nothing is dropped."""
+    """TEST.DROP_SAME_CAMERA, of which "auto" is the evaluation's protocol; without cameras nothing is dropped."""
     if choice == "auto":
         return pair.drop_same_camera
     known = any(sample.camid != UNKNOWN_CAMID for sample in (*pair.query, *pair.gallery))

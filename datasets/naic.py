@@ -19,7 +19,7 @@ twice under one pid counts once; under two pids it is an error. All faults of al
 `train_2019_cs_7` and `train_2020_fs_7`. Identities with one image are dropped. Class indices follow the names sorted
 as strings, so they are the same on every machine and for any order of the lines.
 
-**Cameras.** Training images have camid 0, unknown: NAIC does not tell.
+**Cameras.** Training images have camid 0, unknown: NAIC does not say.
 """
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ logger = logging.getLogger(__name__)
 
 
 class TrainSet(NamedTuple):
-    """How one training set lies on disk.
+    """How a training set lies on disk.
 
     Attributes:
         folder: inside MyDataSet/, and what the set's keys begin with.
         images: its image folder.
         prefix: what its list writes before a file name.
         list_file: its list.
-        cleaned: name of a cleaned list that is taken instead where there is one, or "".
+        cleaned: name of a cleaned list that is taken instead if there is any, or "".
         identity: what stands before `_PID` in the names of its identities.
         mislabelled: files of its image folder known to carry a wrong label; they are dropped.
     """
@@ -204,7 +204,7 @@ def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path, skip: bool
 
 
 def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) -> list[tuple[TrainSet, Path, Path]]:
-    """The folder and the list of each set, the cleaned list where there is one.
+    """The folder and the list of each set, the cleaned list if there is any.
 
     Raises:
         FileNotFoundError: sets, image folders or lists are missing; all of them are named.
@@ -235,7 +235,7 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
 
 
 def cleaned_lists(data: Path, train_set: TrainSet, derived: Path | None) -> list[Path]:
-    """The cleaned lists of a set that are there; the first is the one that training reads instead of the set's own."""
+    """The cleaned lists of a set that are there; training reads the first instead of the set's `list_file`."""
     places = (data / train_set.folder, derived)
     names = [place / train_set.cleaned for place in places if train_set.cleaned and place is not None]
     return [path for path in names if path.is_file()]
@@ -267,7 +267,7 @@ def _read_set(train_set: TrainSet, set_folder: Path, path: Path, data: Path, pro
 
 
 def list_label(data: Path, path: Path) -> str:
-    """A list's name in messages: below the data root, or the whole path of one that lies elsewhere."""
+    """A list's name in messages: below the data root, or the whole path of a list that lies elsewhere."""
     return path.relative_to(data).as_posix() if path.is_relative_to(data) else str(path)
 
 
@@ -276,7 +276,7 @@ def find_test_parts(folder: Path) -> list[Path]:
     """query/ and gallery/ of a test folder.
 
     Raises:
-        FileNotFoundError: one of them is missing.
+        FileNotFoundError: a list is missing.
     """
     for part in PARTS:
         if not (folder / part).is_dir():

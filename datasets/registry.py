@@ -3,7 +3,7 @@
 A text such as DATASETS.NAMES is a name or several with `+` between them: `naic`, a set of datasets.sets.public, or a
 set that a user made: `tree:FOLDER` and `csv:FILE`, below the root (see datasets.sets.custom; `tree` and `csv` alone are
 `tree:tree` and `csv:data.csv`). A pseudo-labelled set (DATASETS.USE_UNLABEL) may stand beside them. Nothing about a set
-depends on what it is combined with but class indices and cameras: keys and identities of NAIC begin with its own
+depends on what it is combined with but class indices and cameras: keys and identities of NAIC begin with its
 folders' names, those of any other set with that set's name.
 
 A new kind of set is a file with two functions, and a line of DATASETS.
@@ -144,9 +144,9 @@ def open_folders(folders: Mapping[str, Path]) -> ImageSource:
     """The images of sets, by what their keys begin with; NAIC's ("") alone is a plain folder.
 
     Raises:
-        ValueError: a folder of NAIC's has another set's name, so that their keys cannot be told apart.
+        ValueError: a folder of NAIC's has another set's name, so that their keys cannot be distinguished.
     """
-    for mount in set(folders) - {"", PSEUDO.mount}:  # the pseudo-labelled set is read from its own folder
+    for mount in set(folders) - {"", PSEUDO.mount}:  # the pseudo-labelled set is read from its folder
         inside = folders[""] / mount if "" in folders else None
         if inside and inside.is_dir() and not inside.samefile(folders[mount]):
             raise ValueError(f"{inside} and {folders[mount]} are both called {mount}; rename one of them")

@@ -18,7 +18,7 @@ Item = tuple[int, int]
 
 
 class EpochBatchSampler:
-    """What the samplers share: epochs, a start batch, ranks, and the walk over an epoch's [batches, batch] table."""
+    """What the samplers share: epochs, a start batch, ranks, and the walk over an epoch's table."""
 
     def __init__(self, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         assert batch_size % world_size == 0, "configs.checks.batch_problem has looked"
@@ -68,13 +68,13 @@ class ShuffledBatchSampler(EpochBatchSampler):
 class IdentityBatchSampler(EpochBatchSampler):
     """P x K batches: P different identities with K images each.
 
-    An epoch shows every identity at least once. An identity of n images gives ceil(n / K) groups of K; a group that is
-    not full takes further images of its identity, a second time only where it has fewer than K. No identity stands
+    Every identity comes at least once in an epoch. An identity of n images gives ceil(n / K) groups of K; a group that
+    is not full takes further images of its identity, a second time only if it has fewer than K. No identity stands
     twice in a batch, so an identity with more groups than the epoch has batches loses the surplus; the number of
-    batches is the largest for which all batches can be filled so, or more where an identity would be left out.
+    batches is the largest for which all batches can be filled so, or more if an identity would be left out.
 
     With `sets`, each batch's identities come from the sets in given shares (rounded up or down in a batch, exact over
-    the epoch). A set with more groups than its share shows some of them, one with fewer shows groups again.
+    the epoch). Of a set with more groups than its share a random part comes, of a set with fewer groups come again.
     Source: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017.
     """
 
@@ -107,9 +107,9 @@ class IdentityBatchSampler(EpochBatchSampler):
         self._groups = -(-self._sizes // num_instances)
         names = ["all"] * len(self._sizes) if sets is None else [sets[first] for first in self._by_pid[self._starts]]
         self.set_names, self._set_of_pid = np.unique(names, return_inverse=True)
-        self._num_batches, self._slots = self._plan(self._shares(shares))
+        self._num_batches, self._slots = self._count_batches(self._normalise(shares))
 
-    def _shares(self, given: Mapping[str, Fraction] | None) -> list[Fraction]:
+    def _normalise(self, given: Mapping[str, Fraction] | None) -> list[Fraction]:
         """Each set's part of the whole."""
         names = self.set_names.tolist()
         if given is not None and set(given) != set(names):
@@ -118,7 +118,7 @@ class IdentityBatchSampler(EpochBatchSampler):
         shares = [Fraction(1 if given is None else given[name]) for name in names]
         return [share / sum(shares) for share in shares]
 
-    def _plan(self, shares: list[Fraction]) -> tuple[int, list[int]]:
+    def _count_batches(self, shares: list[Fraction]) -> tuple[int, list[int]]:
         """The number of batches, and how many of their slots for an identity each set fills."""
         per_batch, groups = self.num_pids_per_batch, self._groups
         identities = np.bincount(self._set_of_pid).tolist()
@@ -161,11 +161,11 @@ class IdentityBatchSampler(EpochBatchSampler):
         slots = np.repeat(order, counts[order])
         table = slots.reshape(self.num_pids_per_batch, len(self)).T
         table = table[random.permutation(len(self))]
-        # Sets change places within a batch, for a rank takes its share from one end.
+        # Sets change places within a batch, because a rank takes its share from an end.
         return random.permuted(table, axis=1) if len(self._slots) > 1 else table
 
     def _draw_groups(self, pid_of_group: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """[G, K] sample indices: each identity's groups walk through one shuffle of its images and start over."""
+        """[G, K] sample indices: each identity's groups walk through a shuffle of its images and start over."""
         shuffle = random.random(len(self._by_pid))
         pid_of_sample = np.repeat(np.arange(len(self._sizes)), self._sizes)
         shuffled = self._by_pid[np.lexsort((shuffle, pid_of_sample))]
@@ -194,7 +194,7 @@ def _fitted(counts: np.ndarray, total: int, most: int, random: np.random.Generat
     groups, surplus = counts, int(counts.sum()) - total
     if surplus > 0:
         return counts - draw(counts - 1, surplus)
-    while surplus < 0:  # show every group once more, or as many as there is room for
+    while surplus < 0:  # every group once more, or as many as there is room for
         again = np.minimum(groups, most - counts)
         counts = counts + (again if again.sum() <= -surplus else draw(again, -surplus))
         surplus = int(counts.sum()) - total

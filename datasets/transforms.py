@@ -116,9 +116,9 @@ class TrainAugment(Normalize):
             images: [B, H, W, 3] uint8, on any device; left as it is.
             epoch: counted from 1.
             positions: [B] each image's place in the epoch's sequence.
-            pids: [B] class indices, on the CPU; only read where `channels` are given.
-            out: an earlier result that is not needed any more: where it has the size, it is overwritten and returned,
-                since a CPU gets at fresh memory slowly (a seventh of all its time for a batch).
+            pids: [B] class indices, on the CPU; only read if `channels` are given.
+            out: an earlier result that is not needed any more: if it has the size, it is overwritten and returned,
+                because a CPU gets at fresh memory slowly (a seventh of all its time for a batch).
         Returns:
             [B, 3, H, W] float32, normalised. An image's result is the same in any batch, but for pasted patches.
         """
@@ -147,7 +147,7 @@ class TrainAugment(Normalize):
         return out
 
     def _pixel_steps(self, crops: Crops, size: tuple[int, int], draw: Draw) -> PixelSteps:
-        """What is done to the images of a batch one by one."""
+        """What is done to each image of a batch by itself."""
         recipe = self.recipe
         cv2.setNumThreads(0)  # an image a thread: OpenCV's own threads would fight with them over the cores
         return PixelSteps(
@@ -157,7 +157,7 @@ class TrainAugment(Normalize):
             erased=draw_erased(draw("erase", ERASE_DRAWS), recipe.erase, *size) if recipe.erase else None)
 
     def _planes_worker(self, images: torch.Tensor, out: torch.Tensor, draw: Draw) -> Callable[[np.ndarray], None]:
-        """What is done to some rows of the cropped batch, side by side."""
+        """What is done to given rows of the cropped batch, side by side."""
         steps = list(self._steps(images, draw))
 
         def work(rows: np.ndarray) -> None:

@@ -15,32 +15,32 @@ from datasets.files.pack_reader import PackedSource
 from datasets.files.pack_writer import pack, verify
 from datasets.make_dataloader import make_sets, packed_keys
 from datasets.registry import parse_names
-from datasets.validation.cut import Plan, cut
+from datasets.validation.cut import SplitRequest, cut
 from datasets.validation.split import write_split
 
 
-def make_validation(cfg, plan: Plan, output: str | os.PathLike, workers: int | None = None) -> str:
+def make_validation(cfg, request: SplitRequest, output: str | os.PathLike, workers: int | None = None) -> str:
     """Cut a validation split from the training sets of a config and record it; no image is copied or moved.
 
     Args:
         cfg: its DATASETS name the training sets; DATASETS.VALIDATION is not read.
-        plan: what to cut out.
+        request: what to cut out.
         output: the JSON file, see datasets.validation.split.
         workers: processes that decode to tell the domains; None = one a core, eight at most.
     Returns:
         A table of what is in it.
     Raises:
-        ValueError: the sets have too few identities for the plan (how many were found), or cannot be read.
+        ValueError: the sets have too few identities for the request (how many fit), or cannot be read.
     """
     data, source = make_sets(cfg).load_labelled()
-    settings = {"sets": cfg.DATASETS.NAMES, "train_sets": list(cfg.DATASETS.TRAIN_SETS), **asdict(plan)}
-    split = cut(data, source, plan, settings, workers)
+    settings = {"sets": cfg.DATASETS.NAMES, "train_sets": list(cfg.DATASETS.TRAIN_SETS), **asdict(request)}
+    split = cut(data, source, request, settings, workers)
     write_split(output, split)
     return statistics(ReIDData(eval_sets=split.eval_sets))
 
 
 def share(text: str | None, cfg) -> float | None:
-    """`Plan.green` from a command line: a number, "none", or None = half where NAIC is among the config's sets.
+    """`SplitRequest.green` from a command line: a number, "none", or None = half where NAIC is among the config's sets.
 
     Raises:
         ValueError: it is neither.

@@ -13,7 +13,7 @@ from configs.defaults import get_cfg_defaults
 from datasets.demo.plan import Sizes
 from datasets.demo.synthetic import make_demo_data
 from datasets.sets.domains import split_domains
-from datasets.validation.cut import Plan
+from datasets.validation.cut import SplitRequest
 from model.backbones import BACKBONES
 from processor.prepare import make_validation
 
@@ -34,7 +34,7 @@ def tiny_data(tmp_path_factory) -> Path:
     test = make_demo_data(root, seed=3, sizes=TINY, workers=1, progress=False) / "image_B_v1_1"
     split_domains(test / "query", test / "gallery", root / "derived", workers=1)
     cfg = load_cfg(None, ["DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", str(root)])
-    make_validation(cfg, Plan(2, 0, green=0.5, queries=1, seed=0, compare=True), split_of(root), workers=1)
+    make_validation(cfg, SplitRequest(2, 0, green=0.5, queries=1, seed=0, compare=True), split_of(root), workers=1)
     return root
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datasets.files.images import FolderSource, decode
-from datasets.files.pack_reader import HEADER, RECORD, PackedSource, open_packed
+from datasets.files.pack_reader import HEADER, ROW, PackedSource, open_packed
 from datasets.files.pack_writer import pack, to_bmp, verify
 
 SIZE = (20, 11)  # a width whose rows in a BMP are padded
@@ -131,7 +131,7 @@ def test_keys_that_are_not_there_are_told(files, tmp_path):
 def test_a_damaged_image_is_noticed_when_it_is_read_and_no_other_is(files, tmp_path):
     packed = pack(files, keys_of(files), tmp_path / "pack")
     shard, records = tmp_path / "pack" / "00000.shard", np.load(tmp_path / "pack" / "records.npy")
-    assert records.dtype == RECORD
+    assert records.dtype == ROW
     whole = shard.read_bytes()
     for row, key in enumerate(packed.all_keys()):
         for place in (0, records["length"][row] // 2, records["length"][row] - 1):

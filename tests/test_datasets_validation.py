@@ -13,7 +13,7 @@ from set_files import load_naic, write_image
 from datasets.bases import ReIDData, Sample
 from datasets.files.images import FolderSource, decode
 from datasets.sets.domains import domain_of
-from datasets.validation.cut import Plan, choose_queries, cut
+from datasets.validation.cut import SplitRequest, choose_queries, cut
 from datasets.validation.people import people_of
 from datasets.validation.split import leave_out, read_split, write_split
 
@@ -40,7 +40,7 @@ def mixed(tmp_path_factory):
     return make_data(root, [(3, 0)] * 8 + [(1, 4)] * 8 + [(1, 0)] * 4), FolderSource(root)
 
 
-PLAN = Plan(identities=6, distractors=4, green=0.5, queries=2, seed=5)
+PLAN = SplitRequest(identities=6, distractors=4, green=0.5, queries=2, seed=5)
 
 
 def names_of(side, pair):
@@ -78,7 +78,7 @@ def test_every_image_of_the_chosen_stands_in_the_evaluation_of_its_own_domain(mi
 
 
 def test_without_domains_no_image_is_read_and_there_is_one_evaluation(mixed):
-    split = cut(mixed[0], None, Plan(6, 4, None, compare=False), SETTINGS)
+    split = cut(mixed[0], None, SplitRequest(6, 4, None, compare=False), SETTINGS)
     assert list(split.eval_sets) == ["validation"]
     assert len(split.eval_sets["validation"].query) == 6
 
@@ -88,7 +88,7 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order_of_lists(mixed):
     shuffled = random.Random(3).sample(data.train, len(data.train))
     assert cut(ReIDData(shuffled, data.num_classes, data.pid_names), source, PLAN, SETTINGS) == cut(
         data, source, PLAN, SETTINGS)
-    others = [cut(data, source, Plan(6, 4, 0.5, 2, seed), SETTINGS).queried for seed in range(4)]
+    others = [cut(data, source, SplitRequest(6, 4, 0.5, 2, seed), SETTINGS).queried for seed in range(4)]
     assert len({tuple(queried) for queried in others}) == 4
 
 
@@ -106,7 +106,7 @@ def test_identities_that_share_a_picture_are_one_person_and_stay_together(tmp_pa
     assert "2 of 6 identities share a picture" in caplog.text
     assert [person.names for person in people_of(data, None)] == [[name] for name in data.pid_names]
 
-    splits = [cut(data, source, Plan(2, 1, 1.0, seed=seed), SETTINGS) for seed in range(8)]
+    splits = [cut(data, source, SplitRequest(2, 1, 1.0, seed=seed), SETTINGS) for seed in range(8)]
     for names in (names for split in splits for names in (split.queried, split.distractors)):
         assert len({"p00", "p02", "p05"} & set(names)) in (0, 3)
     asked = next(split for split in splits if "p00" in split.queried)
@@ -124,9 +124,9 @@ def test_the_demos_shared_identities_are_found(tiny_data):
 
 
 @pytest.mark.parametrize(("plan", "fault"), [
-    (Plan(18, 0, 0.5), "missing are 1 with a match for a query in green"),
-    (Plan(1, 18, 1.0), r"missing are \d+ as distractors in green"),
-    (Plan(10, 10, 0.5), "10 identities and 10 distractors of 20 leave none"),
+    (SplitRequest(18, 0, 0.5), "missing are 1 with a match for a query in green"),
+    (SplitRequest(1, 18, 1.0), r"missing are \d+ as distractors in green"),
+    (SplitRequest(10, 10, 0.5), "10 identities and 10 distractors of 20 leave none"),
 ])
 def test_a_plan_that_cannot_be_met_says_what_is_missing(mixed, plan, fault):
     with pytest.raises(ValueError, match=fault):
@@ -136,13 +136,13 @@ def test_a_plan_that_cannot_be_met_says_what_is_missing(mixed, plan, fault):
 @pytest.mark.parametrize("values", [(0, 1, 0.5, 1, 0), (1, -1, 0.5, 1, 0), (1, 1, 1.5, 1, 0), (1, 1, None, 0, 0)])
 def test_a_plan_of_no_meaning_is_refused(values):
     with pytest.raises(ValueError, match=r"at least 1|no share"):
-        Plan(*values)
+        SplitRequest(*values)
 
 
 def test_an_identity_with_an_unreadable_image_is_passed_over(tmp_path, caplog):
     data = make_data(tmp_path, [(3, 0)] * 4)
     (tmp_path / "02/green1.png").write_bytes(b"no picture")
-    split = cut(data, FolderSource(tmp_path), Plan(2, 1, 1.0), SETTINGS)
+    split = cut(data, FolderSource(tmp_path), SplitRequest(2, 1, 1.0), SETTINGS)
     assert "p02" not in split.pid_names
     assert "identity p02 is passed over: 02/green1.png: not a PNG" in caplog.text
 
@@ -163,7 +163,7 @@ def test_every_query_keeps_a_match_from_another_camera(camids, expected):
 # ------------------------------------------------------------------ the file
 @pytest.mark.parametrize("camids", [(0,), (1, 2, 3), (0, 2)])
 def test_the_file_reads_back_to_the_split(tmp_path, camids):
-    split = cut(make_data(tmp_path, [(3, 0)] * 6, camids), FolderSource(tmp_path), Plan(3, 1, None), SETTINGS)
+    split = cut(make_data(tmp_path, [(3, 0)] * 6, camids), FolderSource(tmp_path), SplitRequest(3, 1, None), SETTINGS)
     write_split(tmp_path / "split.json", split)
     read = read_split(tmp_path / "split.json")
     assert read == split
@@ -192,7 +192,7 @@ def damage(content, *path):
     (("cameras", {"a": "1"}), "a camera is no number"),
 ])
 def test_a_damaged_file_is_refused(mixed, tmp_path, change, fault):
-    split = cut(*mixed, Plan(4, 1, 1.0), SETTINGS)
+    split = cut(*mixed, SplitRequest(4, 1, 1.0), SETTINGS)
     write_split(tmp_path / "split.json", split)
     content = json.loads((tmp_path / "split.json").read_text())
     if change[-1] and isinstance(change[-1], dict):

@@ -39,15 +39,16 @@ def main() -> None:
     parser = make_config_parser(__doc__, "YAML file whose DATASETS are cut; without it the defaults")
     add_arguments(parser)
     args, cfg = parse_config(parser)
-    from datasets.validation.cut import Plan  # not before the arguments are right
+    from datasets.validation.cut import SplitRequest  # not before the arguments are right
     from processor.prepare import make_validation, share
 
     setup_logger()
     if args.output.exists() and not args.force:
         raise FileExistsError(f"{args.output} is there already; --force replaces it, and what was measured with it "
                               "cannot be compared with any more")
-    plan = Plan(args.identities, args.distractors, share(args.green, cfg), args.queries, args.seed, not args.no_compare)
-    print(make_validation(cfg, plan, args.output, args.workers), f"-> {args.output}", sep="\n")
+    request = SplitRequest(args.identities, args.distractors, share(args.green, cfg), args.queries, args.seed,
+                           not args.no_compare)
+    print(make_validation(cfg, request, args.output, args.workers), f"-> {args.output}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Independent pieces of work on all cores: in threads (tensors), or in processes (images).
 
-Threads: operations on a few megabytes spend much of their time waiting for each other's threads, and all of it where
+Threads: operations on a few megabytes spend much of their time waiting for each other's threads, and all of it if
 another process uses a core; pieces of work, a thread each, do not. An operation of one thread also has the same bits on
 any machine's number of cores, which a matrix product of several threads does not promise.
 
-Processes: work that is Python's own, or that is to have a memory of its own. torch is imported by threads alone, for a
-process would spend seconds on it.
+Processes: work that keeps Python itself busy. torch is imported by threads alone, because a process would spend seconds
+on it.
 """
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item], coun
                  batch: int = 32, cost: float = 1) -> Iterator[Result]:
     """The results in the order of the items, the same for any number of processes; closing the iterator ends the work.
 
-    What is too little work for a second process is done in this one. Processes are spawned, not forked, for a fork of
-    a process that holds threads (OpenCV's, torch's) can hang; so a script that comes here needs an
+    What is too little work for a second process is done in this one. Processes are spawned, not forked, because a
+    fork of a process that holds threads (OpenCV's, torch's) can hang; so a script that comes here needs an
     `if __name__ == "__main__":`. They die with this process, and an interrupt is for this one alone: it takes no more
     items, and waits for the batches under way.
 
@@ -144,7 +144,7 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_function: Callable  # a process' own copy
+_function: Callable  # a process' copy
 
 
 def _begin(function: Callable, parent: int) -> None:

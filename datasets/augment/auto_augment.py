@@ -11,12 +11,12 @@ from datasets.augment.geometry import GRAY, warp
 from datasets.augment.tensors import on_device, per_image, to_pixels, to_planes
 
 # ------------------------------------------------------------------------------------------ operations
-# An affine one is strength [n] -> matrices [n, 2, 3] for `warp`; a tonal one is (x, strength [n]) -> x, where x is
+# AFFINE: strength [n] -> matrices [n, 2, 3] for `warp`; TONAL: (x, strength [n]) -> x, where x is
 # float [n, 3, H, W] in 0..1 and may be overwritten.
 
 
 def _affine(n: int, entries: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
-    """The identity with some entries replaced."""
+    """The identity with these entries replaced."""
     matrices = np.tile(np.eye(2, 3), (n, 1, 1))
     for (row, column), values in entries.items():
         matrices[:, row, column] = values

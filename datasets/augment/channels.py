@@ -1,4 +1,4 @@
-"""Channel-shuffled identities: a second life for every identity, as one whose pictures have their channels permuted.
+"""Channel-shuffled identities: a second life for every identity, its pictures with their channels permuted.
 
 NAIC's pictures of 2020 have encrypted colours, so a person whose red and blue have changed places is a person that the
 data might well hold. All pictures of one identity are permuted alike, and never left as they are.

@@ -16,7 +16,7 @@ _KEEP = np.array([1.0, 0.0, 0.0])  # the blend that changes nothing
 
 
 class Jitter(NamedTuple):
-    """One a row: how many blends come before the hue, 0..3; the three blends' weights [3, 3]; the hue's shift."""
+    """A row an image: how many blends come before the hue, 0..3; the three blends' weights [3, 3]; the hue's shift."""
 
     turns: np.ndarray
     weights: np.ndarray
@@ -24,7 +24,7 @@ class Jitter(NamedTuple):
 
 
 def draw_jitter(draws: np.ndarray) -> Jitter:
-    """Brightness, contrast, saturation and hue by an image's own factors in its own order.
+    """Brightness, contrast, saturation and hue by factors and in an order that are the image's.
 
     Brightness, contrast and saturation are all one blend, so every order is: blends, hue, blends, three blends in all.
 
@@ -45,13 +45,13 @@ def color_jitter_(x: torch.Tensor, turns: np.ndarray, weights: np.ndarray, shift
     The images go through it side by side, those that have fewer blends before the hue waiting for the others: images
     of the same turn are fastest together.
     """
-    _blend_where(x, weights, [turns > turn for turn in range(3)])
+    _blend_rows(x, weights, [turns > turn for turn in range(3)])
     shift_hue_(x, shifts)
-    _blend_where(x, weights, [turns <= turn for turn in range(3)])
+    _blend_rows(x, weights, [turns <= turn for turn in range(3)])
     return x
 
 
-def _blend_where(x: torch.Tensor, weights: np.ndarray, chosen: list[np.ndarray]) -> None:
+def _blend_rows(x: torch.Tensor, weights: np.ndarray, chosen: list[np.ndarray]) -> None:
     """Blend number n, with weights[:, n], for the images of chosen[n] alone."""
     for number, rows in enumerate(chosen):
         if rows.any():
@@ -69,12 +69,12 @@ def blend_(x: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
 
     Brightness f is (f, 0, 0), saturation (f, 1 - f, 0) and contrast (f, 0, 1 - f).
     """
-    own, grey, mean = per_image(weights[:, :, None], x).unbind(1)
+    kept, grey, mean = per_image(weights[:, :, None], x).unbind(1)
     other = luma(x)
-    # In two steps, for the sum of one image must not depend on how many there are.
+    # In two steps, because the sum of an image must not depend on how many there are.
     offset = other.mean(3, keepdim=True).mean(2, keepdim=True).mul_(mean)
     other.mul_(grey).add_(offset)
-    return torch.addcmul(other, x, own, out=x).clamp_(0, 1)
+    return torch.addcmul(other, x, kept, out=x).clamp_(0, 1)
 
 
 def shift_hue_(x: torch.Tensor, shifts: np.ndarray) -> torch.Tensor:

@@ -42,8 +42,8 @@ class PixelSteps:
         height, width = images.shape[1:3]
         padded = np.zeros((height + 2 * self.padding, width + 2 * self.padding, 3), np.uint8)
         inside = padded[self.padding:self.padding + height, self.padding:self.padding + width]
-        # Once, since the system hands out such pieces slowly. OpenCV scales four channels in two thirds of the time of
-        # three.
+        # Once, because the system hands out such pieces slowly. OpenCV scales four channels in two thirds of three's
+        # time.
         x, (wide, scaled) = np.empty((height, width, 3), np.float32), np.empty((2, height, width, 4), np.float32)
         unused = np.empty((height, width), np.float32)
         normalize = np.hstack([np.diag(1 / self.std), -(self.mean / self.std)[:, None]]).astype(np.float32)
@@ -65,7 +65,6 @@ class PixelSteps:
                 out[row, :, top:bottom, left:right] = 0
 
 
-
 def _jitter_(x: np.ndarray, turn: int, weights: np.ndarray, shift: float) -> None:
     """`color_jitter_` of one image [H, W, 3], in place."""
     for number in range(3):
@@ -76,13 +75,13 @@ def _jitter_(x: np.ndarray, turn: int, weights: np.ndarray, shift: float) -> Non
         _shift_hue_(x, shift)
 
 
-def _blend_(x: np.ndarray, own: float, grey: float, mean: float) -> None:
+def _blend_(x: np.ndarray, kept: float, grey: float, mean: float) -> None:
     matrix = np.zeros((3, 4), np.float32)
-    matrix[:, :3] = own * _EYE + grey * _LUMA
+    matrix[:, :3] = kept * _EYE + grey * _LUMA
     if mean:
         matrix[:, 3] = mean * (_LUMA @ cv2.mean(x)[:3])
     cv2.transform(x, matrix, dst=x)
-    if own > 1:  # otherwise all weights are shares, and the result lies between what is blended
+    if kept > 1:  # otherwise all weights are shares, and the result lies between what is blended
         cv2.threshold(x, 1, 0, cv2.THRESH_TRUNC, dst=x)
         cv2.threshold(x, 0, 0, cv2.THRESH_TOZERO, dst=x)
 

@@ -14,7 +14,7 @@ _SCALE = (0.9, 1.1)
 
 
 class Crops(NamedTuple):
-    """One a row: whether mirrored, and where in the padded image the crop begins."""
+    """A row an image: whether mirrored, and where in the padded image the crop begins."""
 
     flips: np.ndarray
     tops: np.ndarray
@@ -43,7 +43,7 @@ def flip_and_crop(images: torch.Tensor, crops: Crops, padding: int) -> torch.Ten
     inside[:len(plain)] = images.index_select(0, plain)
     inside[len(plain):] = images.index_select(0, mirrored).flip(2)
     rows, columns = padded.shape[1:3]
-    # A crop is a window into the padded pixels; `windows` has one for every pixel that a window can begin at, all in
+    # A crop is a window into the padded pixels; `windows` has a window for every pixel that it can begin at, all in
     # the same memory, so that picking a window an image copies rows of bytes.
     windows = padded.view(-1).as_strided(
         (padded.numel() // 3 - (height - 1) * columns - width + 1, height, width * 3), (3, columns * 3, 1))

@@ -1,7 +1,7 @@
 """Rectangles drawn for each image: erased, turned to grey, or filled with a piece of another image.
 
 Area and aspect are drawn until a rectangle fits, the law of all three papers. Rectangles are [B, 4] int64 arrays of
-top, left, bottom and right, the last two exclusive; where there is none, they are equal to the first two.
+top, left, bottom and right, the last two exclusive; without a rectangle they are equal to the first two.
 """
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def draw_rectangles(draws: np.ndarray, shape: Shape, chosen: np.ndarray, height:
         chosen: [B] bool; the others get none.
         height, width: of the images.
     Returns:
-        [B, 4] int64; none where no try fits.
+        [B, 4] int64; no rectangle if no try fits.
     """
     area, aspect, top, left = np.moveaxis(draws.reshape(len(draws), -1, 4), 2, 0)
     area = (shape.area[0] + (shape.area[1] - shape.area[0]) * area) * height * width
@@ -62,7 +62,7 @@ def inside(rectangles: np.ndarray, x: torch.Tensor) -> torch.Tensor:
     top, left, bottom, right = on_device(rectangles, x.device)[:, :, None].unbind(1)
     row, column = (torch.arange(size, device=x.device) for size in x.shape[2:])
     rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
-    # Numbers, for a CPU multiplies them many times faster than it picks by booleans.
+    # Numbers, because a CPU multiplies them many times faster than it picks by booleans.
     return (rows.to(x.dtype)[:, :, None] * columns.to(x.dtype)[:, None, :])[:, None]
 
 
@@ -97,7 +97,7 @@ def grayscale_(x: torch.Tensor, rectangles: np.ndarray) -> torch.Tensor:
 
 # ------------------------------------------------------------------------------------------ patched
 class Patches(NamedTuple):
-    """One a row: the donor's row in the batch, its rectangle, where that goes, and the map between for `warp`."""
+    """A row an image: the donor's row in the batch, its rectangle, where that goes, and the map between for `warp`."""
 
     donors: np.ndarray
     taken: np.ndarray

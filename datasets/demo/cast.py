@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # What a random stream is for: the second word of its seed, so that no two uses ever share numbers.
-_PERSON, _CAMERA, _SCENE, _SHOT, _PLAN = range(5)
+PERSON, CAMERA, SCENE, SHOT, PLAN = range(5)
 
 
 Colour = tuple[int, int, int]  # B, G, R
@@ -27,7 +27,7 @@ SCENES = ("street", "lobby", "park", "shop", "subway", "bricks")
 
 @dataclass(frozen=True)
 class Cloth:
-    """One garment's look: two colours and how they alternate (`period` in body heights)."""
+    """A garment's look: two colours and how they alternate (`period` in body heights)."""
 
     pattern: str
     main: Colour
@@ -69,7 +69,7 @@ class Camera:
     size: float  # body height / picture height
 
 
-def _rng(*key: int) -> np.random.Generator:
+def random_stream(*key: int) -> np.random.Generator:
     """The random stream that belongs to `key`, whoever asks and whenever."""
     return np.random.default_rng(key)
 
@@ -113,8 +113,8 @@ def sample_person(rng: np.random.Generator) -> Person:
 def sample_cameras(rng: np.random.Generator, count: int) -> list[Camera]:
     """Draw the cameras of a demo set.
 
-    They are spread evenly over what cameras can be, so that every seed is about as hard: `spread` gives each its
-    own share of a range, in random order, and the casts go round the colour circle.
+    They are spread evenly over what cameras can be, so that every seed is about as hard: `spread` gives each a share
+    of a range, in random order, and the casts go round the colour circle.
     """
     def spread(low: float, high: float) -> np.ndarray:
         return low + (high - low) * (rng.permutation(count) + rng.uniform(0.2, 0.8, count)) / count
@@ -130,6 +130,6 @@ def sample_cameras(rng: np.random.Generator, count: int) -> list[Camera]:
 
 
 @functools.lru_cache(maxsize=4)
-def _cameras(seed: int, count: int) -> list[Camera]:
+def cameras_of(seed: int, count: int) -> list[Camera]:
     """A demo set's cameras; camid 1 is the first."""
-    return sample_cameras(_rng(seed, _CAMERA), count)
+    return sample_cameras(random_stream(seed, CAMERA), count)

@@ -1,4 +1,4 @@
-"""Drawing one person."""
+"""Drawing a person."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _SUBPIXEL_BITS = 4
 
 # ---------------------------------------------------------------------------------------------------- drawing
 class _Canvas:
-    """A picture being drawn on, with a figure's own coordinates: x from its middle, y from head 0 to feet 1."""
+    """A picture being drawn on, with a figure's coordinates: x from its middle, y from head 0 to feet 1."""
 
     def __init__(self, image: np.ndarray, centre: float, top: float, unit: float, lean: float) -> None:
         self.image = image
@@ -65,7 +65,7 @@ class _Canvas:
 
 @dataclass(frozen=True)
 class _Pose:
-    """How a person stands in one shot. `front`: 1 towards us, -1 away; `side`: 1 walks to the right."""
+    """How a person stands in a shot. `front`: 1 towards us, -1 away; `side`: 1 walks to the right."""
 
     front: float
     side: float
@@ -74,7 +74,7 @@ class _Pose:
 
     @property
     def mirrored(self) -> int:
-        """+1 where the person's left is on the picture's right, as when they face us."""
+        """+1 if the person's left is on the picture's right, as when they face us."""
         return 1 if self.front >= 0 else -1
 
 
@@ -181,7 +181,7 @@ def _draw_skirt(canvas: _Canvas, person: Person, pose: _Pose, cloth: np.ndarray)
 
 
 def _draw_bag(canvas: _Canvas, person: Person, pose: _Pose, hand: np.ndarray, behind: bool) -> None:
-    """The part of the bag that lies behind the body, or the one before it."""
+    """The part of the bag that lies behind the body, or the part before it."""
     colour, dark = person.bag_colour, tuple(int(v * 0.6) for v in person.bag_colour)
     if person.bag == "backpack":
         away = pose.front < 0.1
@@ -207,7 +207,7 @@ def _draw_bag(canvas: _Canvas, person: Person, pose: _Pose, hand: np.ndarray, be
 def draw_person(image: np.ndarray, person: Person, camera: Camera, rng: np.random.Generator) -> None:
     """Draw a walking person into `image` (uint8 BGR, changed in place), far parts first.
 
-    The camera decides from where they are mostly seen and how large; the rest is the shot's own.
+    The camera decides from where they are mostly seen and how large; the rest is the shot's.
     """
     height, width = image.shape[:2]
     yaw = camera.yaw + rng.normal(0, 0.9)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.demo.cast import _PLAN, _rng
+from datasets.demo.cast import PLAN, random_stream
 from datasets.sets.domains import DOMAINS
 
 TEST_FOLDER = "image_B_v1_1"
@@ -32,10 +32,10 @@ class Sizes:
         images: images of such an identity (each has images - 2 … images + 2, at least 2).
         singles: identities with one image only, in each training set.
         shared: identities of train_2020_cs that stand again in train_2020_fs, under another pid.
-        query_ids: test identities that are asked about, half of them in each domain.
+        query_ids: test identities with queries, half of them in each domain.
         query_images: query images of each, from different cameras.
         gallery_images: gallery images of each, over several cameras.
-        distractors: gallery identities that no query asks about.
+        distractors: gallery identities without a query.
         distractor_images: gallery images of each of those.
         cameras: number of cameras; training and test see through the same ones.
         height, width: of the pictures, in pixels.
@@ -69,7 +69,7 @@ class Sizes:
 # ------------------------------------------------------------------------------------------------ plan and store
 @dataclass(frozen=True)
 class Shot:
-    """One picture to render: who, where, and the files (relative to MyDataSet/) that hold its bytes."""
+    """A picture to render: who, before which camera, and the files (relative to MyDataSet/) that hold its bytes."""
 
     person: int
     domain: str
@@ -79,7 +79,7 @@ class Shot:
 
 
 @dataclass
-class Plan:
+class DemoPlan:
     """Everything about a demo set but the pixels.
 
     Attributes:
@@ -94,12 +94,12 @@ class Plan:
 
 
 def _file_name(seed: int, *what: object) -> str:
-    """An opaque name, as NAIC's are: it tells neither person nor camera nor order."""
+    """An opaque name, as NAIC's are: it gives away neither person nor camera nor order."""
     return hashlib.blake2b(repr((seed, *what)).encode(), digest_size=8).hexdigest() + ".png"
 
 
 def _camera_order(rng: np.random.Generator, cameras: int, images: int) -> list[int]:
-    """The camera of each of a person's images: every camera in turn, in an order of the person's own."""
+    """The camera of each of a person's images: every camera in turn, in an order that is the person's."""
     order = rng.permutation(cameras)
     return [int(order[i % cameras]) + 1 for i in range(images)]
 
@@ -108,7 +108,7 @@ class _Planner:
     """Hands out persons, shots and file names while the plan grows."""
 
     def __init__(self, seed: int, sizes: Sizes) -> None:
-        self.seed, self.sizes, self.plan = seed, sizes, Plan()
+        self.seed, self.sizes, self.plan = seed, sizes, DemoPlan()
         self.persons = 0
         self.domains: list[str] = []  # of each person
 
@@ -119,11 +119,11 @@ class _Planner:
         return self.persons - 1
 
     def shots_of(self, person: int, folder: str, cameras: Sequence[int], first: int = 0) -> list[Shot]:
-        made = [Shot(person, self.domains[person], camid, number,
-                     (f"{folder}/{_file_name(self.seed, folder, person, number)}",))
-                for number, camid in enumerate(cameras, first)]
-        self.plan.shots += made
-        return made
+        shots = [Shot(person, self.domains[person], camid, number,
+                      (f"{folder}/{_file_name(self.seed, folder, person, number)}",))
+                 for number, camid in enumerate(cameras, first)]
+        self.plan.shots += shots
+        return shots
 
     def also_store(self, shot: Shot, folder: str) -> Shot:
         """Put the bytes of a planned shot into `folder` as well, under another name."""
@@ -133,13 +133,13 @@ class _Planner:
         return copied
 
     def training_set(self, name: str, persons_before: dict[int, list[Shot]]) -> dict[int, list[Shot]]:
-        """Plan one training set; `persons_before` stand in it again, half their images as copies.
+        """Plan a training set; `persons_before` stand in it again, half their images as copies.
 
         Returns:
             Person -> shots, for the identities of this set with several images.
         """
         sizes, folder = self.sizes, f"{name}/{TRAIN_SETS[name][0]}"
-        rng = _rng(self.seed, _PLAN, list(TRAIN_SETS).index(name))
+        rng = random_stream(self.seed, PLAN, list(TRAIN_SETS).index(name))
         members: list[tuple[int, list[str]]] = []  # person, its file paths in this set
         several = {}
         for i in range(sizes.ids + sizes.singles):
@@ -161,14 +161,14 @@ class _Planner:
     def test_set(self) -> None:
         """Plan query and gallery: a query's own camera is among its gallery cameras, and others always are."""
         sizes = self.sizes
-        rng = _rng(self.seed, _PLAN, len(TRAIN_SETS))
+        rng = random_stream(self.seed, PLAN, len(TRAIN_SETS))
         for i in range(sizes.query_ids + sizes.distractors):
             person = self.new_person()
-            asked = i < sizes.query_ids
-            images = sizes.gallery_images if asked else sizes.distractor_images
+            queried = i < sizes.query_ids
+            images = sizes.gallery_images if queried else sizes.distractor_images
             cameras = _camera_order(rng, sizes.cameras, images)
             parts = {"gallery": cameras}
-            if asked:
+            if queried:
                 parts["query"] = _camera_order(rng, len(set(cameras)), sizes.query_images)
                 parts["query"] = [sorted(set(cameras))[c - 1] for c in parts["query"]]
             first = 0
@@ -179,12 +179,12 @@ class _Planner:
                 first += len(part_cameras)
 
 
-def plan_demo(seed: int, sizes: Sizes) -> Plan:
+def plan_demo(seed: int, sizes: Sizes) -> DemoPlan:
     """Decide everything about a demo set but its pixels; a function of the arguments alone."""
     planner = _Planner(seed, sizes)
     several: dict[int, list[Shot]] = {}
     for name in TRAIN_SETS:
-        # NAIC's 2020 preliminary pictures stand again in its 2020 final set, where people are numbered anew.
+        # NAIC's 2020 preliminary pictures stand again in its 2020 final set, in which people are numbered anew.
         again = dict(list(several.items())[:sizes.shared]) if name == "train_2020_fs" else {}
         several = planner.training_set(name, again)
     planner.test_set()

@@ -6,7 +6,7 @@ import functools
 import cv2
 import numpy as np
 
-from datasets.demo.cast import _SCENE, Camera, _rng
+from datasets.demo.cast import SCENE, Camera, random_stream
 
 
 def _draw_wall(image: np.ndarray, scene: str, rng: np.random.Generator) -> None:
@@ -42,7 +42,7 @@ def _draw_wall(image: np.ndarray, scene: str, rng: np.random.Generator) -> None:
 @functools.lru_cache(maxsize=32)
 def _panorama(seed: int, camid: int, scene: str, height: int, width: int) -> np.ndarray:
     """All that a camera can have behind people, [H, 5 W, 3]; a shot shows a part of it. Do not modify."""
-    rng = _rng(seed, _SCENE, camid)
+    rng = random_stream(seed, SCENE, camid)
     image = np.empty((height, width * 5, 3), np.uint8)
     image[:] = rng.uniform(50, 190, 3)
     ground = int(height * rng.uniform(0.5, 0.68))
@@ -63,7 +63,7 @@ def _panorama(seed: int, camid: int, scene: str, height: int, width: int) -> np.
 
 def draw_background(seed: int, camid: int, camera: Camera, size: tuple[int, int],
                     rng: np.random.Generator) -> np.ndarray:
-    """The camera's scene as one shot finds it: some part of it, with things left and right.
+    """The camera's scene as a shot has it: a part of it, with things left and right.
 
     Returns:
         [size[0], size[1], 3] uint8 BGR.
@@ -82,7 +82,7 @@ def draw_background(seed: int, camid: int, camera: Camera, size: tuple[int, int]
     return image
 
 
-def _draw_occluder(image: np.ndarray, rng: np.random.Generator) -> None:
+def draw_occluder(image: np.ndarray, rng: np.random.Generator) -> None:
     """Something in front of the person: a post, or a low thing such as a bin or a hedge."""
     height, width = image.shape[:2]
     colour = tuple(float(v) for v in rng.uniform(20, 200) + rng.normal(0, 12, 3))

@@ -1,7 +1,7 @@
 """The demo set: drawn pedestrians, stored exactly as NAIC stores its photographs.
 
 A person has attributes (build, clothes, textures, hair, bag), a camera has a scene, a viewpoint and a colour
-cast, and a shot is one person before one camera in one pose. Matching across cameras means to see the clothes
+cast, and a shot is a person before a camera in a pose. Matching across cameras means to see the clothes
 through cast, light, pose, background and occlusion, so pixels and random features do badly and a small network
 learns it in a minute. `domain` is NAIC's: a picture whose B, G and R means all exceed 65 is "green", any other
 "normal".
@@ -19,10 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.demo.cast import _PERSON, _SHOT, _cameras, _rng, sample_person
+from datasets.demo.cast import PERSON, SHOT, cameras_of, random_stream, sample_person
 from datasets.demo.figure import draw_person
 from datasets.demo.plan import TEST_FOLDER, TRAIN_SETS, Shot, Sizes, plan_demo
-from datasets.demo.scene import _draw_occluder, apply_camera, draw_background
+from datasets.demo.scene import apply_camera, draw_background, draw_occluder
 from datasets.sets.domains import domain_of
 from utils.files import atomic_path, new_folder, read_json, write_json, write_text
 from utils.parallel import in_processes
@@ -39,14 +39,14 @@ _COST = 20  # of a picture; see in_processes
 def render(seed: int, sizes: Sizes, shot: Shot) -> np.ndarray:
     """The picture of a shot: [sizes.height, sizes.width, 3] uint8 BGR; a function of the arguments alone."""
     height, width = sizes.height, sizes.width
-    person = sample_person(_rng(seed, _PERSON, shot.person))
-    camera = _cameras(seed, sizes.cameras)[shot.camid - 1]
-    rng = _rng(seed, _SHOT, shot.person, shot.number)
+    person = sample_person(random_stream(seed, PERSON, shot.person))
+    camera = cameras_of(seed, sizes.cameras)[shot.camid - 1]
+    rng = random_stream(seed, SHOT, shot.person, shot.number)
     large = (height * _SUPERSAMPLE, width * _SUPERSAMPLE)
     image = draw_background(seed, shot.camid, camera, large, rng)
     draw_person(image, person, camera, rng)
     if rng.random() < 0.12:
-        _draw_occluder(image, rng)
+        draw_occluder(image, rng)
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     image = apply_camera(image, camera, shot.domain, rng)
     assert domain_of(image) == shot.domain, shot
@@ -92,18 +92,18 @@ def _already_there(target: Path, manifest: dict, force: bool) -> bool:
     """
     if not target.exists() and not target.is_symlink():
         return False
-    found = None
+    there = None
     if (target / MANIFEST).is_file():
         with contextlib.suppress(ValueError):
-            found = read_json(target / MANIFEST)
-    if not isinstance(found, dict) or found.get("what") != manifest["what"]:
+            there = read_json(target / MANIFEST)
+    if not isinstance(there, dict) or there.get("what") != manifest["what"]:
         raise FileExistsError(f"{target} exists and is no demo set (it has no {MANIFEST} of ours); it stays as it is: "
                               "choose another output folder")
-    if found == manifest:
+    if there == manifest:
         return True
     if not force:
-        raise FileExistsError(f"{target} holds another demo set (seed {found.get('seed')}, version "
-                              f"{found.get('version')}); choose another output folder, or --force to replace it")
+        raise FileExistsError(f"{target} holds another demo set (seed {there.get('seed')}, version "
+                              f"{there.get('version')}); choose another output folder, or --force to replace it")
     return False
 
 
@@ -112,7 +112,7 @@ def make_demo_data(output: str | os.PathLike, seed: int = 0, sizes: Sizes | None
     """Render the demo set as `output`/MyDataSet, in NAIC's on-disk format.
 
     The files are a function of seed and sizes, whatever the number of workers. They appear all at once: the set
-    is written beside its place and renamed. Where the same set is there already, nothing is done. With more than
+    is written beside its place and renamed. If the same set is there already, nothing is done. With more than
     one worker, processes are spawned: a script that calls this needs an `if __name__ == "__main__":`.
 
     Args:

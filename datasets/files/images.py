@@ -32,7 +32,7 @@ def is_safe_path(path: str) -> bool:
 
 
 class ImageSource(Protocol):
-    """Where the bytes of images come from; picklable, since loader workers get a copy."""
+    """Where the bytes of images come from; picklable, because loader workers get a copy."""
 
     def read(self, key: str) -> bytes:
         """The bytes of the image file `key`.
@@ -67,7 +67,7 @@ class FolderSource:
     def read(self, key: str) -> bytes:
         """The bytes of `root/key`; see `ImageSource.read`.
 
-        Linked folders are followed, since a user may well keep the sets on several disks; a file that is itself a
+        Linked folders are followed, because a user may well keep the sets on several disks; a file that is itself a
         link must lead to a place inside the root or inside the folder it lies in.
         """
         if not is_safe_path(key):
@@ -104,7 +104,7 @@ def list_images(folder: str | os.PathLike) -> list[str]:
 
 
 def scan_images(folder: str | os.PathLike) -> Iterator[tuple[str, str]]:
-    """(name, "") of each image file in a folder, in no order, or (name, problem) where it is refused.
+    """(name, "") of each image file in a folder, in no order, or (name, problem) if it is refused.
 
     Raises:
         OSError: there is no such folder.
@@ -122,7 +122,7 @@ def scan_images(folder: str | os.PathLike) -> Iterator[tuple[str, str]]:
 
 
 def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> np.ndarray:
-    """Decode a PNG, JPEG, BMP or WebP file, told by its content and not by its name.
+    """Decode a PNG, JPEG, BMP or WebP file, whatever its name.
 
     Grey, palette and 16-bit pictures become 8-bit RGB; transparency is dropped and EXIF orientation ignored, as the
     lineage's PIL `convert("RGB")` does.
@@ -145,7 +145,7 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> 
     problem = _find_problem(data)
     if problem:
         raise BadImage(f"{place}{problem}")
-    flag = _reading(data, size)
+    flag = _read_flag(data, size)
     if data.startswith(png.SIGNATURE):
         data = png.inflate(data)
     try:
@@ -163,14 +163,14 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize an image, each direction by the method that suits it.
 
-    Shrinking averages areas, since interpolation would skip pixels. Enlarging is bilinear in fixed point: within one
+    Shrinking averages areas, because interpolation would skip pixels. Enlarging is bilinear in fixed point: within one
     grey level of PIL's bilinear filter, which the lineage trained with, and the same bytes on every machine.
 
     Args:
         image: uint8 [h, w, 3].
         size: (height, width).
     Returns:
-        uint8 [height, width, 3]; the input itself where it has that size.
+        uint8 [height, width, 3]; the input itself if it has that size.
     """
     height, width = size
     # A direction that shrinks goes first, alone: INTER_AREA is bilinear, without averaging, as soon as one enlarges.
@@ -182,7 +182,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def _reading(data: bytes, size: tuple[int, int] | None) -> int:
+def _read_flag(data: bytes, size: tuple[int, int] | None) -> int:
     """OpenCV's flag for the smallest size that a JPEG can be decoded at and that has at least `size` both ways."""
     if size is not None and data.startswith(jpeg.SIGNATURE):
         height, width = jpeg.read_header(data)[:2]

@@ -3,8 +3,8 @@
 A pack is a folder, made by datasets.files.pack_writer:
 
     index.json       format, size, number of images, the shards with their lengths, checksums of the next two
-    keys.npy         [N] the keys in UTF-8, sorted, so that a key is found by binary search
-    records.npy      [N] RECORD: which shard, where in it, how long, crc32
+    keys.npy         [N] the keys in UTF-8, sorted, for a binary search
+    records.npy      [N] ROW: which shard, where in it, how long, crc32
     00000.shard …    HEADER, then one image file after the other
 
 What is stored for an image is an image file again: the file itself, or, decoded and resized once, an uncompressed BMP.
@@ -27,9 +27,9 @@ from datasets.files.images import BadImage, ImageSource, decode
 from utils.files import read_json, sha256_of
 
 FORMAT = 1
-INDEX, KEYS, RECORDS, BEGUN = "index.json", "keys.npy", "records.npy", "begun.json"
+INDEX, KEYS, ROWS, BEGUN = "index.json", "keys.npy", "records.npy", "begun.json"
 HEADER = b"re-ID pack shard"
-RECORD = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("shard", "<u4")])
+ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("shard", "<u4")])
 _COMPARED = 32  # images that are compared with their files when a pack is opened
 
 
@@ -51,7 +51,7 @@ class PackedSource:
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
         self._index = read_index(self.folder)
-        for name in (KEYS, RECORDS):
+        for name in (KEYS, ROWS):
             if sha256_of(self.folder / name) != self._index["sha256"].get(name):
                 raise ValueError(_damaged(self.folder, f"{name} is not as it was written"))
         self._open()
@@ -60,7 +60,7 @@ class PackedSource:
         size = self._index["size"]
         self.size: tuple[int, int] | None = None if size is None else (size[0], size[1])
         self._keys = np.load(self.folder / KEYS, mmap_mode="r", allow_pickle=False)
-        self._records = np.load(self.folder / RECORDS, mmap_mode="r", allow_pickle=False)
+        self._rows = np.load(self.folder / ROWS, mmap_mode="r", allow_pickle=False)
         self._shards = [_map(self.folder / shard_name(number), length)
                         for number, length in enumerate(self._index["shards"])]
 
@@ -97,12 +97,12 @@ class PackedSource:
         """The image file stored for `key`; see `ImageSource.read`.
 
         Raises:
-            OSError: the pack does not hold the key, or the image's record is damaged.
+            OSError: the pack does not hold the key, or the image is damaged in it.
         """
         row = self._row(key)
         if row is None:
             raise FileNotFoundError(f"{key}: not in the packed set {self.folder}")
-        offset, length, checksum, shard = self._records[row].item()
+        offset, length, checksum, shard = self._rows[row].item()
         data = self._shards[shard][offset:offset + length]
         if zlib.crc32(data) != checksum:
             raise OSError(f"{key}: damaged in {self.folder / shard_name(shard)} (checksum); pack the set again")
@@ -155,9 +155,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def _map(path: Path, length: int) -> mmap.mmap:
     """A shard's memory map."""
-    found = path.stat().st_size if path.is_file() else 0
-    if found != length:
-        raise ValueError(_damaged(path.parent, f"{path.name} should have {length:,} bytes and has {found:,}"))
+    size = path.stat().st_size if path.is_file() else 0
+    if size != length:
+        raise ValueError(_damaged(path.parent, f"{path.name} should have {length:,} bytes and has {size:,}"))
     with open(path, "rb") as shard:
         return mmap.mmap(shard.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -174,7 +174,7 @@ def open_packed(folder: str | os.PathLike, files: ImageSource, keys: Sequence[st
         folder: the pack.
         files: where the images come from without it.
         keys: of the images that will be read.
-        sizes: the sizes (height, width) that they will be decoded at, by the name of the key that says so.
+        sizes: the sizes (height, width) that they will be decoded at, by the config key that has it.
     Raises:
         OSError, ValueError: as `PackedSource`; the pack lacks images; it was decoded at another size; or one of a
             few images that are compared, spread over `keys`, is not the file's.
@@ -197,7 +197,7 @@ def open_packed(folder: str | os.PathLike, files: ImageSource, keys: Sequence[st
 
 
 def first_difference(packed: PackedSource, files: ImageSource, keys: Iterable[str]) -> str | None:
-    """The first `difference` among `keys`; an image that cannot be read is passed over, for reading it will tell."""
+    """The first `difference` among `keys`; an image that cannot be read is passed over: reading it will raise."""
     for key in keys:
         with contextlib.suppress(OSError):
             if problem := difference(packed, files, key):

@@ -1,7 +1,7 @@
 """Making a packed set (datasets.files.pack_reader), and checking one.
 
 Shards are written one after the other, each whole or not at all, and the index last. A packing that is stopped goes on
-after its last whole shard: until the index is there, begun.json tells what is being packed and NUMBER.npy what is in
+after its last whole shard: until the index is there, begun.json has what is being packed and NUMBER.npy what is in
 shard NUMBER.
 """
 from __future__ import annotations
@@ -27,8 +27,8 @@ from datasets.files.pack_reader import (
     HEADER,
     INDEX,
     KEYS,
-    RECORD,
-    RECORDS,
+    ROW,
+    ROWS,
     PackedSource,
     decode_key,
     difference,
@@ -63,7 +63,7 @@ def pack(source: ImageSource, keys: Sequence[str], folder: str | os.PathLike, si
          threads: int | None = None, force: bool = False, shard_bytes: int = SHARD_BYTES) -> PackedSource:
     """Pack images, or go on where an earlier call with the same images and size was stopped.
 
-    Where files are decoded, one that cannot be is kept as it is, so that reading it from the pack gives the same error
+    If files are decoded, a file that cannot be is kept as it is, so that reading it from the pack gives the same error
     as reading the file.
 
     Args:
@@ -120,10 +120,10 @@ def _plan_in(folder: Path) -> dict[str, Any] | None:
     """What the pack in this folder, finished or not, was made of; None: there is none."""
     for name in (INDEX, BEGUN):
         if (folder / name).is_file():
-            found = read_json(folder / name)
-            found = found.get("plan") if name == INDEX and isinstance(found, dict) else found
-            if isinstance(found, dict) and {"format", "size", "images", "keys"} <= set(found):
-                return found
+            plan = read_json(folder / name)
+            plan = plan.get("plan") if name == INDEX and isinstance(plan, dict) else plan
+            if isinstance(plan, dict) and {"format", "size", "images", "keys"} <= set(plan):
+                return plan
     return None
 
 
@@ -143,7 +143,7 @@ def _is_finished(folder: Path, plan: dict[str, Any], force: bool) -> bool:
     for path in folder.glob("[0-9]*.npy"):
         path.unlink()
     write_json(folder / BEGUN, plan)
-    for path in [folder / INDEX, folder / KEYS, folder / RECORDS, *folder.glob("[0-9]*.shard")]:
+    for path in [folder / INDEX, folder / KEYS, folder / ROWS, *folder.glob("[0-9]*.shard")]:
         path.unlink(missing_ok=True)
     return False
 
@@ -171,7 +171,7 @@ def _write_shards(folder: Path, source: ImageSource, keys: list[str], size: tupl
                   shard_bytes: int, parts: list[np.ndarray]) -> None:
     """Write what is not in `parts` yet, and add each shard's table to it."""
     def store(key: str) -> _Stored:
-        return _store(source.read(key), size)
+        return _encode(source.read(key), size)
 
     left = keys[sum(map(len, parts)):]
     _check_space(folder, len(left), size)
@@ -184,7 +184,7 @@ def _write_shards(folder: Path, source: ImageSource, keys: list[str], size: tupl
     next(stored, None)  # let the progress bar end
 
 
-def _store(data: bytes, size: tuple[int, int] | None) -> _Stored:
+def _encode(data: bytes, size: tuple[int, int] | None) -> _Stored:
     """What a pack of this size keeps of an image file."""
     broken = False
     if size is not None:
@@ -210,7 +210,7 @@ def _check_space(folder: Path, images: int, size: tuple[int, int] | None) -> Non
 
 
 def _write_shard(path: Path, stored: Iterator[_Stored], shard_bytes: int) -> np.ndarray:
-    """Write one shard of what comes from `stored`; its table."""
+    """Write a shard of what comes from `stored`; return its table."""
     rows: list[tuple[int, int, bool]] = []
     with atomic_path(path) as temporary, open(temporary, "wb") as shard:
         shard.write(HEADER)
@@ -229,20 +229,20 @@ def _save(path: Path, table: np.ndarray) -> None:
 
 def _finish(folder: Path, plan: dict[str, Any], names: list[bytes], parts: list[np.ndarray]) -> None:
     """Write the tables, then the index: from now on it is a pack."""
-    records = np.empty(len(names), RECORD)
+    table = np.empty(len(names), ROW)
     shards, done = [], 0
     for number, part in enumerate(parts):
         ends = len(HEADER) + np.cumsum(part["length"], dtype=np.uint64)
-        rows = records[done : done + len(part)]
+        rows = table[done : done + len(part)]
         rows["offset"], rows["length"], rows["checksum"] = ends - part["length"], part["length"], part["checksum"]
         rows["shard"] = number
         shards.append(int(ends[-1]))
         done += len(part)
     _save(folder / KEYS, np.array(names, np.bytes_))
-    _save(folder / RECORDS, records)
+    _save(folder / ROWS, table)
     write_json(folder / INDEX, {
         "format": FORMAT, "size": plan["size"], "images": len(names), "shards": shards,
-        "sha256": {name: sha256_of(folder / name) for name in (KEYS, RECORDS)}, "opencv": cv2.__version__, "plan": plan,
+        "sha256": {name: sha256_of(folder / name) for name in (KEYS, ROWS)}, "opencv": cv2.__version__, "plan": plan,
     })
     broken = [decode_key(names[row]) for row in np.flatnonzero(np.concatenate(parts)["broken"])]
     if broken:

@@ -1,8 +1,8 @@
 """PNG files: are they whole, and their pixels inflated by a faster library than OpenCV's.
 
 A PNG holds its rows deflated. OpenCV inflates them by zlib, which is half of its work; igzip (package isal) does it in
-half of the time, with the same result, as deflating loses nothing. So where isal is installed, OpenCV gets a file with
-the rows as igzip inflated them, in deflate's own form for data that are not deflated.
+half of the time, with the same result, as deflating loses nothing. So if isal is installed, OpenCV gets a file with
+the rows as igzip inflated them, in deflate's form for data that are not deflated.
 """
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def find_problem(data: bytes) -> str | None:
 
 
 def inflate(data: bytes) -> bytes:
-    """The same PNG with its rows inflated, for a whole file; the file as it is where that cannot be done."""
+    """The same PNG with its rows inflated, for a whole file; the file as it is if that cannot be done."""
     length = _rows_length(data)
     if isal_zlib is None or not 0 < length <= _MOST:
         return data
@@ -68,7 +68,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _rows_length(data: bytes) -> int:
-    """Bytes of all rows, each with its filter's; 0: not told, or the rows are interlaced."""
+    """Bytes of all rows, each with its filter's; 0: unknown, or the rows are interlaced."""
     width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", data.ljust(29), 16)
     return 0 if interlaced else height * (1 + -(-width * _CHANNELS.get(color, 0) * depth // 8))
 

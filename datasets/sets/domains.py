@@ -38,7 +38,7 @@ def domain_of(image: np.ndarray) -> str:
     Args:
         image: uint8 [h, w, 3]; the order of the channels does not matter.
     Returns:
-        "green" where the mean of each channel exceeds GREEN_MEAN, else "normal" (a mean of exactly 65 is normal).
+        "green" if the mean of each channel exceeds GREEN_MEAN, else "normal" (a mean of exactly 65 is normal).
     """
     # Sums, not means: a mean by multiplication with 1 / (h * w) can end up a hair above an exact 65.
     sums = cv2.sumElems(image)[:3]

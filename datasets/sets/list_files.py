@@ -12,22 +12,22 @@ OUTSIDE = "a list may only name files inside its own folder"
 
 
 def quoted(text: str) -> str:
-    """A piece of a list, for a message: what is no list may hold very long lines."""
+    """A piece of a list for a message, cut: what is no list may hold very long lines."""
     return repr(text if len(text) <= 200 else text[:200] + "…")
 
 
-def read_lines(path: Path, shown: str, problems: Problems) -> list[tuple[int, str]]:
+def read_lines(path: Path, name: str, problems: Problems) -> list[tuple[int, str]]:
     """Numbered, stripped, non-blank lines of a UTF-8 text; a byte-order mark and CRLF do not matter.
 
     Args:
         path: the file.
-        shown: its name in problems.
-        problems: told once of lines that are not UTF-8; they are left out.
+        name: its name in problems.
+        problems: get one entry for all lines that are not UTF-8; these are left out.
     """
     lines, bad = decode_lines(path.read_bytes())
     if bad:
         more = f" (and {len(bad) - 1} more lines)" * (len(bad) > 1)
-        problems.add(f"{shown}:{bad[0][0]}: {bad[0][1]}{more}")
+        problems.add(f"{name}:{bad[0][0]}: {bad[0][1]}{more}")
     return lines
 
 

@@ -1,7 +1,7 @@
 """NAIC's training lists, line by line: what each line names, and what is wrong with it.
 
 A line is `NAME:PID` or `NAME PID`, split at its last separator, so that names may hold blanks and colons; a pid is a
-number, `007` and `7` are the same. Loading refuses every fault but REPEATED; the doctor tells of them all.
+number, `007` and `7` are the same. Loading refuses every fault but REPEATED; the doctor reports them all.
 """
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ListLine(NamedTuple):
 
     Attributes:
         number: from 1.
-        file: below the image folder; "" where the line does not say.
-        pid: without leading zeros; "" where the line does not say.
+        file: below the image folder; "" if the line does not say.
+        pid: without leading zeros; "" if the line does not say.
         fault: one of FAULTS, or "". REPEATED: an earlier line says the same, which does no harm.
         text: the fault in words, for a message that begins with the place.
     """
@@ -68,7 +68,7 @@ def read_list(path: Path, prefix: str, images: Path) -> Iterator[ListLine]:
 
 
 def parse_line(number: int, line: str, prefix: str) -> ListLine:
-    """A stripped line's file and pid, or its fault: MALFORMED, or OUTSIDE where the name leads out of the folder."""
+    """A stripped line's file and pid, or its fault: MALFORMED, or OUTSIDE if the name leads out of the folder."""
     def wrong(text: str, fault: str = MALFORMED) -> ListLine:
         return ListLine(number, "", "", fault, text)
 
@@ -86,7 +86,7 @@ def parse_line(number: int, line: str, prefix: str) -> ListLine:
 
 
 def _look_for(line: ListLine, folder: ImageFolder) -> ListLine:
-    """The line, with its fault where the image is not in its folder."""
+    """The line, with its fault if the image is not in its folder."""
     problem = folder.problem(line.file)
     if not problem:
         return line

@@ -18,7 +18,7 @@ TRUTH = "ground_truth.json"
 
 
 def read_domains(folder: Path, images: dict[str, list[str]],
-                  derived: Path | None) -> dict[tuple[str, str], list[str]]:
+                 derived: Path | None) -> dict[tuple[str, str], list[str]]:
     """(part, domain) -> sorted names of its images.
 
     Raises:
@@ -31,8 +31,8 @@ def read_domains(folder: Path, images: dict[str, list[str]],
     command = shlex.join(["python", "tools/split_domains.py", "--data_dir_query", str(folder / "query"),
                           "--data_dir_gallery", str(folder / "gallery"), "--save_dir", str(place or places[-1])])
     if place is None:
-        lacking = [f"{where} lacks {', '.join(file for file in files if not (where / file).is_file())}"
-                   for where in places]
+        lacking = [f"{folder} lacks {', '.join(file for file in files if not (folder / file).is_file())}"
+                   for folder in places]
         raise FileNotFoundError(f"the domain lists are missing ({'; '.join(lacking)}). Make them with\n    {command}")
     logger.info("domain lists: %s", place)
     problems = Problems()
@@ -76,7 +76,7 @@ def read_truth(data: Path, folder: Path, images: dict[str, list[str]]) -> dict[s
     for key in (f"{part}/{name}" for part in PARTS for name in images[part]):
         if key not in files:
             missing.append(key)
-        elif (known := _truth_of(files[key])) is None:
+        elif (known := _parse_truth(files[key])) is None:
             problems.add(f'{key}: expected {{"pid": "…", "camid": a number from 0}}, got {files[key]!r}')
         else:
             truth[key] = known
@@ -86,8 +86,8 @@ def read_truth(data: Path, folder: Path, images: dict[str, list[str]]) -> dict[s
     return truth
 
 
-def _truth_of(entry: Any) -> tuple[str, int] | None:
-    """(pid, camid) of a truth file's entry, None where it is malformed. A pid may be written as a number."""
+def _parse_truth(entry: Any) -> tuple[str, int] | None:
+    """(pid, camid) of a truth file's entry, None if it is malformed. A pid may be written as a number."""
     if not isinstance(entry, dict):
         return None
     pid, camid = entry.get("pid"), entry.get("camid")

@@ -8,7 +8,7 @@
                                                0000/0000_000_01_0303morning_0008_0.jpg 0
 
 A set's folder may also have one of the other names that are common for it (`Layout.homes`), or be ROOT itself. File
-names tell identity and camera; cameras keep their published numbers, which all begin at 1.
+names hold identity and camera; cameras keep their published numbers, which all begin at 1.
 
 **Evaluation.** In every one of these sets the gallery images of the query's own identity and camera are left out of
 its ranking. Market-1501 also has junk (-1), which is ignored, and distractors (0), which stay.
@@ -38,7 +38,7 @@ class Counts(NamedTuple):
 
 
 class Split(NamedTuple):
-    """How one split of a set lies on disk.
+    """How a split of a set lies on disk.
 
     Attributes:
         folders: its image folder, by the names that it has in different releases.
@@ -124,7 +124,7 @@ LAYOUTS: dict[str, Layout] = {
 def load_public(reference: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
     """Read the file names or lists of a public set and compare its counts with the published ones.
 
-    No image is opened. Counts that differ are a warning: a part of a set may be all that somebody has.
+    No image is opened. Counts that differ are a warning: a part of a set may be all that a user has.
 
     Args:
         reference: its kind is of LAYOUTS.
@@ -185,7 +185,7 @@ def _find_folders(name: str, home: Path, splits: dict[str, Split]) -> dict[str, 
 
 
 def _read_split(layout: Layout, rule: Split, home: Path, folder: str, problems: Problems) -> Iterator[SetImage]:
-    """The images of one split; what is none of the set's is added to `problems`."""
+    """The images of a split; what is none of the set's is added to `problems`."""
     if not rule.lists:
         for file, problem in sorted(scan_images(home / folder)):
             match = layout.name.fullmatch(file)

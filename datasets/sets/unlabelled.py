@@ -1,4 +1,4 @@
-"""Folders of pictures without labels, and who is on them where a list beside them tells.
+"""Folders of pictures without labels, and who is on them if a list beside them says so.
 
 What is known is for measuring alone: nothing is ever labelled by it.
 """
@@ -30,7 +30,7 @@ class Unlabelled:
 
     Attributes:
         samples: the queries first; a folder's images by name. Keys are FOLDER/NAME with a folder of `folders`; pid:
-            number of the true identity, UNKNOWN_PID where nobody tells.
+            number of the true identity, UNKNOWN_PID if it is not known.
         num_query: how many of them are queries.
         folders: first folder of a key -> where it lies: query, query2, … gallery, gallery2, …
     """
@@ -74,7 +74,7 @@ def find_unlabelled(query: Sequence[str | os.PathLike], gallery: Sequence[str | 
         raise ValueError("no folder of unlabelled images was named")
     if len({folder.resolve() for folder in folders.values()}) < len(folders):
         raise ValueError(f"a folder is named twice: {', '.join(map(str, folders.values()))}")
-    found: list[tuple[str, str | None]] = []  # key, name of the identity
+    images: list[tuple[str, str | None]] = []  # key, name of the identity
     num_query = 0
     for place, folder in folders.items():
         if not folder.is_dir():
@@ -83,15 +83,15 @@ def find_unlabelled(query: Sequence[str | os.PathLike], gallery: Sequence[str | 
         if not names:
             raise ValueError(f"{folder} holds no image")
         truth = _truth_beside(folder, names)
-        found += [(f"{place}/{name}", truth.get(name)) for name in names]
-        num_query = len(found) if place.startswith(PARTS[0]) else num_query
-    number_of = class_indices(name for _, name in found if name)
-    samples = [Sample(key, number_of[name] if name else UNKNOWN_PID, UNKNOWN_CAMID) for key, name in found]
+        images += [(f"{place}/{name}", truth.get(name)) for name in names]
+        num_query = len(images) if place.startswith(PARTS[0]) else num_query
+    number_of = class_indices(name for _, name in images if name)
+    samples = [Sample(key, number_of[name] if name else UNKNOWN_PID, UNKNOWN_CAMID) for key, name in images]
     return Unlabelled(samples, num_query, folders)
 
 
 def _truth_beside(folder: Path, names: list[str]) -> dict[str, str]:
-    """Image -> name of its identity, as far as a list beside the folder tells."""
+    """Image -> name of its identity, as far as a list beside the folder has it."""
     above = folder.resolve().parent
     if (above / TRAIN_LIST).is_file():
         return _read_list(above / TRAIN_LIST, above.name)

@@ -1,4 +1,4 @@
-"""Cutting a validation split from the training sets of a config: which identities, and which images ask."""
+"""Cutting a validation split from training data: which identities, and which of their images are queries."""
 from __future__ import annotations
 
 import logging
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to cut out.
+class SplitRequest:
+    """What to cut out; its fields are recorded in the split's file.
 
     Attributes:
         identities: with queries.
@@ -57,36 +57,42 @@ class Plan:
 
 @dataclass
 class _Draft:
-    """One evaluation as it grows: [queried, distractor] identities that are still to find, and images by key."""
+    """An evaluation as it grows: how many [queried, distractor] identities are missing, and {key: identity}."""
 
     missing: list[int]
     query: dict[str, str] = field(default_factory=dict)
     gallery: dict[str, str] = field(default_factory=dict)
 
 
-def cut(data: ReIDData, source: ImageSource, plan: Plan, settings: dict, workers: int | None = None) -> ValidationSplit:
-    """Choose people in the order of a shuffle until the plan is met.
+def cut(data: ReIDData, source: ImageSource, request: SplitRequest, settings: dict,
+        workers: int | None = None) -> ValidationSplit:
+    """Take people out of the training data, in the order of a shuffle, until the request is met.
 
-    The identities of one person (see datasets.validation.people) go together, under the first one's name, each of their
-    pictures once. A person belongs to the domain of most pictures (green where they are as many); those of the other
-    domain stand in that domain's gallery, where nothing matches them. People with a match for a query are asked about
-    as long as such are missing, others are distractors. The choice depends on names, keys and the seed, not on the
-    order of lists.
+    The identities of a person (see datasets.validation.people) go together, under the first name, each of their
+    pictures once. A person belongs to the domain of most pictures (green if they are as many); those of the other
+    domain stand in that domain's gallery, in which nothing matches them. A person with a match for a query is queried
+    as long as such are missing, else a distractor. The choice depends on names, keys and the seed, not on the order of
+    lists.
 
+    Args:
+        data: the training data; it stays as it is.
+        source: reads the images, to compare them and to find their domains.
+        settings: recorded in the split's file, for people.
+        workers: processes that decode; None = one a core, eight at most.
     Raises:
-        ValueError: as `make_validation`.
+        ValueError: the data have too few identities for the request.
     """
-    people = people_of(data, source if plan.compare else None)
-    if plan.identities + plan.distractors >= len(people):
-        raise ValueError(f"{plan.identities} identities and {plan.distractors} distractors of {len(people)} leave none "
-                         "to train on")
-    drafts = {name: _Draft(quota) for name, quota in plan.quotas().items()}
+    people = people_of(data, source if request.compare else None)
+    if request.identities + request.distractors >= len(people):
+        raise ValueError(f"{request.identities} identities and {request.distractors} distractors of {len(people)} "
+                         "leave none to train on")
+    drafts = {name: _Draft(quota) for name, quota in request.quotas().items()}
     chosen: tuple[list[str], list[str]] = ([], [])  # queried, distractors
-    with closing(_walk(people, source, plan, workers)) as walk:
+    with closing(_walk(people, source, request, workers)) as walk:
         for person, images in walk:
             if not any(any(draft.missing) for draft in drafts.values()):
                 break
-            role = _place(person.names[0], images, drafts, plan)
+            role = _place(person.names[0], images, drafts, request.queries)
             if role is not None:
                 chosen[role].extend(person.names)
     roles = ("with a match for a query", "as distractors")
@@ -102,55 +108,59 @@ def cut(data: ReIDData, source: ImageSource, plan: Plan, settings: dict, workers
     return ValidationSplit(queried, distractors, eval_sets, settings)
 
 
-def _walk(people: list[Person], source: ImageSource, plan: Plan,
+def _walk(people: list[Person], source: ImageSource, request: SplitRequest,
           workers: int | None) -> Iterator[tuple[Person, list[tuple[Sample, str]]]]:
     """(person, its images with their evaluations, in a random order) for each person, in a random order.
 
-    Images are decoded as the walk goes on; a person with one that cannot be read is passed over.
+    Images are decoded as the walk goes on; a person with an image that cannot be read is passed over.
     """
-    random = generator(plan.seed, 0, "validation split")
+    random = generator(request.seed, 0, "validation split")
     walk = []
     for index in random.permutation(len(people)):
         samples = people[index].samples
         walk.append((people[index], [samples[i] for i in random.permutation(len(samples))]))
-    if plan.green is None:
+    if request.green is None:
         yield from ((person, [(sample, VALIDATION) for sample in samples]) for person, samples in walk)
         return
     keys = [sample.key for _, samples in walk for sample in samples]
     with closing(classify(keys, source.read, workers)) as results:
         for person, samples in walk:
-            told = list(islice(results, len(samples)))
-            faults = [f"{sample.key}: {fault}" for sample, (_, fault) in zip(samples, told, strict=True) if fault]
+            domains = list(islice(results, len(samples)))
+            faults = [f"{sample.key}: {fault}" for sample, (_, fault) in zip(samples, domains, strict=True) if fault]
             if faults:
                 logger.warning("identity %s is passed over: %s", person.names[0], faults[0])
                 continue
-            yield person, [(sample, domain) for sample, (domain, _) in zip(samples, told, strict=True)]
+            yield person, [(sample, domain) for sample, (domain, _) in zip(samples, domains, strict=True)]
 
 
-def _place(pid_name: str, images: list[tuple[Sample, str]], drafts: dict[str, _Draft], plan: Plan) -> int | None:
-    """Enter an identity where it is missing: 0 = with queries, 1 = as a distractor, None = nowhere."""
+def _place(pid_name: str, images: list[tuple[Sample, str]], drafts: dict[str, _Draft],
+           max_queries: int) -> int | None:
+    """Enter an identity into a draft that lacks it; its role: 0 = with queries, 1 = distractor, None = not entered."""
     counts = Counter(domain for _, domain in images)
     main = max(counts, key=lambda domain: (counts[domain], domain == DOMAINS[0]))
     if main not in drafts:
         return None
     draft = drafts[main]
-    queries = choose_queries([sample for sample, domain in images if domain == main], plan.queries)
+    queries = choose_queries([sample for sample, domain in images if domain == main], max_queries)
     role = 0 if queries and draft.missing[0] else 1
     if not draft.missing[role]:
         return None
     draft.missing[role] -= 1
-    asked = {sample.key for sample in queries} if role == 0 else set()
-    draft.query |= dict.fromkeys(sorted(asked), pid_name)
+    query_keys = {sample.key for sample in queries} if role == 0 else set()
+    draft.query |= dict.fromkeys(sorted(query_keys), pid_name)
     for sample, domain in images:
-        if sample.key not in asked and domain in drafts:
+        if sample.key not in query_keys and domain in drafts:
             drafts[domain].gallery[sample.key] = pid_name
     return role
 
 
 def choose_queries(samples: list[Sample], most: int) -> list[Sample]:
-    """The first images that can be queries together: each keeps a match among the images that are none.
+    """The first images of an identity that can be queries together: each keeps a match among the images that are none.
 
-    A match is another image of the identity, from another camera where both cameras are known.
+    A match is another image, from another camera if both cameras are known.
+
+    Args:
+        most: queries at most.
     """
     queries: list[Sample] = []
     for sample in samples:

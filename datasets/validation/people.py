@@ -32,7 +32,7 @@ def people_of(data: ReIDData, source: ImageSource | None) -> list[Person]:
     """The people of the training images, sorted by name.
 
     Args:
-        source: reads every image once to compare them; None: every identity is a person of its own.
+        source: reads every image once to compare them; None: every identity is a person.
     Raises:
         OSError: an image cannot be read.
     """
@@ -55,14 +55,14 @@ def people_of(data: ReIDData, source: ImageSource | None) -> list[Person]:
 
 def _join_equal(samples: list[Sample], source: ImageSource, person_of: np.ndarray) -> list[Sample]:
     """Join the identities that share a picture; returns the samples without the repeated ones."""
-    def digest(sample: Sample) -> bytes:
+    def digest_of(sample: Sample) -> bytes:
         return hashlib.blake2b(source.read(sample.key), digest_size=16).digest()
 
     first: dict[bytes, Sample] = {}
     different = []
-    digests = progress(in_threads(digest, samples, _THREADS), "comparing", "image", total=len(samples))
-    for sample, found in zip(samples, digests, strict=True):
-        known = first.setdefault(found, sample)
+    digests = progress(in_threads(digest_of, samples, _THREADS), "comparing", "image", total=len(samples))
+    for sample, digest in zip(samples, digests, strict=True):
+        known = first.setdefault(digest, sample)
         if known is sample:
             different.append(sample)
         else:
@@ -71,7 +71,7 @@ def _join_equal(samples: list[Sample], source: ImageSource, person_of: np.ndarra
 
 
 def _root(person_of: np.ndarray, index: int) -> int:
-    """Which identity stands for a person; the way to it is halved for the next who asks (union-find)."""
+    """The identity that stands for a person (union-find with path halving)."""
     while person_of[index] != index:
         person_of[index] = person_of[person_of[index]]
         index = person_of[index]
