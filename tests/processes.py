@@ -1,9 +1,11 @@
 """Starting several processes that belong together, with torchrun or by hand."""
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from tool_server import start_tool
 
@@ -54,3 +56,22 @@ def processes_by_hand(folder, processes, script):
     begun = time.monotonic()
     codes, _, errors = run_together(processes, folder / "script.py", folder)
     return codes, errors, time.monotonic() - begun
+
+
+def members_of(group):
+    """The living processes of a group (Linux)."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                members.append(int(stat.parent.name))
+    return members
+
+
+def wait_for(condition, seconds):
+    """Return as soon as condition() is true; fail if it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing came of waiting for {seconds} s"
+        time.sleep(0.05)

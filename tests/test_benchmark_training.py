@@ -1,11 +1,8 @@
 """The benchmark of training: its arms train alike, its clock misses nothing, and its table has every row."""
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,32 +223,24 @@ def test_the_options_of_a_command_line(monkeypatch):
     large = make_options("cpu", True, None, None)
     assert len(large.settings()) == 8
     assert make_options("cpu", True, ["384x192"], None).sizes == ((384, 192),)
-    for arguments, message in ((("cuda", False, None, None), "torch finds none"),
-                               (("cpu", False, ["256"], None), "'256' is not HEIGHTxWIDTH"),
-                               (("cpu", False, None, ["theirs"]), "unknown arm 'theirs'; choose from textbook_float")):
-        with pytest.raises(ValueError, match=message):
-            make_options(*arguments)
+    with pytest.raises(ValueError, match="unknown arm 'theirs'; choose from textbook_float"):
+        make_options("cpu", False, None, ["theirs"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     options = make_options("auto", False, None, None)
     assert (len(options.settings()), options.arms) == (12, tuple(ARMS))
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """One thread, and a place of its own for temporary files; torch itself makes a folder of compiled code beside."""
-    (folder / "temporary").mkdir()
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "temporary"),
-            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-
-
-WORDS = ["--models", NET, "--sizes", "32x16", "--identities", "30", "--batch", "8", "--steps", "2", "--warmup", "0",
-         "--repeats", "1", "--square", "64", "--device", "cpu"]
-
-
 @pytest.mark.slow
 def test_the_tool_prints_every_row_and_leaves_nothing(tmp_path):
-    words = [*WORDS, "--arms", "textbook_float32", "ours_float32", "--json", str(tmp_path / "raw.json")]
+    (tmp_path / "temporary").mkdir()
+    words = ["--models", NET, "--sizes", "32x16", "--identities", "30", "--batch", "8", "--steps", "2", "--warmup", "0",
+             "--repeats", "1", "--square", "64", "--device", "cpu", "--arms", "textbook_float32", "ours_float32",
+             "--json", str(tmp_path / "raw.json")]
     done = subprocess.run([sys.executable, str(ROOT / "tools/benchmark.py"), "train", *words], cwd=tmp_path,
-                          capture_output=True, text=True, env=environment(tmp_path))
+                          capture_output=True, text=True,
+                          # torch itself makes a folder of compiled code beside its temporary files
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "temporary"),
+                               "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")})
     assert done.returncode == 0, done.stderr
     cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith(f"| {NET}")]
     assert [row[3] for row in cells] == ["textbook, float32", "ours, float32"]
@@ -265,42 +254,3 @@ def test_the_tool_prints_every_row_and_leaves_nothing(tmp_path):
     assert first["first_loss"] == pytest.approx(second["first_loss"], rel=1e-4)
     assert second["times"]["textbook_float32"] == second["images_per_second"] / first["images_per_second"]
     assert not list((tmp_path / "temporary").iterdir())
-
-
-def descendants(pid: int) -> list[int]:
-    """Children and theirs, of all threads."""
-    children = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it has ended
-            children += map(int, path.read_text().split())
-    return children + [pid for child in children for pid in descendants(child)]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.slow
-def test_an_interrupt_ends_the_child_and_leaves_nothing(tmp_path):
-    words = [*WORDS, "--steps", "100000", "--arms", "ours_float32"]
-    tool = subprocess.Popen([sys.executable, str(ROOT / "tools/benchmark.py"), "train", *words], cwd=tmp_path,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                            env=environment(tmp_path))
-    with tool:
-        while len(descendants(tool.pid)) < 2:  # the child and a worker of its loader
-            assert tool.poll() is None, tool.stderr.read()
-            time.sleep(0.1)
-        tool.send_signal(signal.SIGTERM)
-        assert tool.stderr.read().endswith("interrupted\n")
-        assert tool.wait() == 130
-        deadline = time.monotonic() + 20
-        while is_there(tool.pid) and time.monotonic() < deadline:  # a worker looks for its parent every 5 s
-            time.sleep(0.1)
-        assert not is_there(tool.pid)
-    assert not list((tmp_path / "temporary").iterdir())
-
-
-def is_there(group: int) -> bool:
-    """Whether anybody of a process group is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True

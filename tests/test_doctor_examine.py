@@ -9,17 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from doctor_data import (
-    SETS,
-    add_image,
-    add_line,
-    copy_image,
-    images_of,
-    list_of,
-    make_naic,
-    picture,
-    png,
-)
+from doctor_data import SETS, add_image, add_line, copy_image, images_of, list_of, make_naic, picture, png
 from tool_server import ROOT, run_tool
 
 from processor.doctor.checks import MIN_SIDE
@@ -379,22 +369,18 @@ def test_charts_hold_their_numbers():
 
 
 # --------------------------------------------------------------------------------------------------------------- tool
-def tool(*words: object) -> subprocess.CompletedProcess:
-    return run_tool("doctor", *words)
-
-
 def test_the_exit_code_is_1_if_a_training_would_stop(data):
     words = ("--root", data.parent, "--output", data.parent / "out", "--workers", 1)
-    done = tool(*words)
+    done = run_tool("doctor", *words)
     assert done.returncode == 0, done.stderr
     assert "Nothing stops a training." in done.stdout
     overwrite(data, image(data)[:50])
-    done = tool(*words, "--near-duplicates", "--write-clean-lists")
+    done = run_tool("doctor", *words, "--near-duplicates", "--write-clean-lists")
     assert done.returncode == 1, done.stderr
     assert "stops a training: images that are cut off: 1" in done.stdout
     assert "new_train_list.txt: 8 images kept" in done.stdout
     assert "41 of 42 images are known from an earlier run" in done.stderr
-    done = tool("--root", data.parent / "nowhere", "--output", data.parent / "out")
+    done = run_tool("doctor", "--root", data.parent / "nowhere", "--output", data.parent / "out")
     assert done.returncode == 2
     assert done.stderr.startswith("error: no NAIC data in")
 

@@ -99,7 +99,7 @@ def _agreeing_pairs(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def _differing_bits(hashes: np.ndarray, a: np.ndarray, b: np.ndarray, enough: int) -> np.ndarray:
-    """[n] bits in which the hashes a and b differ; where the first words differ in more than `enough`, only theirs."""
+    """[n] bits in which the hashes a and b differ; only those of the first words if these are more than `enough`."""
     bits = _popcount(hashes[a, 0] ^ hashes[b, 0])
     near = np.flatnonzero(bits <= enough)
     for word in range(1, hashes.shape[1]):

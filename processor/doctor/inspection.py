@@ -1,4 +1,4 @@
-"""Looking at every image of a data set once: whether it can be read, what it is, and three digests to compare it by.
+"""Inspection of a data set's images: whether each can be read, what it is, and three digests to compare it by.
 
 A record of 92 bytes is all that is kept of an image, so that close to a million of them fit into memory.
 """
@@ -25,9 +25,9 @@ from utils.progress import progress as show_progress
 
 RECORD = np.dtype([
     ("file", "<u8", 2),     # digest of the file's bytes
-    ("pixels", "<u8", 2),   # digest of what is decoded: 8-bit RGB, as a model sees it; 0 where it cannot be
+    ("pixels", "<u8", 2),   # digest of what is decoded: 8-bit RGB, as a model sees it; 0 if it cannot be
     ("near", "<u8", 4),     # perceptual hash; 0: too little in the picture, or unreadable
-    ("size", "<i8"), ("changed", "<i8"),  # of the file, bytes and ns: other ones now mean another file
+    ("size", "<i8"), ("changed", "<i8"),  # of the file, bytes and ns: if they differ now, it is another file
     ("width", "<u4"), ("height", "<u4"),
     ("format", "u1"), ("mode", "u1"),     # of FORMATS and MODES
     ("green", "?"),         # the picture's domain
@@ -57,7 +57,7 @@ class Inspected(NamedTuple):
 def inspect_images(root: Path, count: int, key_of: Callable[[int], str], store: RecordStore, workers: int = 1,
                    progress: bool = True) -> Inspected:
     """Inspect the images `key_of(0)` … `key_of(count - 1)`; those that the store knows, and that did not change, are
-    not read again. What is found is saved every other second, so that a killed run goes on.
+    not read again. The records are saved every other second, so that a killed run goes on.
 
     Args:
         root: the folder that keys are relative to.
@@ -105,24 +105,24 @@ def inspect_images(root: Path, count: int, key_of: Callable[[int], str], store: 
 
 def _is_unchanged(path: Path, record: bytes) -> bool:
     try:
-        there = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return False
     record = np.frombuffer(record, RECORD)[0]
-    return (there.st_size, there.st_mtime_ns) == (record["size"], record["changed"])
+    return (status.st_size, status.st_mtime_ns) == (record["size"], record["changed"])
 
 
 def inspect_file(source: FolderSource, key: str) -> tuple[bytes, str]:
     """The record (of RECORD, as bytes) of one image file, and why it cannot be read or ""."""
     try:
-        there = os.stat(source.root / key)  # before it is read: a file that changes meanwhile is read again next time
-        if there.st_size > MAX_BYTES:
-            raise BadImage(f"{there.st_size:,} bytes; more than {MAX_BYTES:,} are not taken")
+        status = os.stat(source.root / key)  # before it is read: a file that changes meanwhile is read again next time
+        if status.st_size > MAX_BYTES:
+            raise BadImage(f"{status.st_size:,} bytes; more than {MAX_BYTES:,} are not taken")
         record, problem = inspect_image(source.read(key))
     except (OSError, BadImage) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         return np.zeros((), RECORD).tobytes(), f"cannot be read: {reason}"
-    record["size"], record["changed"] = there.st_size, there.st_mtime_ns
+    record["size"], record["changed"] = status.st_size, status.st_mtime_ns
     return record.tobytes(), problem
 
 
@@ -157,13 +157,13 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
 
     Which of the 16 x 16 lowest frequencies of the picture, in 64 x 64 grey pixels, are above a level that noise does
     not reach. Measured on pedestrians (the demo set, also blurred or four times as dark) and characters (Omniglot):
-    JPEG at quality 90 changes up to 7 bits, half the size 10, JPEG at quality 60 up to 13 (19 where it is dark); two
+    JPEG at quality 90 changes up to 7 bits, half the size 10, JPEG at quality 60 up to 13 (19 if it is dark); two
     different pictures have 29 bits or more between them.
 
     Args:
         image: uint8 [h, w, 3], RGB.
     Returns:
-        [4] uint64. 0: the picture has too little in it to be told from others.
+        [4] uint64. 0: the picture has too little in it to differ from others.
     Source: Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010. There the level is the
         median, about which the frequencies of a blurred picture are noise.
     """
@@ -188,7 +188,7 @@ class RecordStore:
     Args:
         path: the file; it is made.
         made_for: what the records depend on beside the images: the data's place, the decoder's version. Records that
-            were made for something else are forgotten.
+            were made for something else are dropped.
     Raises:
         OSError: the file cannot be read or written.
     """
@@ -230,10 +230,11 @@ class RecordStore:
         return self._connection.execute("SELECT record, problem FROM images WHERE key = ?", (key,)).fetchone()
 
     def add(self, key: str, record: bytes, problem: str) -> None:
-        """Note an image; it lasts from the next `save` on."""
+        """Add an image's record; it lasts from the next `save` on."""
         self._connection.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", (key, record, problem))
 
     def save(self) -> None:
+        """Write what was added to the disk."""
         self._connection.commit()
 
     def close(self) -> None:

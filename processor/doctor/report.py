@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.naic import list_label
 from processor.doctor.clean_lists import CleanList
-from processor.doctor.findings import KINDS, NOTE, SEVERITIES, SPOILS, STOPS, Findings
+from processor.doctor.findings import KINDS, SEVERITIES, SPOILS, STOPS, Findings
 from processor.doctor.image_header import FORMATS, MODES
 from processor.doctor.inspection import RECORD, Inspected
 from processor.doctor.inventory import NO_IDENTITY, ImageSet, Inventory
@@ -91,7 +91,7 @@ def _kind_lines(findings: Findings, kind: str, max_items: int) -> list[str]:
 def summary_lines(report: Report) -> list[str]:
     """The report without its single findings, for the terminal."""
     lines = [report.totals(), *set_table(report), ""]
-    for severity in (STOPS, SPOILS, NOTE):
+    for severity in SEVERITIES:
         lines += [f"{severity}: {KINDS[kind].title}: {report.findings.counts[kind]:,}"
                   for kind in report.findings.kinds(severity)]
     return [*lines, *map(CleanList.describe, report.clean_lists), f"{report.verdict()}."]

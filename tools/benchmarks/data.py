@@ -81,7 +81,7 @@ def run_benchmark(options: DataOptions) -> dict[str, Any]:
         ValueError: a number is out of range, or the pictures cannot be used.
     """
     if min(options.repeats, options.workers) < 1 or options.seconds <= 0:
-        raise ValueError("at least one repeat, one worker and some seconds are needed")
+        raise ValueError("at least one repeat, one worker and more than 0 seconds are needed")
     if options.batch < 1 or options.batch % NUM_INSTANCE or options.batch // NUM_INSTANCE > options.images // GROUP:
         raise ValueError(f"a batch of {options.batch} cannot be made of groups of {NUM_INSTANCE} from the identities "
                          f"of {options.images} pictures, {GROUP} each")

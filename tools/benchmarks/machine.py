@@ -19,6 +19,8 @@ import torch
 from processor.retrieval.search.budget import TILES
 from tools.benchmarks.retrieval_baseline import PRODUCTS
 
+LEAST_SECONDS = 1 / 3  # of calls whose median is a rate
+
 
 def describe(device: str) -> dict[str, str]:
     """The machine and the libraries, by name; also the variables that steer libraries of linear algebra."""
@@ -137,7 +139,7 @@ def product_rates(dim: int, square: int, device: str) -> dict[str, float]:
 
 
 def _median_seconds(call: Callable[[], object], device: str) -> float:
-    """Of at least five calls and a third of a second, after one that does not count."""
+    """Of at least five calls and LEAST_SECONDS, after a call that does not count."""
     def seconds_of_call() -> float:
         started = time.perf_counter()
         call()
@@ -147,7 +149,7 @@ def _median_seconds(call: Callable[[], object], device: str) -> float:
 
     seconds_of_call()
     seconds: list[float] = []
-    until = time.perf_counter() + 1 / 3
+    until = time.perf_counter() + LEAST_SECONDS
     while len(seconds) < 5 or time.perf_counter() < until:
         seconds.append(seconds_of_call())
     return statistics.median(seconds)

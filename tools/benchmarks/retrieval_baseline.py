@@ -47,7 +47,7 @@ def dense_re_ranking(
 
 
 def dense_bytes(size: int, num_query: int, dim: int) -> int:
-    """Memory of `dense_re_ranking` above its inputs, at its peak, where both encodings and the ranks are held."""
+    """Memory of `dense_re_ranking` above its inputs, at its peak, when both encodings and the ranks are held."""
     square = 4 * size**2  # of a float32 matrix; distances 1, int64 ranks 2, encodings 1 and averaged 1
     return 5 * square + 4 * size * dim + 4 * num_query * size
 

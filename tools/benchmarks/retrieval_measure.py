@@ -19,7 +19,7 @@ from tools.benchmarks.machine import Meter, product_rates
 from tools.benchmarks.retrieval_baseline import dense_bytes, dense_re_ranking
 
 TOP_K = 200
-EVALUATED = 1000  # queries whose mAP and nearest images are compared: a random sample, for the order is random
+EVALUATED = 1000  # queries whose mAP and nearest images are compared: a random sample, because the order is random
 RATES = "rates"
 WARM_UP = (64, 1024)  # queries, gallery images
 CHUNK = 8192          # rows
