@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,9 +219,13 @@ def _suggestion(key: str) -> str:
 def _pairs(opts: Sequence[Any], problems: list[str]) -> Iterable[tuple[str, Any]]:
     """Settings of KEY VALUE pairs; KEY=VALUE and an odd count are added to `problems`."""
     step = 1 if len(opts) % 2 else 2  # every word, or only those in the place of a key
-    joined = next((word for word in map(format_raw, opts[::step]) if "=" in word and word.split("=")[0] in RULES), None)
+    joined = next((word for word in map(format_raw, opts[::step])
+                   if "=" in word and (word.partition("=")[0] in RULES or re.match(r"[A-Z]+\.\w+=", word))), None)
     if step == 2 and not joined:
         return [(str(key), value) for key, value in zip(opts[::2], opts[1::2], strict=True)]
-    hint = f"write {joined.replace('=', ' ', 1)!r}" if joined else f"the last is {opts[-1]!r}"
+    hint = f"the last is {opts[-1]!r}"
+    if joined:
+        key, _, value = joined.partition("=")
+        hint = f"write {f'{key} {value}'!r}" if key in RULES else f"{key}: unknown key{_suggestion(key)}"
     problems.append(f"{COMMAND_LINE}: expected KEY VALUE pairs, got {len(opts)} words; {hint}")
     return []

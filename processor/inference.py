@@ -134,7 +134,7 @@ def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> d
     leave_bank(cfg, device, out / "features", workers)
     banks, index = read_bank(out / "features")
     compute = compute_of(cfg, str(device), workers)
-    domains = {domain: [bank_source(cfg.MODEL.NAME, bank, ranking_of(cfg), compute)]
+    domains = {domain: [bank_source(cfg.MODEL.NAME, bank, ranking_of(cfg), compute, domain)]
                for domain, bank in banks.items()}
     ranked = rank_domains(domains, [1.0], cfg.TEST.TOP_K, out if save_distmat else None, workers)
     return write_results(out / "submission.json", ranked, workers, weight=index["weight"])

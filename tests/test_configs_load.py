@@ -307,6 +307,8 @@ def test_an_odd_count_of_options_is_refused():
         "command line: expected KEY VALUE pairs, got 1 words; write 'SOLVER.SEED 3'"]
     assert problems_of(None, ["SOLVER.SEED=3", "TEST.TOP_K=5"]) == [
         "command line: expected KEY VALUE pairs, got 2 words; write 'SOLVER.SEED 3'"]
+    assert problems_of(None, ["SOLVER.SEAD=3"]) == [
+        "command line: expected KEY VALUE pairs, got 1 words; SOLVER.SEAD: unknown key; did you mean SOLVER.SEED?"]
     assert load_cfg(None, ["OUTPUT_DIR", "SOLVER.SEED=3"]).OUTPUT_DIR == "SOLVER.SEED=3"
 
 

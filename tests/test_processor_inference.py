@@ -138,6 +138,13 @@ def test_each_model_adds_the_distances_it_was_tested_with(models, tiny_opts, tmp
                 assert answer[query] == list(gallery[row])
 
 
+def test_the_log_names_domain_and_model_once_for_each_re_ranking(models, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        ensemble([models / "a", models / "b"], None, tmp_path / "submission.json")
+    lines = [line for line in caplog.messages if "re-ranking " in line or "neighbours" in line]
+    assert sorted(line.split(": ")[0] for line in lines) == ["green, a", "green, b", "normal, a", "normal, b"]
+
+
 def test_the_ensemble_is_the_weighted_sum_of_distances(models, tmp_path):
     ensemble([models / "a", models / "b"], [1.0, 3.0], tmp_path / "submission.json")
     answer = read_json(tmp_path / "submission.json")

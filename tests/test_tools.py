@@ -1,5 +1,6 @@
 """The commands as a person types them: a whole tiny run, and what a mistake looks like."""
 import os
+import shutil
 import subprocess
 import sys
 
@@ -123,6 +124,49 @@ def test_run_sh_explains_itself_and_refuses_the_unknown():
     for name in ("DATA_ROOT", "RECIPE", "WEIGHTS", "OUTPUT_ROOT", "PYTHON", "--dry-run", "test"):
         assert name in done.stdout
     assert subprocess.run(["bash", str(ROOT / "run.sh"), "--nonsense"], capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize("words", [["tset"], ["--dry-run", "test"], ["SOLVER.SEED", "-1", "--forse"]])
+def test_run_sh_refuses_words_that_are_no_keys_before_it_installs(words):
+    done = subprocess.run(["bash", str(ROOT / "run.sh"), *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"error: unknown argument: {words[-1]}\n")
+
+
+def test_run_sh_passes_keys_and_its_options_on_in_any_order(tmp_path):
+    """The interpreter is one that prints its words."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$1" in tools/pipeline.py) echo "$@" ;; esac\n')
+    python.chmod(0o755)
+    words = ["SOLVER.SEED", "-1", "--dry-run", "INPUT.SIZE_TRAIN", "[64, 32]", "--force", "TEST.TOP_K=5"]
+    done = subprocess.run(["bash", str(ROOT / "run.sh"), *words], capture_output=True, text=True,
+                          env={**os.environ, "PYTHON": str(python)})
+    assert done.stdout == f"tools/pipeline.py {' '.join(words)}\n"
+
+
+def test_run_sh_says_every_few_seconds_that_it_installs(tmp_path):
+    """A copy of run.sh with an interpreter that lacks everything, and a clock that runs fast."""
+    shutil.copy(ROOT / "run.sh", tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python3").write_text("""#!/bin/sh
+case "$*" in
+    *check_requirements.py*) [ -f .venv/installed ] ;;
+    *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *"-m pip"*) while [ ! -f go ]; do /bin/sleep 0.02; done; touch .venv/installed ;;
+    *tools/pipeline.py*) echo ran ;;
+esac
+""")
+    (tmp_path / "bin/sleep").write_text("#!/bin/sh\necho >> slept; [ $(wc -l < slept) -lt 12 ] || touch go\n"
+                                        "/bin/sleep 0.02\n")
+    for name in ("python3", "sleep"):
+        (tmp_path / "bin" / name).chmod(0o755)
+    done = subprocess.run(["bash", "run.sh"], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+                               "PYTHON": str(tmp_path / "bin/python3")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ran\n"
+    assert "installing: 5 s, " in done.stderr
+    assert "installing: 10 s, " in done.stderr
 
 
 def test_run_sh_takes_paths_relative_to_the_caller(tiny_data):

@@ -66,6 +66,10 @@ def main() -> None:
         plan = dry_run(cfg, workers)
         if workers.is_main:
             print(plan)
+            try:
+                prepare_folder(cfg, "auto" if args.force else resume)
+            except FileExistsError as error:
+                print(f"\na training would stop: {error}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def ensemble(inputs: list[Path], weights: list[float] | None, output: Path, mode
 
 def _bank_domains(folder: Path, opened: Opened, compute: Compute) -> dict[str, DomainSource]:
     banks, index = opened
-    return {domain: bank_source(str(folder), bank, read_ranking(index), compute) for domain, bank in banks.items()}
+    return {domain: bank_source(str(folder), bank, read_ranking(index), compute, domain)
+            for domain, bank in banks.items()}
 
 
 def _distmat_domains(folder: Path, workers: Workers) -> dict[str, DomainSource]:
@@ -73,4 +74,4 @@ def _concatenated(inputs: list[Path], opened: list[Opened], domain: str, weights
     parts = [(bank.feats[branch], weight * share) for bank, weight in zip(banks, weights, strict=True)
              for branch, share in ranking.branch_weights(bank.feats).items()]
     feats = concat_features(*zip(*parts, strict=True))
-    return bank_source("concat", replace(banks[0], feats={"concat": feats}), ranking, compute)
+    return bank_source("concat", replace(banks[0], feats={"concat": feats}), ranking, compute, domain)

@@ -71,12 +71,19 @@ class DomainSource:
 
 
 # ------------------------------------------------------------------ sources
-def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute = HERE) -> DomainSource:
-    """The streams of a feature bank: distances as they are and, if the ranking has parameters for it, re-ranked."""
+def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute = HERE,
+                domain: str = "") -> DomainSource:
+    """The streams of a feature bank: distances as they are and, if the ranking has parameters for it, re-ranked.
+
+    Args:
+        name: the model's, or its folder.
+        domain: the bank's, for the log.
+    """
+    title = ", ".join(filter(None, (domain, Path(name).name)))
     weights = ranking.branch_weights(bank.feats)
     features = _expanded_once(bank, ranking)
     options = {"normalize": ranking.feat_norm, "device": compute.device, "workers": compute.workers}
-    search = {**options, "precision": compute.precision, "memory": compute.memory}
+    search = {**options, "precision": compute.precision, "memory": compute.memory, "title": title}
 
     def plain(branch: str) -> Iterator[Block]:
         return distance_blocks(*features(branch), ranking.distance, **options)
@@ -86,7 +93,7 @@ def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute
 
     def stream(blocks_of: Callable[[str], Iterator[Block]]) -> Iterator[Block]:
         if blocks_of is re_ranked and len(weights) > 1:
-            logger.info("%s: re-ranking %d branches (%s) takes %d times the work of one", name, len(weights),
+            logger.info("%s: re-ranking %d branches (%s) takes %d times the work of one", title, len(weights),
                         ", ".join(weights), len(weights))
         branches = [blocks_of(branch) for branch in weights]
         return branches[0] if len(branches) == 1 else sum_blocks(branches, list(weights.values()))

@@ -76,7 +76,7 @@ def re_ranked_blocks(
         k2: nearest images (the image itself is the first) whose encodings are averaged; 1 averages nothing.
         lambda_value: weight of the original distance, in [0, 1].
         block_rows: the most query rows in one block, QUERY_ROWS at most; it changes the memory, never the values.
-        options: of `ReRanker`: precision, memory, normalize, device, workers.
+        options: of `ReRanker`: precision, memory, normalize, device, workers, title.
     Returns:
         An iterator of (rows, distances [len(rows), G] float32), `rows` a slice; every query once, in order (with
         workers: those of this process). The work that all queries share is done when the first block is asked for.
@@ -145,6 +145,7 @@ class ReRanker:
         normalize: give the features length 1 first, without a copy of them.
         device: to compute on; None: the features' device.
         workers: processes that share the work, each with all the features.
+        title: what is re-ranked, such as domain and model, for the log.
     Raises:
         ValueError: unfit features or options; when the work starts, if it needs more memory than it may have.
 
@@ -157,12 +158,12 @@ class ReRanker:
     def __init__(
         self, query: Features, gallery: Features, k1: int, *, top_k: int | None = None, precision: str = "auto",
         memory: int | None = None, normalize: bool = False, device: torch.device | str | None = None,
-        workers: Workers = ALONE,
+        workers: Workers = ALONE, title: str = "",
     ) -> None:
         if top_k is not None and top_k < 1:
             raise ValueError(f"k={top_k}: at least one neighbour is needed")
         self.features = FeatureRows(query, gallery, device, normalize)
-        self.k1, self.workers, self.normalize = k1, workers, normalize
+        self.k1, self.workers, self.normalize, self.title = k1, workers, normalize, title
         self.k = None if top_k is None else min(top_k, self.features.num_gallery)
         self.work = Work(self.features, k1, self.k or 0, workers.size)
         self._options = precision, memory
@@ -191,7 +192,7 @@ class ReRanker:
     def neighbours(self) -> Neighbours:
         """The search; it is done when it is first asked for."""
         start = time.perf_counter()
-        logger.info("re-ranking %s", self.work.describe(self.plan))
+        logger.info("%sre-ranking %s", self.title and f"{self.title}: ", self.work.describe(self.plan))
         try:
             lists = search(self.features, self.k1 + 1, self.plan, self.workers, self._tiles, self._bounds)
         except InexactProducts:
@@ -202,7 +203,7 @@ class ReRanker:
             self.plan = replace(self.plan, precision=PRECISIONS["float32"], keep=False)
             del self._bounds, self._tiles
             lists = search(self.features, self.k1 + 1, self.plan, self.workers, self._tiles, self._bounds)
-        logger.info("re-ranking: neighbours found after %.1f s", time.perf_counter() - start)
+        logger.debug("neighbours found after %.1f s", time.perf_counter() - start)
         return lists
 
     def index(self, k1: int, k2: int) -> JaccardIndex:
