@@ -152,6 +152,6 @@ def pool_by(x: Tensor, weights: Tensor) -> Tensor:
     keeps a refined part on the scale of a stripe, so that what the stripes' embedding learned stays valid.
     """
     with in_float32(x.device):
-        weights = weights.float().expand(len(x), -1, -1, x.shape[3]).flatten(2)
+        weights = weights.float().expand(-1, -1, -1, x.shape[3]).flatten(2)  # the batch stays free: the product repeats
         weights = weights / weights.sum(2, keepdim=True)
         return x.float().flatten(2) @ weights.transpose(1, 2)

@@ -35,7 +35,7 @@ class SplitAttention(nn.Module):
         splits = self.relu(self.bn0(self.conv(x))).split(self.planes, dim=1)
         gap = torch.stack(splits).sum(0).mean((2, 3), keepdim=True)
         attention = self.fc2(self.relu(self.bn1(self.fc1(gap))))  # [B, 2 planes, 1, 1]
-        attention = attention.view(len(x), RADIX, self.planes).softmax(1)[..., None, None]
+        attention = attention.flatten(1).unflatten(1, (RADIX, self.planes)).softmax(1)[..., None, None]
         return sum(split * attention[:, i] for i, split in enumerate(splits))
 
 
