@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 BACKBONE_HEADS = ("fc.", "_fc.", "classifier.")
 MODEL_HEADS = ("classifier.", "pcb.classifiers.", "base.fc.", "base._fc.")
 # The averaged weights (SOLVER.EMA_DECAY) before those of the last step: they are what is tested.
-_WRAPPERS = ("ema", "state_dict", "model", "params", "model_state_dict")
+_WRAPPERS = ("ema", "state_dict", "model", "params", "model_state_dict", "teacher", "student", "net", "network")
+# What other tools put before a backbone's names, the one to take first: MoCo's and DINO's teachers, fast-reid, mmcv.
+_PREFIXES = ("base.", "backbone.", "encoder_q.", "encoder.", "teacher.", "student.", "model.", "net.")
 _NAMES_IN_MESSAGES = 10
 # Names in whole models of the lineage, and ours. It had a batch norm, pcb.bn, that it never used.
 _LINEAGE_NAMES = (
@@ -34,6 +36,7 @@ _LINEAGE_NAMES = (
     (re.compile(r"pcb\.feat_bn2d\."), "pcb.local.1."),
 )
 _LINEAGE_UNUSED = "pcb.bn."
+_PARALLEL = re.compile(r"^(module\.)+")
 
 
 class LoadReport(NamedTuple):
@@ -70,8 +73,10 @@ def load_weights(
 ) -> LoadReport:
     """Copy the weights of a checkpoint into `module`, all of them or, on an error, none.
 
-    The dict of weights may be wrapped as {"state_dict" | "model" | "params": ...}, and its keys may start with
-    `module.`. Missing `num_batches_tracked` counters (files older than 2018) are no fault.
+    The dict of weights may be wrapped as {"state_dict" | "model" | "teacher" ...: ...}, and its keys may start with
+    `module.`, once or more. If nothing of it fits as it is named, but does without a prefix that other tools use
+    (`backbone.`, `encoder_q.`, ...), that prefix is taken off; what has another stays as it is. Missing
+    `num_batches_tracked` counters (files older than 2018) are no fault.
 
     Args:
         checkpoint: what `read_checkpoint` gave.
@@ -85,8 +90,9 @@ def load_weights(
             advice if the cause is known.
     """
     skip = tuple(skip)
-    source = {key: value for key, value in unwrap_state_dict(checkpoint, path).items() if not key.startswith(skip)}
     target = {key: value for key, value in module.state_dict().items() if not key.startswith(skip)}
+    source = _without_prefix(unwrap_state_dict(checkpoint, path), target)
+    source = {key: value for key, value in source.items() if not key.startswith(skip)}
     shared = [key for key in target if key in source]
     fitting = {key: source[key] for key in shared if source[key].shape == target[key].shape}
     report = LoadReport(
@@ -102,14 +108,14 @@ def load_weights(
     }
     if any(faults.values()):
         lines = [f"{path}: does not fit the model ({len(fitting)} of {len(target)} weights do)", *_describe(faults)]
-        raise ValueError("\n  ".join(lines + _advise(report, source)))
+        raise ValueError("\n  ".join(lines + _advise(report, source, target)))
     module.load_state_dict(fitting, strict=False)
     logger.info("%s: %s", path, report)
     return report
 
 
 def unwrap_state_dict(data: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The dict of weights inside a checkpoint, without wrappers and without a leading `module.`.
+    """The dict of weights inside a checkpoint, without wrappers and without a leading `module.`, however often.
 
     Raises:
         ValueError: there are no tensors where weights should be.
@@ -122,8 +128,23 @@ def unwrap_state_dict(data: Mapping[str, Any], path: str | Path) -> dict[str, Te
     if not data or not all(isinstance(value, Tensor) for value in data.values()):
         content = _first(str(key) for key in data) or "nothing"
         raise ValueError(f"{path}: expected a dict of weights, it holds {content}")
-    named = {_our_name(key.removeprefix("module.")): value for key, value in data.items()}
+    named = {_our_name(_PARALLEL.sub("", key)): value for key, value in data.items()}
     return {key: value for key, value in named.items() if not key.startswith(_LINEAGE_UNUSED)}
+
+
+def _without_prefix(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with the names of `target`: as they are, or without the prefix of _PREFIXES that makes most fit."""
+    if any(key in target for key in source) or any(key.startswith("base.") for key in target):
+        return dict(source)  # a whole model's names are ours or the lineage's
+
+    def fits(prefix: str) -> int:
+        return sum(key.startswith(prefix) and key[len(prefix):] in target for key in source)
+
+    best = max(_PREFIXES[1:], key=fits)
+    if not fits(best):
+        return dict(source)
+    logger.info("the weights' names begin with %s, which is taken off", best)
+    return {key.removeprefix(best): value for key, value in source.items()}
 
 
 def _our_name(key: str) -> str:
@@ -170,11 +191,9 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
-# (list of the report, pattern of a key in it, what to do); the message has the first that applies.
+# (list of the report, pattern of a key in it, what to do); the message has the first that applies. All are about a
+# whole re-ID model's file for a whole model.
 _ADVICE = (
-    ("unexpected", "base.*", "the file holds a whole re-ID model, not a backbone: set MODEL.PRETRAIN_CHOICE to self"),
-    ("missing", "base.*", "the file holds no whole re-ID model; for a backbone's ImageNet weights set "
-     "MODEL.PRETRAIN_CHOICE to imagenet"),
     ("missing", "pcb.embeddings.*", "the file has no part heads: set MODEL.IF_USE_PCB to False, or allow them to start "
      "anew with MODEL.PRETRAIN_ALLOW \"['pcb.*']\""),
     ("unexpected", "pcb.embeddings.*", "the file has part heads: set MODEL.IF_USE_PCB to True"),
@@ -183,23 +202,29 @@ _ADVICE = (
      "leave it out with MODEL.PRETRAIN_ALLOW \"['pcb.local.*']\""),
     ("missing", "pcb.rpp.*", "the file has stripes instead of learned parts: allow these to start anew with "
      "MODEL.PRETRAIN_ALLOW \"['pcb.rpp.*']\", or set MODEL.PCB_RPP to False"),
-    ("unexpected", "*layer3.*.IN.*", "layer3 ends in an instance norm: the file comes from the lineage's own IBN-b: "
-     "choose a MODEL.NAME that ends in _ibn_b_naic"),
 )
+_LINEAGE_IBN_B = ("layer3 ends in an instance norm: the file comes from the lineage's own IBN-b: choose a MODEL.NAME "
+                  "that ends in _ibn_b_naic")
 
 
-def _advise(report: LoadReport, source: Mapping[str, Tensor]) -> list[str]:
-    """What to do about a cause that we know: at most one sentence."""
-    whole = any(key.startswith("base.") for key in report.loaded) or any(
-        key.startswith("base.") for key in report.mismatched)
+def _advise(report: LoadReport, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    """What to do about a cause that is known for certain: at most one sentence."""
+    ours, theirs = (any(key.startswith("base.") for key in state) for state in (target, source))
     of_backbone = [key for key in (*report.missing, *report.unexpected, *report.mismatched)
-                   if key.startswith("base.") or not whole]
-    name = identify(source) if of_backbone else None
-    for field, pattern, sentence in _ADVICE:
-        if pattern.startswith("base.") and whole:
-            continue
-        if name and pattern.startswith("*layer"):
-            break
+                   if key.startswith("base.") or not (ours and theirs)]
+    if of_backbone:
+        name, wanted = identify(source), identify(target)
+        other = f" and MODEL.NAME to {name}" if name != wanted else ""
+        if name and theirs and not ours:
+            return [f"the file holds a whole re-ID model, not a backbone: set MODEL.PRETRAIN_CHOICE to self{other}"]
+        if name and ours and not theirs:
+            return ["the file holds a backbone's weights, not a whole re-ID model: set MODEL.PRETRAIN_CHOICE to "
+                    f"imagenet{other}"]
+        if name:
+            return [f"the file is of {name}: set MODEL.NAME to {name}"]
+        if any(fnmatch.fnmatchcase(key, "*layer3.*.IN.*") for key in report.unexpected):
+            return [_LINEAGE_IBN_B]
+    for field, pattern, sentence in _ADVICE if ours and theirs else ():
         if any(fnmatch.fnmatchcase(key, pattern) for key in getattr(report, field)):
             return [sentence]
-    return [f"the file is of {name}: set MODEL.NAME to {name}"] if name else []
+    return []

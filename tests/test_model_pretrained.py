@@ -1,5 +1,8 @@
 """The loader of starting weights: what it takes, what it refuses, and in which words."""
+import argparse
 import pickle
+import tarfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from torch import nn
 
 from model.backbones import build_backbone
 from model.pretrained import MODEL_HEADS, load_pretrained, unwrap_state_dict
+from utils.checkpoint import read_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 NAME = "resnet18_ibn_b"
@@ -203,3 +207,118 @@ def test_safetensors_file_is_read(tmp_path):
     safetensors.save_file(source.state_dict(), tmp_path / "w.safetensors")
     load_pretrained(target, tmp_path / "w.safetensors")
     assert torch.equal(target.conv1.weight, source.conv1.weight)
+
+
+# ------------------------------------------------------------------ files of other tools
+def golden_weights():
+    return fill.golden_checkpoint(NAME, "flat")
+
+
+def renamed(state, prefix):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def test_a_file_of_torchreids_trainer_is_read_with_its_numpy_scalars(tmp_path):
+    path = save(tmp_path / "model.pth.tar-10", {
+        "state_dict": renamed(golden_weights(), "module."), "epoch": 10, "rank1": np.float64(0.625),
+        "optimizer": {"lr": np.float32(0.5), "steps": np.int64(7), "table": np.arange(6).reshape(2, 3)}})
+    data = read_checkpoint(path)
+    assert (data["rank1"], data["optimizer"]["lr"], data["optimizer"]["steps"]) == (0.625, 0.5, 7)
+    assert type(data["rank1"]) is float
+    assert torch.equal(data["optimizer"]["table"], torch.arange(6).reshape(2, 3))
+    assert len(load_pretrained(build_backbone(NAME), path).loaded) > 100
+
+
+def test_a_namespace_and_its_paths_are_read_as_a_dict(tmp_path):
+    args = argparse.Namespace(arch="r18", output=Path("a/b"), lr=np.float64(0.25))
+    path = save(tmp_path / "w.pth", {"args": args, "order": OrderedDict(first=np.bool_(True))})
+    assert read_checkpoint(path) == {"args": {"arch": "r18", "output": "a/b", "lr": 0.25}, "order": {"first": True}}
+
+
+def test_numpy_objects_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="numpy values of type O8"):
+        read_checkpoint(save(tmp_path / "w.pth", {"a": np.array([{}], dtype=object)}))
+
+
+def test_reading_a_file_leaves_torchs_table_of_safe_names_as_it_was(tmp_path):
+    before = set(torch.serialization.get_safe_globals())
+    read_checkpoint(save(tmp_path / "w.pth", {"rank1": np.float64(0.5)}))
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "module.module.", "module.encoder_q.", "teacher.", "module.backbone."])
+def test_a_prefix_of_other_tools_is_taken_off(tmp_path, prefix):
+    report = load_pretrained(build_backbone(NAME), save(tmp_path / "w.pth", renamed(golden_weights(), prefix)))
+    assert report.missing == report.unexpected == ()
+
+
+def test_of_teacher_and_student_the_teacher_is_taken(tmp_path):
+    teacher, student = Gates(), Gates()
+    path = save(tmp_path / "w.pth", {
+        "student": renamed(student.state_dict(), "module."), "teacher": renamed(teacher.state_dict(), "backbone."),
+        "epoch": 3, "args": argparse.Namespace(lr=0.1)})
+    target = Gates()
+    load_pretrained(target, path)
+    assert torch.equal(target.conv1.weight, teacher.conv1.weight)
+
+
+def test_what_stands_beside_a_prefixed_backbone_is_named_and_can_be_allowed(tmp_path):
+    state = {**renamed(golden_weights(), "backbone."), "heads.weight": torch.zeros(3, 4)}
+    path = save(tmp_path / "w.pth", {"model": state})
+    with pytest.raises(ValueError, match=r"1 unexpected: heads\.weight") as error:
+        load_pretrained(build_backbone(NAME), path)
+    assert "set MODEL." not in str(error.value)  # no advice is better than one that fails
+    load_pretrained(build_backbone(NAME), path, allow_unexpected=["heads.*"])
+
+
+def whole_model(name):
+    model = nn.Module()
+    model.base = build_backbone(name)
+    return model
+
+
+def test_advice_about_whole_models_and_backbones_names_the_backbone_too(tmp_path):
+    whole = save(tmp_path / "whole.pth", whole_model("resnet18_ibn_b_w32").state_dict())
+    with pytest.raises(ValueError, match=r"PRETRAIN_CHOICE to self and MODEL\.NAME to resnet18_ibn_b_w32"):
+        load_pretrained(build_backbone(NAME), whole)
+    with pytest.raises(ValueError, match=r"PRETRAIN_CHOICE to self$"):
+        load_pretrained(build_backbone("resnet18_ibn_b_w32"), whole)
+    backbone = save(tmp_path / "backbone.pth", build_backbone("resnet18_ibn_b_w32").state_dict())
+    with pytest.raises(ValueError, match=r"PRETRAIN_CHOICE to imagenet$"):
+        load_pretrained(whole_model("resnet18_ibn_b_w32"), backbone)
+
+
+def test_no_advice_is_given_about_a_network_that_is_not_known(tmp_path):
+    path = save(tmp_path / "w.pth", {"stem.weight": torch.zeros(3), "blocks.0.weight": torch.zeros(3)})
+    for module in (build_backbone("resnet18_ibn_b_w32"), whole_model("resnet18_ibn_b_w32")):
+        with pytest.raises(ValueError, match="2 unexpected") as error:
+            load_pretrained(module, path)
+        assert "set MODEL." not in str(error.value)
+
+
+def test_programs_are_refused_with_what_to_do_instead_and_it_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(Gates(), "whole.pth")
+    with pytest.raises(ValueError, match=r"test_model_pretrained\.Gates.*torch\.save\(model\.state_dict\(\), FILE\)"):
+        read_checkpoint("whole.pth")
+    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), "script.pt")
+    with pytest.raises(ValueError, match="TorchScript") as error:
+        read_checkpoint("script.pt")
+    exec(str(error.value).split("alone: ")[1], {"torch": torch})
+    assert set(read_checkpoint("weights.pth")) == {"weight", "bias"}
+    with tarfile.open("old.pth", "w") as archive:
+        archive.add("whole.pth")
+    with pytest.raises(ValueError, match="tar archive"):
+        read_checkpoint("old.pth")
+
+
+@pytest.mark.parametrize("content", ["module", "scalar", "later protocol"])
+def test_torchs_advice_to_unpickle_is_never_passed_on(tmp_path, content):
+    path = tmp_path / "w.pth"
+    if content == "later protocol":
+        torch.save({"rank1": np.float64(1)}, path, pickle_protocol=4)
+    else:
+        torch.save(Gates() if content == "module" else {"hook": Evil()}, path)
+    with pytest.raises(ValueError, match=r"w\.pth") as error:
+        read_checkpoint(path)
+    assert not any(word in str(error.value) for word in ("weights_only", "safe_globals", "trust", "allowlist"))

@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from typing import Any
 import torch
 
 from utils.files import atomic_path
+from utils.plain_values import NotPlain, as_plain, stand_ins
 
 CHECKSUM = "checksum"
+# How torch names what it does not read: GLOBAL a.b.C, class <class 'a.b.C'>, or a module of its blocklist.
+_REFUSED = re.compile(r"(?:GLOBAL |<(?:class|function) '?|module )([\w.]+)")
 
 
 def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
@@ -80,10 +85,13 @@ def _on_cpu(value: Any) -> Any:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    A `.safetensors` file gives its flat dict of tensors.
+    A `.safetensors` file gives its flat dict of tensors. Numpy scalars and arrays, argparse.Namespace and paths of
+    other tools' files become numbers, tensors, dicts and strings (see utils.plain_values).
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, damaged, no checkpoint, or a pickle that wants to run code: the message has which.
+        ValueError: it is truncated, damaged, no checkpoint, or holds objects that only running code could read: the
+            message says which, and what to do.
     """
     path = Path(path)
     if path.is_dir():
@@ -92,8 +100,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if advice := _archive_advice(path):
+        raise ValueError(f"{path}: {advice}")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with stand_ins():
+            data = as_plain(torch.load(path, map_location="cpu", weights_only=True))
+    except NotPlain as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # what a damaged file makes torch raise may be of any type
         raise ValueError(f"{path}: {_fault(path, error)}") from error
     if not isinstance(data, dict):
@@ -104,17 +117,42 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _fault(path: Path, error: Exception) -> str:
-    """What is wrong with a file that torch does not read, in a sentence; torch's own advice is dangerous."""
+    """What is wrong with a file that torch does not read, and what to do; torch's own advice is to run its code."""
     with open(path, "rb") as source:
         start = source.read(2)
+    if start and tarfile.is_tarfile(path):
+        return "a tar archive, as torch wrote them before 2017; load it with the program that wrote it, and save " \
+               "model.state_dict() with today's torch"
     if start and start != b"PK" and start[:1] != b"\x80":
         return "not a checkpoint: neither a zip archive nor a pickle, as torch writes them"
     text = str(error)
-    if isinstance(error, pickle.UnpicklingError):
-        refused = re.search(r"\b(?:[Uu]nsupported|not allowed)\b[^\n]*", text)
-        return ("not read, because it is damaged or holds more than tensors and plain values (files are read as data, "
-                f"never as code): {refused[0] if refused else text.splitlines()[0]}")
-    return f"truncated or damaged: {text.split('. ')[0] or type(error).__name__}"
+    if not isinstance(error, pickle.UnpicklingError):
+        return f"truncated or damaged: {text.split('. ')[0] or type(error).__name__}"
+    if "perand" in text:
+        return ("written with a pickle protocol that is not read as data, or damaged; in the program that wrote it, "
+                "save it with torch.save's default protocol")
+    refused = _REFUSED.search(text)
+    what = f"holds an object of {refused[1]}" if refused else "damaged, or holds more than tensors and plain values"
+    return (f"{what} (files are read as data, never as code); in the program that wrote it, save the weights alone: "
+            "torch.save(model.state_dict(), FILE)")
+
+
+def _archive_advice(path: Path) -> str:
+    """What to do about a zip archive that is no checkpoint; "" for a file that may be one. Older torch runs some."""
+    if not zipfile.is_zipfile(path):
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return ""
+    if any(name.endswith("/constants.pkl") for name in names):
+        return ("a TorchScript archive, which is a program; save its weights alone: "
+                f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')")
+    if not any(name.endswith("/data.pkl") for name in names):
+        kind = "an exported program" if path.suffix == ".pt2" else "a zip archive without a checkpoint in it"
+        return f"{kind}; expected what torch.save(model.state_dict(), FILE) writes"
+    return ""
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
