@@ -99,12 +99,7 @@ class ImageLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         with naming_lost_workers():
-            batches = super().__iter__()
-        return self._walk(batches)
-
-    def _walk(self, batches: Iterator[Any]) -> Iterator[Any]:
-        with naming_lost_workers():
-            yield from batches
+            yield from super().__iter__()
 
 
 def _worker_init(_: int) -> None:

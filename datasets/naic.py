@@ -114,11 +114,6 @@ def load_naic(_: Reference, places: Places, parts: Collection[str] = ("train", "
     return replace(train, eval_sets=_load_test(data, places.test_dir, derived) if "test" in parts else {})
 
 
-def naic_folder(_: Reference, places: Places) -> Path:
-    """The folder that NAIC's keys are relative to."""
-    return data_root(places.root)
-
-
 def load_unlabel(reference: Reference, places: Places, parts: Collection[str] = ("train",)) -> ReIDData:
     """Read a pseudo-labelled set, images/ and label.txt, as `load_naic` reads a training set; it has no test part.
 

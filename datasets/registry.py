@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from datasets.bases import UNKNOWN_CAMID, Places, Reference, ReIDData
 from datasets.files.images import FolderSource, ImageSource, MountedSource, is_safe_path
-from datasets.naic import TRAIN_SETS, UNLABEL, load_naic, load_unlabel, naic_folder, unlabel_folder
+from datasets.naic import TRAIN_SETS, UNLABEL, data_root, load_naic, load_unlabel, unlabel_folder
 from datasets.sets.custom import DEFAULT_PLACES, csv_folder, load_csv, load_tree, tree_folder
 from datasets.sets.domains import DOMAINS
 from datasets.sets.numbering import NamedImage, number_training
@@ -43,7 +43,7 @@ class DatasetEntry(NamedTuple):
 
 PSEUDO = Reference(UNLABEL.folder, UNLABEL.folder)  # DATASETS.USE_UNLABEL
 DATASETS: dict[str, DatasetEntry] = {
-    "naic": DatasetEntry(load_naic, naic_folder),
+    "naic": DatasetEntry(load_naic, lambda _, places: data_root(places.root)),
     **dict.fromkeys(LAYOUTS, DatasetEntry(load_public, public_folder)),
     "tree": DatasetEntry(load_tree, tree_folder),
     "csv": DatasetEntry(load_csv, csv_folder),

@@ -11,37 +11,7 @@ from datasets.augment.geometry import GRAY, warp
 from datasets.augment.tensors import on_device, per_image, to_pixels, to_planes
 
 # ------------------------------------------------------------------------------------------ operations
-# AFFINE: strength [n] -> matrices [n, 2, 3] for `warp`; TONAL: (x, strength [n]) -> x, where x is
-# float [n, 3, H, W] in 0..1 and may be overwritten.
-
-
-def _affine(n: int, entries: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
-    """The identity with these entries replaced."""
-    matrices = np.tile(np.eye(2, 3), (n, 1, 1))
-    for (row, column), values in entries.items():
-        matrices[:, row, column] = values
-    return matrices
-
-
-def _rotate(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
-    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return _affine(len(degrees), {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos})
-
-
-def _shear_x(slope: np.ndarray, height: int, width: int) -> np.ndarray:
-    return _affine(len(slope), {(0, 1): slope, (0, 2): slope * height / 2})  # the upper edge stays
-
-
-def _shear_y(slope: np.ndarray, height: int, width: int) -> np.ndarray:
-    return _affine(len(slope), {(1, 0): slope, (1, 2): slope * width / 2})  # the left edge stays
-
-
-def _translate_x(share: np.ndarray, height: int, width: int) -> np.ndarray:
-    return _affine(len(share), {(0, 2): share * width})
-
-
-def _translate_y(share: np.ndarray, height: int, width: int) -> np.ndarray:
-    return _affine(len(share), {(1, 2): share * height})
+# TONAL: (x, strength [n]) -> x, where x is float [n, 3, H, W] in 0..1 and may be overwritten.
 
 
 def _levels(x: torch.Tensor) -> torch.Tensor:
@@ -57,10 +27,6 @@ def _posterize(x: torch.Tensor, bits: np.ndarray) -> torch.Tensor:
 def _solarize(x: torch.Tensor, threshold: np.ndarray) -> torch.Tensor:
     bright = (_levels(x) >= per_image(threshold[:, None], x)).to(x.dtype)
     return x.lerp_(1 - x, bright)
-
-
-def _invert(x: torch.Tensor, strength: np.ndarray) -> torch.Tensor:
-    return 1 - x
 
 
 def _auto_contrast(x: torch.Tensor, strength: np.ndarray) -> torch.Tensor:
@@ -85,16 +51,9 @@ def _equalize(x: torch.Tensor, strength: np.ndarray) -> torch.Tensor:
     return table.gather(2, levels).view_as(x)
 
 
-def _brightness(x: torch.Tensor, change: np.ndarray) -> torch.Tensor:
-    return blend_(x, np.stack([1 + change, 0 * change, 0 * change], 1))
-
-
-def _color(x: torch.Tensor, change: np.ndarray) -> torch.Tensor:
-    return blend_(x, np.stack([1 + change, -change, 0 * change], 1))
-
-
-def _contrast(x: torch.Tensor, change: np.ndarray) -> torch.Tensor:
-    return blend_(x, np.stack([1 + change, 0 * change, -change], 1))
+def _blend(image: int, grey: int, mean: int) -> Callable:
+    """Towards or away from something grey: what a change of 1 adds to the image's weight, its grey's and its mean's."""
+    return lambda x, change: blend_(x, np.array([1, 0, 0]) + change[:, None] * np.array([image, grey, mean]))
 
 
 def _sharpness(x: torch.Tensor, change: np.ndarray) -> torch.Tensor:
@@ -106,13 +65,22 @@ def _sharpness(x: torch.Tensor, change: np.ndarray) -> torch.Tensor:
     return x
 
 
+def _rotation(angles: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    cos, sin = np.cos(angles), np.sin(angles)
+    return {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos}
+
+
+# (strength [n], height, width) -> {(row, column): the entries [n] of `warp`'s matrices that are not the identity's}
 AFFINE: dict[str, Callable] = {
-    "rotate": _rotate, "shear_x": _shear_x, "shear_y": _shear_y, "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    "rotate": lambda degrees, height, width: _rotation(np.radians(degrees)),
+    "shear_x": lambda slope, height, width: {(0, 1): slope, (0, 2): slope * height / 2},  # the upper edge stays
+    "shear_y": lambda slope, height, width: {(1, 0): slope, (1, 2): slope * width / 2},   # the left edge stays
+    "translate_x": lambda share, height, width: {(0, 2): share * width},
+    "translate_y": lambda share, height, width: {(1, 2): share * height},
 }
 TONAL: dict[str, Callable] = {
-    "posterize": _posterize, "solarize": _solarize, "invert": _invert, "auto_contrast": _auto_contrast,
-    "equalize": _equalize, "brightness": _brightness, "color": _color, "contrast": _contrast,
+    "posterize": _posterize, "solarize": _solarize, "invert": lambda x, _: 1 - x, "auto_contrast": _auto_contrast,
+    "equalize": _equalize, "brightness": _blend(1, 0, 0), "color": _blend(1, -1, 0), "contrast": _blend(1, 0, -1),
     "sharpness": _sharpness,
 }
 
@@ -128,10 +96,11 @@ def apply_(x: torch.Tensor, names: np.ndarray, strengths: np.ndarray) -> torch.T
     height, width = x.shape[2:]
     moved = np.flatnonzero(np.isin(names, list(AFFINE)))
     if len(moved):
-        matrices = np.empty((len(moved), 2, 3))
+        matrices = np.tile(np.eye(2, 3), (len(moved), 1, 1))
         for name in np.unique(names[moved]):
             of_name = names[moved] == name
-            matrices[of_name] = AFFINE[name](strengths[moved][of_name], height, width)
+            for (row, column), values in AFFINE[name](strengths[moved][of_name], height, width).items():
+                matrices[of_name, row, column] = values
         _replace(x, moved, lambda part: warp(part, matrices, GRAY))
     for name, operation in TONAL.items():
         rows = np.flatnonzero(names == name)
