@@ -13,7 +13,7 @@ from datasets.sets.public import LAYOUTS
 
 
 def _in(folder: str, images: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
-    return {f"{folder}/{name}": told for name, told in images.items()}
+    return {f"{folder}/{name}": identity for name, identity in images.items()}
 
 
 _CUHK03 = {

@@ -1,4 +1,4 @@
-"""Training on although images are bad: who stands in for them, what is said, and when it stops."""
+"""Training on although images are bad: who stands in for them, what is logged, and when it stops."""
 import os
 import re
 import shutil
@@ -83,8 +83,8 @@ def test_stand_ins_depend_on_seed_epoch_and_position():
 # ------------------------------------------------------------------------------------------------------------- batches
 def test_a_bad_image_is_replaced_by_one_of_its_identity(data, caplog):
     whole = [epoch_of(loaders_of(data), epoch) for epoch in (1, 2)]
-    shown = whole[0][0].keys
-    bad = {shown[0], shown[3], shown[6]}
+    keys = whole[0][0].keys
+    bad = {keys[0], keys[3], keys[6]}
     damage(data, sorted(bad))
     loaders = loaders_of(data)
     pid_of = {sample.key: sample.pid for sample in loaders.data.train}

@@ -201,7 +201,7 @@ def test_all_wrong_lines_of_all_lists_are_in_one_error(root):
     assert lines[21] == "… and 12 more"
 
 
-def test_a_very_long_line_is_shown_in_part(root):
+def test_a_very_long_line_is_quoted_in_part(root):
     write_list(root, "x" * 100_000)
     assert 200 < len(fail(root)[1]) < 400
 

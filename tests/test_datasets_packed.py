@@ -1,4 +1,4 @@
-"""Packed sets: what is read from one is what the files give, and what is wrong with one is said."""
+"""Packed sets: what is read from one is what the files give, and what is wrong with it is named."""
 import json
 import pickle
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_a_pack_is_small_when_pickled_and_reads_the_same_after(files, tmp_path):
     assert [again.read(key) for key in packed.all_keys()] == [packed.read(key) for key in packed.all_keys()]
 
 
-def test_keys_that_are_not_there_are_told(files, tmp_path):
+def test_keys_that_are_not_there_are_named(files, tmp_path):
     packed = pack(files, [key for key in keys_of(files) if key != "large.jpg"], tmp_path / "pack")
     asked = ["large.jpg", *packed.all_keys(), "0", "zzz", "set_0/00.pn", "x" * 5000, "行人"]
     there = set(packed.all_keys())
@@ -246,7 +246,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(files, tmp_path):
         assert contents(folder) == {name: b"{}"}
 
 
-def test_files_that_changed_since_are_told(files, tmp_path):
+def test_files_that_changed_since_are_named(files, tmp_path):
     keys, folder = keys_of(files), tmp_path / "pack"
     for size in (None, SIZE):
         pack(files, keys, folder, size, force=True)

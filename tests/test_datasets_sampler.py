@@ -41,15 +41,15 @@ def test_identity_batches(sizes, k, seed):
 
 def test_all_images_appear_where_identities_are_of_equal_size():
     _, sampler = make([8] * 12, batch=8, k=4)
-    shown = np.concatenate(epoch(sampler))
-    assert len(shown) == 96
-    assert sorted(shown) == list(range(96))
+    indices = np.concatenate(epoch(sampler))
+    assert len(indices) == 96
+    assert sorted(indices) == list(range(96))
 
 
 def test_an_image_comes_again_only_after_its_identity_is_through():
     pids, sampler = make([6] * 8, batch=8, k=4)  # ceil(6 / 4) = 2 groups: 8 places for 6 images
-    shown, counts = np.unique(np.concatenate(epoch(sampler)), return_counts=True)
-    assert len(shown) == len(pids)
+    indices, counts = np.unique(np.concatenate(epoch(sampler)), return_counts=True)
+    assert len(indices) == len(pids)
     assert set(counts) == {1, 2}
 
 
@@ -96,9 +96,9 @@ def test_positions_count_through_the_epoch():
 
 
 def test_shuffled_batches_show_no_image_twice():
-    shown = np.concatenate(epoch(ShuffledBatchSampler(101, 8, seed=1)))
-    assert len(shown) == 96
-    assert len(set(shown)) == 96
+    indices = np.concatenate(epoch(ShuffledBatchSampler(101, 8, seed=1)))
+    assert len(indices) == 96
+    assert len(set(indices)) == 96
 
 
 @pytest.mark.parametrize(("build", "message"), [
@@ -127,14 +127,14 @@ def test_balanced_batches(sizes, parts, seed):
     assert len(table) == len(sampler)
     groups = pids[table].reshape(len(table), per_batch, k)
     assert (groups == groups[:, :, :1]).all()
-    shown = groups[:, :, 0]
-    assert all(len(set(batch)) == per_batch for batch in shown)
-    assert set(shown.flat) == set(range(len(counts)))
+    indices = groups[:, :, 0]
+    assert all(len(set(batch)) == per_batch for batch in indices)
+    assert set(indices.flat) == set(range(len(counts)))
     for group in table.reshape(-1, k):
         assert len(set(group)) == min(k, counts[pids[group[0]]])
     for n in range(len(sizes)):
         wanted = per_batch * parts[n] / sum(shares.values())
-        taken = (set_of_pid[shown] == n).sum(1)
+        taken = (set_of_pid[indices] == n).sum(1)
         assert (abs(taken - wanted) < 1).all()
         assert abs(taken.sum() - wanted * len(table)) < 1
 

@@ -203,7 +203,7 @@ def test_a_damaged_file_is_refused(mixed, tmp_path, change, fault):
         read_split(tmp_path / "split.json")
 
 
-def test_a_missing_file_is_said_with_the_tool(tmp_path):
+def test_a_missing_file_is_named_with_the_tool(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"DATASETS\.VALIDATION.*split_validation\.py"):
         read_split(tmp_path / "nowhere.json")
 

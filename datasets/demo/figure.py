@@ -50,6 +50,7 @@ class _Canvas:
         self.fill([(x - upper, top), (x + upper, top), (x + lower, bottom), (x - lower, bottom)], paint)
 
     def oval(self, x: float, y: float, rx: float, ry: float, paint: Colour | np.ndarray, edge: float = 0.8) -> None:
+        """An ellipse around (x, y)."""
         turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         self.fill(np.stack([x + rx * np.cos(turn), y + ry * np.sin(turn)], 1), paint, edge)
 

@@ -119,6 +119,7 @@ class _Planner:
         return self.persons - 1
 
     def shots_of(self, person: int, folder: str, cameras: Sequence[int], first: int = 0) -> list[Shot]:
+        """Plan a person's pictures before these cameras, numbered from `first`, into a folder."""
         shots = [Shot(person, self.domains[person], camid, number,
                       (f"{folder}/{_file_name(self.seed, folder, person, number)}",))
                  for number, camid in enumerate(cameras, first)]

@@ -19,7 +19,7 @@ def touch(folder, *files):
         (folder / file).touch()
 
 
-def shown(samples, pid_names):
+def named(samples, pid_names):
     return [(sample.key, pid_names[sample.pid], sample.camid) for sample in samples]
 
 
@@ -29,7 +29,7 @@ def test_a_plain_tree_is_for_training(tmp_path):
           "carol/1.jpg", "readme.md", "张三/1.jpg", "张三/2.jpg")
     data = load_tree(tmp_path)
     assert data.pid_names == ["mine/alice", "mine/bob", "mine/张三"]  # carol has one image
-    assert shown(data.train, data.pid_names) == [
+    assert named(data.train, data.pid_names) == [
         ("mine/alice/1.jpg", "mine/alice", 0), ("mine/alice/2.jpg", "mine/alice", 0), ("mine/bob/1.png", "mine/bob", 0),
         ("mine/bob/2.jpg", "mine/bob", 0), ("mine/张三/1.jpg", "mine/张三", 0), ("mine/张三/2.jpg", "mine/张三", 0)]
     assert data.eval_sets == {}
@@ -39,10 +39,10 @@ def test_a_tree_with_splits_has_an_evaluation_in_which_the_unknown_camera_counts
     touch(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "query/b/1.jpg", "gallery/b/1.jpg", "gallery/c/1.jpg")
     data = load_tree(tmp_path)
     pair = data.eval_sets["mine"]
-    assert shown(data.train, data.pid_names) == [("mine/train/a/1.jpg", "mine/a", 0),
+    assert named(data.train, data.pid_names) == [("mine/train/a/1.jpg", "mine/a", 0),
                                                  ("mine/train/a/2.jpg", "mine/a", 0)]
-    assert shown(pair.query, pair.pid_names) == [("mine/query/b/1.jpg", "mine/b", 0)]
-    assert shown(pair.gallery, pair.pid_names) == [("mine/gallery/b/1.jpg", "mine/b", 0),
+    assert named(pair.query, pair.pid_names) == [("mine/query/b/1.jpg", "mine/b", 0)]
+    assert named(pair.gallery, pair.pid_names) == [("mine/gallery/b/1.jpg", "mine/b", 0),
                                                    ("mine/gallery/c/1.jpg", "mine/c", 0)]
     assert not pair.drop_same_camera
     assert load_tree(tmp_path, ("train",)).eval_sets == {}
@@ -62,7 +62,7 @@ def test_an_identity_that_is_a_link_out_of_the_tree_is_refused(tmp_path):
         load_tree(tmp_path / "tree")
 
 
-def test_a_missing_tree_is_said(tmp_path):
+def test_a_missing_tree_is_named(tmp_path):
     with pytest.raises(NotADirectoryError, match=r"no folder .*nowhere.*tree:FOLDER"):
         load_tree(tmp_path / "nowhere")
 
@@ -94,11 +94,11 @@ i/6.jpg,-1,2,gallery
     str.encode, lambda text: text.encode("utf-8-sig"), lambda text: text.replace("\n", "\r\n").encode()])
 def test_a_csv_is_read_whatever_its_line_ends(tmp_path, encode):
     data = load_csv(write_csv(tmp_path, encode(GOOD)))
-    assert shown(data.train, data.pid_names) == [
+    assert named(data.train, data.pid_names) == [
         ("mine/i/0.jpg", "mine/alice", 1), ("mine/i/1.jpg", "mine/alice", 2), ("mine/i/2.jpg", "mine/bob, jr", 1),
         ("mine/i/3.jpg", "mine/bob, jr", 3)]
     pair = data.eval_sets["mine"]
-    assert shown(pair.query, pair.pid_names) == [("mine/i/4.jpg", "mine/carol", 1)]
+    assert named(pair.query, pair.pid_names) == [("mine/i/4.jpg", "mine/carol", 1)]
     assert [sample.key for sample in pair.gallery] == ["mine/i/4.jpg", "mine/i/5.jpg"]  # i/6.jpg is junk
     assert pair.drop_same_camera
 
@@ -106,7 +106,7 @@ def test_a_csv_is_read_whatever_its_line_ends(tmp_path, encode):
 def test_columns_may_stand_in_any_order_beside_others(tmp_path):
     text = "split,note,camid,pid,path\ntrain,x,,7,i/0.jpg\ntrain,y,,7,i/1.jpg\n"
     data = load_csv(write_csv(tmp_path, text))
-    assert shown(data.train, data.pid_names) == [("mine/i/0.jpg", "mine/7", 0), ("mine/i/1.jpg", "mine/7", 0)]
+    assert named(data.train, data.pid_names) == [("mine/i/0.jpg", "mine/7", 0), ("mine/i/1.jpg", "mine/7", 0)]
 
 
 def test_an_evaluation_with_an_unknown_camera_keeps_every_camera(tmp_path):
@@ -132,7 +132,7 @@ def test_a_bad_line_is_named_with_its_number(line, fault, tmp_path):
         load_csv(path)
 
 
-def test_a_missing_column_and_a_missing_file_are_said(tmp_path):
+def test_a_missing_column_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"list\.csv:1: .*it lacks camid, split"):
         load_csv(write_csv(tmp_path, "path,pid\n"))
     with pytest.raises(ValueError, match="not UTF-8"):

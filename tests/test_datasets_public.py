@@ -22,7 +22,7 @@ def as_published(monkeypatch):
         monkeypatch.setitem(LAYOUTS, name, layout._replace(splits=splits))
 
 
-def found(name: str, samples, pid_names: list[str]) -> dict[str, tuple[str, int]]:
+def loaded(name: str, samples, pid_names: list[str]) -> dict[str, tuple[str, int]]:
     """Loaded samples in the form of IMAGES."""
     return {sample.key.removeprefix(f"{name}/"): (pid_names[sample.pid].removeprefix(f"{name}/"), sample.camid)
             for sample in samples}
@@ -37,16 +37,16 @@ def test_a_set_is_read_as_published(name, tmp_path, as_published, caplog):
     write_set(tmp_path, name)
     data = load_kind(name, tmp_path)
     pair = data.eval_sets[name]
-    assert found(name, data.train, data.pid_names) == IMAGES[name]["train"]
-    assert found(name, pair.query, pair.pid_names) == IMAGES[name]["query"]
-    assert found(name, pair.gallery, pair.pid_names) == IMAGES[name]["gallery"]
+    assert loaded(name, data.train, data.pid_names) == IMAGES[name]["train"]
+    assert loaded(name, pair.query, pair.pid_names) == IMAGES[name]["query"]
+    assert loaded(name, pair.gallery, pair.pid_names) == IMAGES[name]["gallery"]
     assert data.pid_names == sorted({f"{name}/{pid}" for pid, _ in IMAGES[name]["train"].values()})
     assert (pair.has_truth, pair.drop_same_camera) == (True, True)
     assert not caplog.records
 
 
 @pytest.mark.parametrize(("name", "home"), [(name, home) for name in LAYOUTS for home in LAYOUTS[name].homes])
-def test_the_usual_folder_names_are_found(name, home, tmp_path):
+def test_the_usual_folder_names_are_loaded(name, home, tmp_path):
     folder = write_set(tmp_path, name, home)
     assert public_folder(Reference(name, name), Places(tmp_path)) == folder
     assert public_folder(Reference(name, name), Places(folder)) == folder
@@ -90,7 +90,7 @@ def test_an_incomplete_download_is_a_warning_with_both_counts(name, tmp_path, ca
     assert messages[0].endswith("the download is incomplete")
 
 
-def test_a_download_that_holds_too_much_is_said(tmp_path, as_published, caplog):
+def test_a_download_that_holds_too_much_is_named(tmp_path, as_published, caplog):
     folder = write_set(tmp_path, "dukemtmc")
     (folder / "query/0008_c1_f0079545.jpg").touch()
     load_kind("dukemtmc", tmp_path, ("test",))
@@ -120,7 +120,7 @@ def test_missing_lists_are_all_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_missing_set_is_said_with_the_place_to_put_it(name, tmp_path):
+def test_a_missing_set_is_named_with_the_place_to_put_it(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"expected {re.escape(LAYOUTS[name].homes[0])}/.*DATASETS.ROOT_DIR"):
         load_kind(name, tmp_path)
 
