@@ -128,13 +128,11 @@ def _fault(path: Path, error: Exception) -> str:
     text = str(error)
     if not isinstance(error, pickle.UnpicklingError):
         return f"truncated or damaged: {text.split('. ')[0] or type(error).__name__}"
-    if "perand" in text:
-        return ("written with a pickle protocol that is not read as data, or damaged; in the program that wrote it, "
-                "save it with torch.save's default protocol")
-    refused = _REFUSED.search(text)
+    refused, instead = _REFUSED.search(text), "save the weights alone: torch.save(model.state_dict(), FILE)"
     what = f"holds an object of {refused[1]}" if refused else "damaged, or holds more than tensors and plain values"
-    return (f"{what} (files are read as data, never as code); in the program that wrote it, save the weights alone: "
-            "torch.save(model.state_dict(), FILE)")
+    if "perand" in text:
+        what, instead = "damaged, or written with another pickle protocol", "use torch.save's default protocol"
+    return f"{what} (files are read as data, never as code); in the program that wrote it, {instead}"
 
 
 def _archive_advice(path: Path) -> str:
