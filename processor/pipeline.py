@@ -266,9 +266,9 @@ def _find_begin(cfg) -> Path:
     Raises:
         ValueError: there is none of this configuration.
     """
-    from processor.training.checkpoints import find_checkpoint  # torch takes seconds to import
+    from processor.training.build import checkpoint_folder  # torch takes seconds to import
 
-    return find_checkpoint(cfg, "auto")[0]
+    return checkpoint_folder(cfg).find("auto")[0]
 
 
 def _test_stage(run: _Run, config: str, name: str, checkpoint: Path, after: tuple[str, ...]) -> Stage:

@@ -28,7 +28,7 @@ from tools.benchmarks.training_measure import (
     enlarged_naic,
     measure,
 )
-from utils.meter import Laps
+from utils.meter import PhaseTimer
 
 ROOT = Path(__file__).resolve().parent.parent
 NET = "resnet18_ibn_b_w32"
@@ -109,14 +109,14 @@ def test_the_classifier_has_the_identities_that_were_asked_for(tiny_data):
 def test_all_time_of_a_loop_belongs_to_the_four_phases(apart, waits):
     waited = []
 
-    def step(batch, epoch, iteration, laps: Laps):
+    def step(batch, epoch, iteration, timer: PhaseTimer):
         for phase in PHASES[1:]:
-            laps(phase)
+            timer.end(phase)
         return batch
 
-    laps, losses = drive(step, iter([(1, i, torch.tensor(i)) for i in range(3)]), 3, lambda: waited.append(0), apart)
-    assert set(laps.seconds) == set(PHASES)
-    assert sum(laps.share(phase) for phase in PHASES) == pytest.approx(1)
+    timer, losses = drive(step, iter([(1, i, torch.tensor(i)) for i in range(3)]), 3, lambda: waited.append(0), apart)
+    assert set(timer.seconds) == set(PHASES)
+    assert sum(timer.share(phase) for phase in PHASES) == pytest.approx(1)
     assert losses == [0, 1, 2]
     assert len(waited) == waits
 

@@ -14,7 +14,7 @@ from trainings import TINY_BACKBONE, assert_same_state, flat
 from configs import load_cfg
 from processor import trainer
 from processor.trainer import do_train
-from processor.training.checkpoints import find_checkpoint, newest_good
+from processor.training.build import checkpoint_folder
 from processor.training.step import train_step
 from utils import checkpoint as checkpoint_files
 from utils.checkpoint import CHECKSUM, read_checkpoint, save_checkpoint
@@ -36,10 +36,10 @@ def cfg_of(tiny_data, folder, *changes):
 
 def killed_at(epoch, iteration):
     """A train_step that raises Killed there."""
-    def step(run, batch, now, number, laps):
+    def step(run, batch, now, number, timer):
         if (now, number) == (epoch, iteration):
             raise Killed
-        return train_step(run, batch, now, number, laps)
+        return train_step(run, batch, now, number, timer)
     return step
 
 
@@ -122,23 +122,24 @@ DAMAGES = {
 def test_a_file_that_is_no_good_is_passed_over_with_the_reason_or_refused_by_name(tiny_data, folder, caplog, damage):
     spoil, reason = DAMAGES[damage]
     spoil(folder / LATEST)
-    cfg = cfg_of(tiny_data, folder)
-    path, found = find_checkpoint(cfg, "auto")
+    checkpoints = checkpoint_folder(cfg_of(tiny_data, folder))
+    path, found = checkpoints.find("auto")
     assert (path.name, found["epoch"]) == (OF_EPOCH.format(2), 2)
     assert f"passed over: {folder / LATEST}: " in caplog.text
     assert reason in caplog.text
     with pytest.raises(ValueError, match=reason):
-        find_checkpoint(cfg, str(folder / LATEST))
+        checkpoints.find(str(folder / LATEST))
 
 
 def test_the_newest_good_one_is_found_wherever_it_is(tiny_data, folder):
-    cfg, order = cfg_of(tiny_data, folder), []
-    while found := find_checkpoint(cfg, "auto"):
-        order.append((found[0].name, found[1]["epoch"], found[1]["batches"]))
-        found[0].write_bytes(b"")
+    checkpoints, order = checkpoint_folder(cfg_of(tiny_data, folder)), []
+    while newest := checkpoints.find("auto"):
+        path, state = newest
+        order.append((path.name, state["epoch"], state["batches"]))
+        path.write_bytes(b"")
     best = (BEST, 1, 0)
     assert order == [(LATEST, 2, 2), (OF_EPOCH.format(2), 2, 0), best, (OF_EPOCH.format(1), 1, 0)]
-    assert newest_good(cfg) is None
+    assert checkpoints.newest_good() is None
 
 
 def test_a_run_goes_on_from_the_newest_good_one_to_the_same_bits(tiny_data, folder, whole):

@@ -11,7 +11,7 @@ from test_processor_distributed import ROOT, batch_of, frozen_run
 from configs import load_cfg
 from processor.trainer import do_train
 from processor.training.step import train_step
-from utils.meter import Laps
+from utils.meter import PhaseTimer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -41,11 +41,11 @@ def test_between_log_lines_a_step_does_not_wait_for_the_device(tiny_data, tmp_pa
     opts = on_cuda(tiny_data, tmp_path, **{"SOLVER.OPTIMIZER_NAME": "Adam"})
     run = frozen_run(opts, **{"SOLVER.OPTIMIZER_NAME": "Adam"})
     for step in range(1, 4):  # the first ones make the optimisers' states and choose convolutions
-        train_step(run, batch_of(run, step), 1, step, Laps())
+        train_step(run, batch_of(run, step), 1, step, PhaseTimer())
     batch = batch_of(run, 4)._replace(images=batch_of(run, 4).images.pin_memory())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(run, batch, 1, 4, Laps())
+        train_step(run, batch, 1, 4, PhaseTimer())
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

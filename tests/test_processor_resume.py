@@ -12,7 +12,7 @@ from trainings import ROOT, assert_same_state, board_of, record_of, train
 from configs import load_cfg
 from processor import trainer
 from processor.trainer import do_train
-from processor.training.checkpoints import find_checkpoint
+from processor.training.build import checkpoint_folder
 from utils.checkpoint import read_checkpoint
 from utils.process import EXIT_STOPPED
 
@@ -152,20 +152,20 @@ def test_a_model_that_draws_in_its_forward_pass_goes_on_with_the_same_draws(tiny
     cfg = load_cfg(None, options(tiny_data, tmp_path / "parts", *changes, *EVERY_STEP))
     step = trainer.train_step
 
-    def stopped(run, batch, epoch, iteration, laps):
+    def stopped(run, batch, epoch, iteration, timer):
         if iteration == 3:
             run.model.train()
             images = torch.zeros(16, 3, 32, 16)
             with torch.no_grad():  # it does draw: the same images, other features
                 assert not torch.equal(run.model.base(images), run.model.base(images))
             raise KeyboardInterrupt
-        return step(run, batch, epoch, iteration, laps)
+        return step(run, batch, epoch, iteration, timer)
 
     monkeypatch.setattr(trainer, "train_step", stopped)
     with pytest.raises(KeyboardInterrupt):
         do_train(cfg)
     monkeypatch.undo()
-    assert find_checkpoint(cfg, "auto")[1]["batches"] == 2
+    assert checkpoint_folder(cfg).find("auto")[1]["batches"] == 2
     torch.manual_seed(99)  # whatever was drawn before does not count
     last = do_train(cfg, resume="auto")
     assert_same_state(read_checkpoint(last), read_checkpoint(tmp_path / "whole" / last.name))

@@ -238,14 +238,14 @@ def test_a_figure_from_another_set_is_no_bar_for_the_best_checkpoint(monkeypatch
     """A resumed run may be measured on another split than before; a test set chooses nothing."""
     cfg = load_cfg(None, ["SOLVER.BEST_METRIC", "mAP"])
     run = SimpleNamespace(cfg=cfg, model=None, precision=None, workers=None, batches=1, best={},
-                          loaders=SimpleNamespace(measured_on="a", on_validation=True), same_everywhere=lambda: None,
+                          loaders=SimpleNamespace(measured_on="a", on_validation=True), broadcast_buffers=lambda: None,
                           tested_weights=contextlib.nullcontext)
     found = []
     for on, value in (("a", 0.5), ("test", 0.9), ("a", 0.4), ("b", 0.3), ("b", 0.3), ("b", 0.4)):
         run.loaders.measured_on, run.loaders.on_validation = on, on != "test"
         figures = {"all": {"plain": {"mAP": value, "num_valid": 1}}}
         monkeypatch.setattr(trainer, "evaluate", lambda *_, figures=figures: figures)
-        found.append(trainer.evaluate_epoch(run, SimpleNamespace(record=None), 1))
+        found.append(trainer.evaluate_epoch(run, SimpleNamespace(log=None), 1))
     assert found == [True, False, False, True, False, True]
 
 

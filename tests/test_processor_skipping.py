@@ -14,10 +14,10 @@ from configs import load_cfg
 from processor import trainer
 from processor.trainer import do_train
 from processor.training.build import build
-from processor.training.checkpoints import state_of
+from processor.training.state import state_of
 from processor.training.step import train_step
 from solver import make_optimizer
-from utils.meter import Laps
+from utils.meter import PhaseTimer
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 SGD = ("SOLVER.OPTIMIZER_NAME", "SGD")
@@ -74,7 +74,7 @@ def steps(run, spoil, numbers):
     for number in numbers:
         with pytest.MonkeyPatch.context() as patch:
             hook = spoil(run, patch) if number < 0 else None
-            values, ok = train_step(run, batches[abs(number)], 1, abs(number), Laps())
+            values, ok = train_step(run, batches[abs(number)], 1, abs(number), PhaseTimer())
             run.meter.update(values, ok)
             if hook is not None:
                 hook.remove()
@@ -117,12 +117,12 @@ def test_a_skipped_step_leaves_no_trace(tiny_data, tmp_path, monkeypatch, optimi
 # ------------------------------------------------------------------ in a training
 def spoilt_where(bad, seen):
     """A train_step with NaN in a picture where bad(epoch, iteration); `seen` becomes a list of what each step did."""
-    def step(run, batch, epoch, iteration, laps):
+    def step(run, batch, epoch, iteration, timer):
         before = run.skipped.tolist()
         with pytest.MonkeyPatch.context() as patch:
             if bad(epoch, iteration):
                 spoil_an_image(run, patch)
-            values, ok = train_step(run, batch, epoch, iteration, laps)
+            values, ok = train_step(run, batch, epoch, iteration, timer)
         seen.append(SimpleNamespace(at=(epoch, iteration), ok=bool(ok), keys=batch.keys, skipped_before=before,
                                     values={name: value.item() for name, value in values.items()}))
         return values, ok
@@ -176,8 +176,8 @@ def test_the_count_goes_on_after_a_kill(tiny_data, tmp_path, monkeypatch):
     cfg = options(tiny_data, tmp_path, "SOLVER.MAX_SKIPPED_STEPS", 5, "SOLVER.CHECKPOINT_SECONDS", 1e-9)
     seen, save = [], trainer.save_if_asked
 
-    def killed(run, watch, epoch, iteration):
-        save(run, watch, epoch, iteration)
+    def killed(run, monitor, epoch, iteration):
+        save(run, monitor, epoch, iteration)
         if len(seen) == 3:
             raise KeyboardInterrupt
 

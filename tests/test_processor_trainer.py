@@ -31,8 +31,8 @@ def test_a_resumed_run_ends_in_the_same_weights_to_the_bit(tiny_opts, tmp_path, 
     cfg = cfg_of(tiny_opts, "OUTPUT_DIR", tmp_path / "parts", "DATALOADER.NUM_WORKERS", 2)
     original, epochs = trainer.train_epoch, []
 
-    def interrupted(run, watch, epoch, start):
-        original(run, watch, epoch, start)
+    def interrupted(run, monitor, epoch, start):
+        original(run, monitor, epoch, start)
         epochs.append(epoch)
         if epoch == 3 and len(epochs) == 3:
             raise KeyboardInterrupt

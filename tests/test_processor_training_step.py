@@ -14,12 +14,12 @@ from datasets.transforms import Recipe
 from processor import trainer
 from processor.trainer import do_train
 from processor.training.build import build
-from processor.training.checkpoints import state_of
+from processor.training.state import state_of
 from processor.training.step import clip_gradients, forward_backward, train_step
 from solver.make_optimizer import OPTIMIZERS
 from utils import meter
 from utils.checkpoint import read_checkpoint
-from utils.meter import Laps
+from utils.meter import PhaseTimer
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -37,7 +37,7 @@ def gradients(run, batch, frozen=True, at=(1, 1)):
     run.model.train(not frozen)
     run.model.zero_grad()
     run.criterion.zero_grad()
-    values = forward_backward(run, batch, *at, Laps())
+    values = forward_backward(run, batch, *at, PhaseTimer())
     named = [*run.model.named_parameters(), *run.criterion.named_parameters()]
     return {name: p.grad.clone() for name, p in named if p.grad is not None}, values
 
@@ -108,14 +108,14 @@ def states_of_epochs(cfg, monkeypatch, resume="none", stop=None):
     """The state after each epoch of a training; it is killed at the step `stop` = (epoch, iteration)."""
     finish, states = trainer.finish_epoch, {}
 
-    def watched(run, watch, epoch):
+    def watched(run, monitor, epoch):
         states[epoch] = {name: tensor.clone() for name, tensor in state_of(run, epoch, 0)["model"].items()}
-        finish(run, watch, epoch)
+        finish(run, monitor, epoch)
 
-    def step(run, batch, epoch, iteration, laps):
+    def step(run, batch, epoch, iteration, timer):
         if (epoch, iteration) == stop:
             raise KeyboardInterrupt
-        return train_step(run, batch, epoch, iteration, laps)
+        return train_step(run, batch, epoch, iteration, timer)
 
     monkeypatch.setattr(trainer, "finish_epoch", watched)
     monkeypatch.setattr(trainer, "train_step", step)
@@ -170,7 +170,7 @@ def test_between_log_lines_nothing_is_asked_of_the_device(tiny_data, tmp_path, m
     if not all(optimizer.defaults.get("fused") for optimizer in run.optimizers):
         pytest.skip("this torch has no fused optimisers for the CPU")
     monkeypatch.setattr(Recipe, "is_lineage", lambda _: False)  # augmented as on a CUDA device
-    batches, laps, asked = list(run.loaders.train), Laps(), Counter()
+    batches, timer, asked = list(run.loaders.train), PhaseTimer(), Counter()
     run.model.train()
     for name in ASKING:
         original = getattr(Tensor, name)
@@ -183,7 +183,7 @@ def test_between_log_lines_nothing_is_asked_of_the_device(tiny_data, tmp_path, m
     bool(torch.ones(()))
     assert asked.pop("__bool__") == 1
     for iteration, batch in enumerate(batches[:4], 1):
-        values, ok = train_step(run, batch, 1, iteration, laps)
+        values, ok = train_step(run, batch, 1, iteration, timer)
         run.meter.update(values, ok)
     assert asked == {}
     run.meter.means()

@@ -7,7 +7,7 @@ from tool_server import run_tool
 
 from configs import dump_cfg, load_cfg
 from processor.trainer import prepare_folder
-from processor.training.checkpoints import find_checkpoint
+from processor.training.build import checkpoint_folder
 from processor.training.used_folder import LOCK, checkpoint_files, move_aside
 from utils.checkpoint import save_checkpoint
 from utils.process import RunLock
@@ -95,6 +95,6 @@ def test_damaged_checkpoints_and_other_peoples_weights_are_not_trained_over(cfg,
     (tmp_path / "model" / "latest.pth").write_bytes(b"PK")
     (tmp_path / "model" / "resnet50_120.pth").write_bytes(b"somebody's")
     with pytest.raises(ValueError, match=r"has no checkpoint to go on from, but latest\.pth, resnet50_120\.pth"):
-        find_checkpoint(cfg, "auto")
+        checkpoint_folder(cfg).find("auto")
     (tmp_path / "model" / "pretrained.pth").touch()  # no name of a training's checkpoint
     assert len(checkpoint_files(tmp_path / "model")) == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from utils import meter
-from utils.meter import Laps, MeanMeter
+from utils.meter import MeanMeter, PhaseTimer
 from utils.process import Stopped, StopRequest
 
 
@@ -68,12 +68,12 @@ def test_laps_share_out_the_time_between_the_phases(monkeypatch):
     now = iter([0.0, 1.0, 4.0, 5.0, 10.0])
     monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: next(now)))
     waited = []
-    laps = Laps(lambda: waited.append(1))
-    assert laps.share("data") == 0.0
+    timer = PhaseTimer(lambda: waited.append(1))
+    assert timer.share("data") == 0.0
     for phase in ("data", "forward", "data", "backward"):
-        laps(phase)
-    assert laps.seconds == {"data": 2.0, "forward": 3.0, "backward": 5.0}
-    assert (laps.total, laps.share("data"), laps.share("nothing")) == (10.0, 0.2, 0.0)
+        timer.end(phase)
+    assert timer.seconds == {"data": 2.0, "forward": 3.0, "backward": 5.0}
+    assert (timer.total, timer.share("data"), timer.share("nothing")) == (10.0, 0.2, 0.0)
     assert len(waited) == 4
 
 

@@ -54,8 +54,7 @@ def main() -> None:
     if args.force and (args.resume or args.resume_from):
         parser.error("--force trains anew and --resume goes on; give one of them")
     resume = args.resume_from or ("auto" if args.resume else "none")
-    from processor.trainer import do_train, prepare_folder
-    from processor.training.dry_run import dry_run  # torch takes seconds to import: not before the config is right
+    from processor.trainer import do_train, dry_run, prepare_folder  # torch takes seconds to import
 
     if not args.dry_run and os.environ.get("RANK", "0") == "0":
         prepare_folder(cfg, resume, args.force)

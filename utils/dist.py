@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 
 from utils.process import LostWorker
 
-logger = logging.getLogger(__name__)
 # Other processes may wait while one does something long, such as extracting features; a lost one is noticed at once.
 _LOST = ("peer", "connect", "closed", "reset", "timed out", "timeout", "aborted", "remote process")
 _TIMEOUT = datetime.timedelta(hours=12)
@@ -37,18 +34,18 @@ class Workers:
         return self.rank == 0
 
     def device(self, device: torch.device | str) -> str:
-        """This process' own device where `device` is a CUDA device and there are several processes."""
+        """`device`, or the CUDA device of this process if several processes share the work on CUDA."""
         shared = self.size > 1 and torch.device(device).type == "cuda"
         return f"cuda:{torch.cuda.current_device()}" if shared else str(device)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Let every process have the source's values in `tensor`, in place."""
         if self.size > 1:
-            with self._together():
-                held = tensor if tensor.is_contiguous() else tensor.contiguous()
-                dist.broadcast(held, source)
-                if held is not tensor:
-                    tensor.copy_(held)
+            with self.exchange():
+                contiguous = tensor.contiguous()
+                dist.broadcast(contiguous, source)
+                if contiguous is not tensor:
+                    tensor.copy_(contiguous)
 
     def broadcast_rows(self, tensors: tuple[Tensor, ...] | None, source: int) -> tuple[Tensor, ...]:
         """The source's tensors [n, ...], whose lengths and types the others do not know; None elsewhere."""
@@ -63,45 +60,45 @@ class Workers:
         return tensors
 
     def gather(self, tensor: Tensor, target: int) -> list[Tensor]:
-        """One tensor of the same shape from each process, at the target; [] elsewhere."""
+        """A tensor of the same shape from each process, at the target; [] elsewhere."""
         if self.size == 1:
             return [tensor]
-        with self._together():
-            found = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == target else None
-            dist.gather(tensor, found, target)
-        return found or []
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == target else None
+        with self.exchange():
+            dist.gather(tensor, gathered, target)
+        return gathered or []
 
     def gather_objects(self, item: Any) -> list[Any]:
-        """One picklable object from each process, everywhere. Only of our own processes, never from a file."""
+        """A picklable object from each process, everywhere. Only of this run's processes, never from a file."""
         if self.size == 1:
             return [item]
-        found: list[Any] = [None] * self.size
-        with self._together():
-            dist.all_gather_object(found, item)
-        return found
+        gathered: list[Any] = [None] * self.size
+        with self.exchange():
+            dist.all_gather_object(gathered, item)
+        return gathered
 
     def any(self, *flags: bool) -> list[bool]:
         """Of each flag, whether it is set in any process. CPU tensors travel: no CUDA device is waited for."""
         if self.size == 1:
             return list(flags)
-        found = torch.tensor(flags, dtype=torch.uint8)
-        with self._together():
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        return [bool(flag) for flag in found]
+        merged = torch.tensor(flags, dtype=torch.uint8)
+        with self.exchange():
+            dist.all_reduce(merged, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in merged]
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over the processes, in place, on whatever device."""
         if self.size > 1:
-            with self._together():
+            with self.exchange():
                 dist.all_reduce(tensor)
             tensor /= self.size
         return tensor
 
     def gather_rows(self, tensor: Tensor) -> Tensor:
-        """[B, ...] of each process, one below the other in the order of ranks: [size * B, ...], with gradients.
+        """[B, ...] of each process, stacked in the order of ranks: [size * B, ...], with gradients.
 
         Every process must compute the same from the result. The gradient is made for a mean over the processes, as
-        DistributedDataParallel takes it: each process' own rows of it, times the number of processes.
+        DistributedDataParallel takes it: its rows of this process, times the number of processes.
         """
         return tensor if self.size == 1 else _GatherRows.apply(tensor, self)
 
@@ -110,11 +107,14 @@ class Workers:
         self.gather_objects(None)
 
     @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
+    def exchange(self) -> Iterator[None]:
+        """Within: what torch raises because another process is gone becomes a LostWorker."""
         try:
             yield
+        except LostWorker:
+            raise
         except RuntimeError as error:
-            if not any(word in str(error).lower() for word in _LOST):
+            if self.size == 1 or not any(word in str(error).lower() for word in _LOST):
                 raise
             raise LostWorker(
                 f"process {self.rank} of {self.size}: another process is gone, so this one stops, too; nothing was "
@@ -125,11 +125,11 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor, workers: Workers) -> Tensor:
         ctx.workers = workers
-        own = tensor.contiguous()
-        found = [torch.empty_like(own) for _ in range(workers.size)]
-        with workers._together():
-            dist.all_gather(found, own)
-        return torch.cat(found)
+        rows = tensor.contiguous()
+        gathered = [torch.empty_like(rows) for _ in range(workers.size)]
+        with workers.exchange():
+            dist.all_gather(gathered, rows)
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
@@ -144,6 +144,9 @@ def worker_group() -> Iterator[Workers]:
     """The processes that torchrun started, or this one alone.
 
     CPU tensors travel through gloo, CUDA tensors through NCCL; each process takes the CUDA device of its local rank.
+    What holds the group must be closed within (`Training.close`): the group ends here, with its last reference, because
+    gloo's threads, for which its end waits, need Python's lock to let go of the last exchange's tensors.
+    DistributedDataParallel would free it later, with that lock held, and wait forever.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -155,22 +158,18 @@ def worker_group() -> Iterator[Workers]:
     try:
         yield Workers(dist.get_rank(), dist.get_world_size())
     finally:
-        # Gloo's threads need Python's lock to let go of the last exchange's tensors, and here they get it. Later a
-        # model in DistributedDataParallel may free the group with that lock held, and would wait for them forever: with
-        # torch 2.11 three of nine trainings that were told to stop hung so.
-        time.sleep(0.1)
         dist.destroy_process_group()
 
 
 class Replicas(nn.DataParallel):
     """A module copied to several devices of this process for each batch.
 
-    torch's own passes autocast on to its threads without the type: bfloat16 would become float16 there.
+    torch's DataParallel passes autocast on to its threads without the type: bfloat16 would become float16 there.
 
     Args:
         module: on the first device.
         devices: all of them.
-        autocast: makes the context of one replica's forward pass.
+        autocast: makes the context of a replica's forward pass.
     """
 
     def __init__(self, module: nn.Module, devices: list[torch.device],

@@ -48,7 +48,7 @@ class MeanMeter:
         self._sums = None if state["sums"] is None else state["sums"].to(device)
 
 
-class Laps:
+class PhaseTimer:
     """Seconds that each phase of a loop has taken.
 
     Args:
@@ -61,7 +61,7 @@ class Laps:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def __call__(self, phase: str) -> None:
+    def end(self, phase: str) -> None:
         """The time since the last call belonged to `phase`."""
         if self._wait is not None:
             self._wait()

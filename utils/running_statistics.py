@@ -20,34 +20,15 @@ class RunningStatistics:
 
     def remember(self) -> None:
         """Call it before the forward pass of a step."""
-        self._before = [_joined(group) for group in self._groups]
+        self._before = [_flatten(group) for group in self._groups]
 
     @torch.no_grad()
     def restore_where(self, wrong: Tensor) -> None:
-        """Put back what was remembered where `wrong` (0-d bool on the device) is True."""
+        """Put back what was remembered if `wrong` (0-d bool on the device) is True."""
         for group, before in zip(self._groups, self._before, strict=True):
-            chosen = torch.where(wrong, before, _joined(group)).split([buffer.numel() for buffer in group])
-            copy_all(group, [values.view_as(buffer) for values, buffer in zip(chosen, group, strict=True)])
+            values = torch.where(wrong, before, _flatten(group)).split([buffer.numel() for buffer in group])
+            torch._foreach_copy_(group, [value.view_as(buffer) for value, buffer in zip(values, group, strict=True)])
 
 
-def _joined(buffers: list[Tensor]) -> Tensor:
+def _flatten(buffers: list[Tensor]) -> Tensor:
     return torch.cat([buffer.reshape(-1) for buffer in buffers])
-
-
-@torch.no_grad()
-def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """target.copy_(source) for all pairs, in few launches."""
-    if hasattr(torch, "_foreach_copy_"):  # torch 2.1 or newer
-        torch._foreach_copy_(targets, sources)
-        return
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
-
-
-@torch.no_grad()
-def scale_all(targets: list[Tensor], factor: Tensor) -> None:
-    """target.mul_(factor) for all, in few launches; factor is 0-d, on the targets' device and not waited for."""
-    try:
-        torch._foreach_mul_(targets, factor)
-    except TypeError:  # torch 2.0 takes numbers and lists only
-        torch._foreach_mul_(targets, [factor] * len(targets))

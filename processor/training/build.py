@@ -1,10 +1,11 @@
-"""All that a training run holds, and how it is made from the config: everything before the first step."""
+"""A training run and how it is built from the config: everything before the first step."""
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from datasets.make_dataloader import DataLoaders, make_dataloader
 from loss.make_loss import make_loss
 from model.identities import transfer_identities
 from model.make_model import ReIDModel, check_model, make_model, place_model
+from processor.training.checkpoints import CheckpointFolder
 from solver.ema import WeightAverage
 from solver.make_optimizer import make_optimizer, make_scheduler
 from utils.checkpoint import read_checkpoint
@@ -32,16 +34,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Training:
-    """Everything that one training run holds.
+    """A training run: what is trained, by what, on what, and how far it is. `build` makes it, `close` ends it.
 
-    model is the bare one; net is the same for a training step, wrapped for several devices or processes.
+    Attributes:
+        cfg: the config that it was built from.
+        model: the network itself, whose weights are saved and tested.
+        net: what a training step calls: the model, wrapped if there are several devices or processes.
+        optimizers: the model's, and the class centres' if there are any.
+        data_digest: of the training list; a run goes on with the same list only.
+        average: the moving average of the weights, if there is one (SOLVER.EMA_DECAY).
+        meter: means of the loss, its terms and the accuracy over the epoch so far.
+        skipped: [2] int64 on the device: steps skipped in a row, and in all.
+        images: the last batch, augmented; the next batch takes its place in memory.
+        best: the best evaluation so far: {"epoch", "metric", "on", "value"}, {} before the first.
     """
 
     cfg: Any
     loaders: DataLoaders
     model: ReIDModel
     criterion: nn.Module
-    optimizers: list[torch.optim.Optimizer]  # the model's, and the class centres' where there are any
+    optimizers: list[torch.optim.Optimizer]
     scheduler: Any
     precision: Precision
     devices: list[torch.device]
@@ -49,13 +61,15 @@ class Training:
     data_digest: str
     average: WeightAverage | None = None
     net: nn.Module | None = None
+    checkpoints: CheckpointFolder = field(init=False)
     statistics: RunningStatistics = field(init=False)
-    meter: MeanMeter = field(default_factory=MeanMeter)  # of the epoch so far
-    skipped: Tensor = field(init=False)  # [2] on the device: steps skipped in a row, and in all
-    images: Tensor | None = None  # the last batch's, augmented; the next batch's take its place
-    best: dict = field(default_factory=dict)  # the best evaluation so far: {"epoch", metric: value}
+    meter: MeanMeter = field(default_factory=MeanMeter)
+    skipped: Tensor = field(init=False)
+    images: Tensor | None = None
+    best: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.checkpoints = checkpoint_folder(self.cfg)
         self.statistics = RunningStatistics(self.model)
         self.skipped = torch.zeros(2, dtype=torch.int64, device=self.precision.device)
         self.wrap()
@@ -66,7 +80,8 @@ class Training:
         return len(self.loaders.sampler)
 
     def wrap(self) -> None:
-        """Make `net`; anew when other parameters learn, which DistributedDataParallel looks at once."""
+        """Make `net`; anew when other parameters learn, because DistributedDataParallel looks at them once."""
+        self.close()
         if self.workers.size > 1:
             on_cuda = self.precision.device.type == "cuda"
             self.net = DistributedDataParallel(self.model, device_ids=self.devices if on_cuda else None,
@@ -76,6 +91,15 @@ class Training:
         else:
             self.net = self.model
 
+    def close(self) -> None:
+        """Let go of the process group; to be called before it ends (see `utils.dist.worker_group`).
+
+        The wrapper is emptied, not only dropped, because the frames of an exception may still hold it.
+        """
+        if isinstance(self.net, DistributedDataParallel):
+            vars(self.net).clear()
+        self.net = None
+
     def hold_backbone(self, epoch: int) -> None:
         """MODEL.FREEZE_EPOCHS: the backbone stays as it is in the first epochs."""
         held = epoch <= self.cfg.MODEL.FREEZE_EPOCHS
@@ -83,14 +107,14 @@ class Training:
             logger.info("Epoch[%d] the backbone %s", epoch, "is held" if held else "learns from now on")
             self.wrap()
 
-    def gradients_stay_here(self, wait: bool) -> contextlib.AbstractContextManager:
+    def no_sync(self, waiting: bool) -> contextlib.AbstractContextManager:
         """While micro-batches wait for a later one, the processes do not exchange gradients."""
-        if wait and isinstance(self.net, DistributedDataParallel):
+        if waiting and isinstance(self.net, DistributedDataParallel):
             return self.net.no_sync()
         return contextlib.nullcontext()
 
-    def same_everywhere(self) -> None:
-        """Let every process have the first one's running statistics, own or averaged, as its checkpoints have them."""
+    def broadcast_buffers(self) -> None:
+        """Give every process the running statistics of the first (also the averaged ones), as checkpoints have them."""
         for buffer in self.model.buffers():
             self.workers.broadcast(buffer, 0)
 
@@ -99,11 +123,16 @@ class Training:
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
 
+def checkpoint_folder(cfg) -> CheckpointFolder:
+    """The checkpoints of the training that a config describes."""
+    return CheckpointFolder(Path(cfg.OUTPUT_DIR), cfg.MODEL.NAME, cfg.SOLVER.MAX_EPOCHS, flatten_cfg(cfg))
+
+
 def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
-    """Everything a run needs, at its beginning; nothing is written.
+    """A training run at its beginning; nothing is written.
 
     Args:
-        pretrained: False leaves the weights random, for they will come from a checkpoint.
+        pretrained: False leaves the weights random, because they will come from a checkpoint.
         workers: the processes that train together.
     Raises:
         ValueError, FileNotFoundError: the config, the data or the weights cannot be used; names and files first.
@@ -115,11 +144,11 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
     loaders = make_dataloader(cfg, test=cfg.SOLVER.EVAL_PERIOD > 0, rank=workers.rank, world_size=workers.size)
     logger.info("training data:\n%s", statistics(loaders.data))
     if cfg.SOLVER.EVAL_PERIOD:
-        _say_what_is_measured(loaders)
+        _log_evaluation(loaders)
     seed_everything(cfg.SOLVER.SEED)
     choose_algorithms(cfg.SOLVER.DETERMINISTIC)
     model, criterion = _model_and_criterion(cfg, loaders, devices[0], pretrained)
-    _check_held(cfg, model)
+    _check_frozen(cfg, model)
     optimizers = [optimizer for optimizer in make_optimizer(cfg, model, criterion) if optimizer is not None]
     precision.prepare(model, optimizers)
     average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
@@ -128,7 +157,7 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
                     workers, digest, average)
 
 
-def _say_what_is_measured(loaders: DataLoaders) -> None:
+def _log_evaluation(loaders: DataLoaders) -> None:
     if not any(test.has_truth for test in loaders.test.values()):
         reason = loaders.no_test_reason or f"{loaders.measured_on} has no ground truth"
         logger.info("no evaluation during training: %s", reason)
@@ -159,7 +188,7 @@ def _check_parallel(cfg, devices: list[torch.device], workers: Workers) -> None:
         raise ValueError(problem)
 
 
-def _check_held(cfg, model: ReIDModel) -> None:
+def _check_frozen(cfg, model: ReIDModel) -> None:
     """While the backbone is held, something else must learn."""
     others = [name for name, parameter in model.named_parameters()
               if parameter.requires_grad and not name.startswith("base.")]
@@ -189,4 +218,3 @@ def describe_run(run: Training) -> str:
     several = f"{run.workers.size} processes" if run.workers.size > 1 else " + ".join(map(str, run.devices))
     return (f"{cfg.MODEL.NAME} on {several} in {run.precision}: {parameters / 1e6:.1f} M parameters, "
             f"{run.loaders.data.num_classes} identities, {run.batches} batches an epoch, seed {cfg.SOLVER.SEED}")
-

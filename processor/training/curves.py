@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from processor.training.metrics_log import in_short, read_lines
+from processor.training.metrics_log import loss_terms, read_lines
 from utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ _FIGURES_OF_NOW = ("epoch", "step", "lr", "skipped", "images_per_second", "data_
 def draw_curves(folder: Path) -> Path | None:
     """Draw a folder's metrics.jsonl as training_curve.png there.
 
-    Returns the picture's path, None where there is nothing to draw, or nothing to draw with.
+    Returns the picture's path; None if there is nothing to draw, or nothing to draw with.
     """
     try:
         from matplotlib.figure import Figure  # without pyplot: no display, no global state
@@ -31,8 +31,8 @@ def draw_curves(folder: Path) -> Path | None:
     if not steps:
         return None
     per_epoch = max(line["step"] / line["epoch"] for line in steps)
-    steps, tests = ([{**line, "epochs": line["step"] / per_epoch} for line in some] for some in (steps, tests))
-    steps = since_the_last_line(steps, per_epoch)
+    steps, tests = ([{**line, "epochs": line["step"] / per_epoch} for line in lines] for lines in (steps, tests))
+    steps = means_between_lines(steps, per_epoch)
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.04)
     loss, accuracy, rate = figure.subplots(1, 3)
@@ -49,12 +49,12 @@ def draw_curves(folder: Path) -> Path | None:
     return folder / CURVES
 
 
-def since_the_last_line(steps: list[dict], per_epoch: float) -> list[dict]:
-    """The lines with means since the line before, where those of the record are means since the epoch began.
+def means_between_lines(steps: list[dict], per_epoch: float) -> list[dict]:
+    """The lines with means since the line before; metrics.jsonl has means since the epoch began.
 
     Those would jump at the beginning of each epoch. Skipped steps count in neither; a figure without a step is None.
     """
-    found, epoch, sums, counted, skipped, skipped_before = [], 0, {}, 0, 0, 0
+    rows, epoch, sums, counted, skipped, skipped_before = [], 0, {}, 0, 0, 0
     for line in steps:
         if line["epoch"] != epoch:
             epoch, sums, counted, skipped_before = line["epoch"], {}, 0, skipped
@@ -66,18 +66,18 @@ def since_the_last_line(steps: list[dict], per_epoch: float) -> list[dict]:
             row[name] = (total - sums.get(name, 0.0)) / (now - counted) if now > counted else None
             sums[name] = total
         counted = now
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 # ------------------------------------------------------------------ the three parts
 def _draw_loss(axes: Any, steps: list[dict]) -> None:
-    shown = [{"epochs": line["epochs"], "loss": line["loss"], **in_short(line)} for line in steps]
-    names = dict.fromkeys(name for line in shown for name in line if name not in ("epochs", "loss"))
-    _curve(axes, shown, "loss", color=_INK, linewidth=2.2, zorder=3)
+    losses = [{"epochs": line["epochs"], "loss": line["loss"], **loss_terms(line)} for line in steps]
+    names = dict.fromkeys(name for line in losses for name in line if name not in ("epochs", "loss"))
+    _curve(axes, losses, "loss", color=_INK, linewidth=2.2, zorder=3)
     for name, color in zip(names, _COLORS * len(names), strict=False):
-        _curve(axes, shown, name, color=color, linewidth=1.3)
-    values = [line[name] for line in shown for name in ("loss", *names) if line.get(name) is not None]
+        _curve(axes, losses, name, color=color, linewidth=1.3)
+    values = [line[name] for line in losses for name in ("loss", *names) if line.get(name) is not None]
     positive = [value for value in values if value > 0]
     axes.set_title("loss")
     if positive and max(positive) > 50 * min(positive):  # a center loss of hundreds beside a triplet loss of one

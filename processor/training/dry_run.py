@@ -1,4 +1,4 @@
-"""What a training would do and take, from a few of its steps; nothing is written."""
+"""What a training will do and take, from a few of its steps; nothing is written."""
 from __future__ import annotations
 
 import resource
@@ -7,56 +7,50 @@ from itertools import count, islice
 
 import torch
 
-from processor.training.build import Training, build, describe_run
+from processor.training.build import Training, describe_run
 from processor.training.step import train_step
-from utils.dist import ALONE, Workers
-from utils.meter import Laps
-from utils.precision import Precision
+from utils.meter import PhaseTimer
 
 _STEPS = 3  # measured after one that warms up
 
 
-def dry_run(cfg, workers: Workers = ALONE) -> str:
-    """Build everything, run one step to warm up and up to three to measure, and one evaluation batch.
+def measure(run: Training) -> str:
+    """Run a step to warm up and up to three to measure, and an evaluation batch; all processes of the run call it.
 
-    Args:
-        workers: the processes that would train together; each calls it.
     Returns:
-        The plan, for a terminal ("" in all processes but the first): images, identities, steps, parameters, memory,
+        A text for a terminal ("" in all processes but the first): images, identities, steps, parameters, memory,
         expected hours.
-    Raises:
-        ValueError, FileNotFoundError: what a training of this config would raise before its first step.
     """
-    run = build(cfg, workers=workers)
-    laps = _measure_steps(run)
-    if not workers.is_main:
+    timer, steps = _measure_steps(run)
+    if not run.workers.is_main:
         return ""
-    lines = [describe_run(run), "", *_about_steps(run, laps), *_about_evaluation(run), *_about_memory(run)]
+    lines = [describe_run(run), "", *_describe_steps(run, timer, steps), *_describe_evaluation(run),
+             *_describe_memory(run)]
     return "\n".join(lines)
 
 
-def _measure_steps(run: Training) -> tuple[Laps, int]:
-    """The laps of the measured steps, and how many they are."""
+def _measure_steps(run: Training) -> tuple[PhaseTimer, int]:
+    """The times of the measured steps, and how many they are."""
     wait = torch.cuda.synchronize if run.precision.device.type == "cuda" else None
     run.hold_backbone(1)
     run.model.train()
     run.loaders.sampler.set_epoch(1)
-    laps, steps = Laps(wait), 0
+    timer, steps = PhaseTimer(wait), 0
     for iteration, batch in zip(count(1), islice(run.loaders.train, 1 + _STEPS)):
-        laps("data")
-        train_step(run, batch, 1, iteration, laps)
+        timer.end("data")
+        train_step(run, batch, 1, iteration, timer)
         if iteration == 1 and run.batches > 1:
-            laps = Laps(wait)
+            timer = PhaseTimer(wait)
         else:
             steps += 1
-    return laps, steps
+    return timer, steps
 
 
-def _about_steps(run: Training, measured: tuple[Laps, int]) -> list[str]:
-    cfg, data, (laps, steps) = run.cfg, run.loaders.data, measured
+def _describe_steps(run: Training, timer: PhaseTimer, steps: int) -> list[str]:
+    cfg, data = run.cfg, run.loaders.data
     total = cfg.SOLVER.MAX_EPOCHS * run.batches
-    seconds = laps.total / steps
-    phases = ", ".join(f"{phase} {100 * laps.share(phase):.0f}%" for phase in laps.seconds)
+    seconds = timer.total / steps
+    phases = ", ".join(f"{phase} {100 * timer.share(phase):.0f}%" for phase in timer.seconds)
     learning = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     kind = "P x K" if "triplet" in cfg.DATALOADER.SAMPLER else "shuffled"
     return [
@@ -72,7 +66,7 @@ def _about_steps(run: Training, measured: tuple[Laps, int]) -> list[str]:
 
 
 @torch.inference_mode()
-def _about_evaluation(run: Training) -> list[str]:
+def _describe_evaluation(run: Training) -> list[str]:
     if not run.loaders.test:
         reason = run.loaders.no_test_reason if run.cfg.SOLVER.EVAL_PERIOD else "SOLVER.EVAL_PERIOD is 0"
         return [f"evaluation  none: {reason}"]
@@ -80,13 +74,12 @@ def _about_evaluation(run: Training) -> list[str]:
     test = next(iter(tests))
     batch = next(iter(test.loader))
     run.model.eval()
-    precision: Precision = run.precision
     begun = time.perf_counter()
-    with precision.autocast():
-        outputs = run.model(run.loaders.normalize(batch.images.to(precision.device)))
+    with run.precision.autocast():
+        outputs = run.model(run.loaders.normalize(batch.images.to(run.precision.device)))
     shapes = ", ".join(f"{branch} {feat.shape[1]}" for branch, feat in outputs.items())
     seconds = float(outputs["global"].sum() * 0) + time.perf_counter() - begun  # the sum waits for the device
-    images = sum(len(one.samples) for one in tests)
+    images = sum(len(part.samples) for part in tests)
     expected = images * views * seconds / len(batch.pids)
     return [f"evaluation  {images:,} images in {len(tests)} domains after every {_epochs(run)}, "
             f"features ({shapes}) in about {expected:.0f} s"]
@@ -97,7 +90,7 @@ def _epochs(run: Training) -> str:
     return "epoch" if period == 1 else f"{period} epochs"
 
 
-def _about_memory(run: Training) -> list[str]:
+def _describe_memory(run: Training) -> list[str]:
     lines = []
     if run.precision.device.type == "cuda":
         peaks = {device: torch.cuda.max_memory_allocated(device) / 2**30 for device in run.devices}

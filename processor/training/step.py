@@ -1,4 +1,4 @@
-"""One training step: gradients of a batch, and a step of the optimisers where they are finite."""
+"""One training step: gradients of a batch, and a step of the optimisers if they are finite."""
 from __future__ import annotations
 
 import logging
@@ -8,15 +8,19 @@ from torch import Tensor, nn
 
 from datasets.batches import Batch
 from processor.training.build import Training
-from processor.training.checkpoints import newest_good
-from utils.meter import Laps
+from utils.meter import PhaseTimer
 from utils.seed import seed_step
 
 logger = logging.getLogger(__name__)
 
 
-def train_step(run: Training, batch: Batch, epoch: int, iteration: int, laps: Laps) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimiser step, or none where the loss or a gradient is not finite.
+class TooManySkippedSteps(FloatingPointError):
+    """Step after step had no finite loss or gradient; the message says where, with which values and images."""
+
+
+def train_step(run: Training, batch: Batch, epoch: int, iteration: int,
+               timer: PhaseTimer) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimiser step, or none if the loss or a gradient is not finite.
 
     Returns:
         0-d tensors on the device, nothing waited for: the loss, its terms, the accuracy and the gradient's norm; and
@@ -25,7 +29,7 @@ def train_step(run: Training, batch: Batch, epoch: int, iteration: int, laps: La
     for optimizer in run.optimizers:
         optimizer.zero_grad(set_to_none=True)
     run.statistics.remember()
-    values = forward_backward(run, batch, epoch, iteration, laps)
+    values = forward_backward(run, batch, epoch, iteration, timer)
     run.criterion.unweight_center_gradient()
     values["grad_norm"] = clip_gradients(run)
     centers = [parameter.grad.norm() for parameter in run.criterion.parameters() if parameter.grad is not None]
@@ -37,36 +41,36 @@ def train_step(run: Training, batch: Batch, epoch: int, iteration: int, laps: La
     run.skipped = torch.stack([torch.where(ok, 0, run.skipped[0] + 1), run.skipped[1] + ~ok])
     if run.average is not None:
         run.average.update(ok)
-    laps("optimizer")
+    timer.end("optimizer")
     return values, ok
 
 
-def forward_backward(run: Training, batch: Batch, epoch: int, iteration: int, laps: Laps) -> dict[str, Tensor]:
+def forward_backward(run: Training, batch: Batch, epoch: int, iteration: int, timer: PhaseTimer) -> dict[str, Tensor]:
     """Gradients of a whole batch, micro-batch by micro-batch; returns the means of the loss, its terms and accuracy."""
     device, parts = run.precision.device, run.cfg.SOLVER.ACCUMULATION_STEPS
     images = run.images = run.loaders.augment(batch.images.to(device, non_blocking=True), epoch, batch.positions,
                                               batch.pids, run.images)
-    pids = batch.pids.to(device, non_blocking=True)
-    found: dict[str, Tensor] = {}
-    for part, (some_images, some_pids) in enumerate(zip(images.chunk(parts), pids.chunk(parts), strict=True)):
+    micro_batches = zip(images.chunk(parts), batch.pids.to(device, non_blocking=True).chunk(parts), strict=True)
+    means: dict[str, Tensor] = {}
+    for part, (micro_images, pids) in enumerate(micro_batches):
         seed_step(run.cfg.SOLVER.SEED, epoch, iteration, part, run.workers.rank)
         last = part == parts - 1
-        with run.gradients_stay_here(wait=not last):
+        with run.no_sync(not last), run.workers.exchange():
             with run.precision.autocast():
-                outputs = run.net(some_images, some_pids)
-            total, terms = losses(run, outputs, some_pids)
-            laps("forward")
+                outputs = run.net(micro_images, pids)
+            total, terms = losses(run, outputs, pids)
+            timer.end("forward")
             run.precision.backward(total / parts, run.optimizers, last)
-            laps("backward")
+            timer.end("backward")
         # Plain logits: a margin would understate what the classifier knows.
-        correct = (outputs["global"].plain_logits.argmax(1) == some_pids).float().mean()
+        correct = (outputs["global"].plain_logits.argmax(1) == pids).float().mean()
         for name, value in {"loss": total.detach(), **terms, "acc": correct}.items():
-            found[name] = found.get(name, 0.0) + value / parts
-    return found
+            means[name] = means.get(name, 0.0) + value / parts
+    return means
 
 
 def losses(run: Training, outputs: dict, pids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The criterion over one micro-batch: metric losses see it in all processes, ID losses each its own part."""
+    """The criterion over a micro-batch: metric losses see it in all processes, the ID loss in this one alone."""
     if run.workers.size == 1:
         return run.criterion(outputs, pids)
     gathered = {branch: out if out.metric_feat is None else
@@ -75,7 +79,7 @@ def losses(run: Training, outputs: dict, pids: Tensor) -> tuple[Tensor, dict[str
 
 
 def clip_gradients(run: Training) -> Tensor:
-    """The norm of the model's gradient, before it is scaled down to CLIP_GRAD_NORM where that is set."""
+    """The norm of the model's gradient, before it is scaled down to CLIP_GRAD_NORM (0: it is not)."""
     learning = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     if run.cfg.SOLVER.CLIP_GRAD_NORM:
         return nn.utils.clip_grad_norm_(learning, run.cfg.SOLVER.CLIP_GRAD_NORM)
@@ -83,20 +87,19 @@ def clip_gradients(run: Training) -> Tensor:
 
 
 def check_health(run: Training, batch: Batch, values: dict[str, Tensor], epoch: int, iteration: int) -> None:
-    """End a training whose steps keep failing, with all that helps to find out why; this waits for the device.
+    """Refuse to go on if step after step is skipped; this waits for the device.
 
+    Args:
+        batch, values: of the last step.
     Raises:
-        FloatingPointError: MAX_SKIPPED_STEPS in a row, or all of an epoch, had no finite loss or gradient.
+        TooManySkippedSteps: MAX_SKIPPED_STEPS in a row, or all of an epoch, had no finite loss or gradient.
     """
     limit = min(run.cfg.SOLVER.MAX_SKIPPED_STEPS, run.batches)
     if int(run.skipped[0]) < limit:
         return
     terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    good = newest_good(run.cfg)
     logger.debug("the last batch: %s", ", ".join(batch.keys))
     names = ", ".join(batch.keys[:8]) + (f" and {len(batch.keys) - 8} more" if len(batch.keys) > 8 else "")
-    raise FloatingPointError(
-        f"epoch {epoch}, iteration {iteration}: {limit} steps in a row were skipped, for the loss or its gradient is "
-        f"not finite ({terms}). The last batch: {names}. Lower SOLVER.BASE_LR, lengthen the warm-up or set "
-        "SOLVER.CLIP_GRAD_NORM; "
-        + (f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"))
+    raise TooManySkippedSteps(
+        f"epoch {epoch}, iteration {iteration}: {limit} steps in a row were skipped, because the loss or its gradient "
+        f"is not finite ({terms}). The last batch: {names}")

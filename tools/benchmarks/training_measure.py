@@ -25,7 +25,7 @@ from solver.ranger import Ranger
 from tools.benchmarks.harness import ROOT, Job, serve
 from tools.benchmarks.machine import training_peak
 from utils.logger import setup_logger
-from utils.meter import Laps
+from utils.meter import PhaseTimer
 from utils.progress import progress
 
 RECIPE = "configs/naic/r101_ibn_b_128.yml"  # all that no arm and no setting changes
@@ -48,8 +48,8 @@ class Setting:
     square: int            # edge of the product whose rate is the peak
 
 
-# Trains on a batch: step(batch, epoch, iteration, laps) -> its loss, 0-d on the device. Laps but "data" are its own.
-Step = Callable[[Batch, int, int, Laps], Tensor]
+# Trains on a batch: step(batch, epoch, iteration, timer) -> its loss, 0-d on the device. It ends all phases but "data".
+Step = Callable[[Batch, int, int, PhaseTimer], Tensor]
 
 
 def textbook(run: Training, fp16: bool) -> Step:
@@ -64,21 +64,21 @@ def textbook(run: Training, fp16: bool) -> Step:
     amp = torch.amp if hasattr(torch.amp, "GradScaler") else torch.cuda.amp  # torch < 2.3
     scaler = amp.GradScaler(enabled=fp16)
 
-    def step(batch: Batch, epoch: int, iteration: int, laps: Laps) -> Tensor:
+    def step(batch: Batch, epoch: int, iteration: int, timer: PhaseTimer) -> Tensor:
         images = run.loaders.augment(batch.images.to(device), epoch, batch.positions).contiguous()
         pids = batch.pids.to(device)
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.float16) if fp16 else contextlib.nullcontext():
             outputs = run.model(images, pids)
             loss, _ = run.criterion(outputs, pids)
-        laps("forward")
+        timer.end("forward")
         scaler.scale(loss).backward()
-        laps("backward")
+        timer.end("backward")
         scaler.step(optimizer)
         scaler.update()
         meter["loss"] += loss.item()
         meter["acc"] += (outputs["global"].plain_logits.argmax(1) == pids).float().mean().item()
-        laps("optimizer")
+        timer.end("optimizer")
         return loss.detach()
 
     return step
@@ -86,12 +86,12 @@ def textbook(run: Training, fp16: bool) -> Step:
 
 def ours(run: Training, fp16: bool) -> Step:
     """What the trainer's loop does with a batch, but for its log line; `fp16` is in the config."""
-    def step(batch: Batch, epoch: int, iteration: int, laps: Laps) -> Tensor:
-        values, ok = train_step(run, batch, epoch, iteration, laps)
+    def step(batch: Batch, epoch: int, iteration: int, timer: PhaseTimer) -> Tensor:
+        values, ok = train_step(run, batch, epoch, iteration, timer)
         run.meter.update(values, ok)
         if run.precision.device.type == "cpu":
             check_health(run, batch, values, epoch, iteration)
-        laps("optimizer")
+        timer.end("optimizer")
         return values["loss"]
 
     return step
@@ -183,7 +183,7 @@ def batches(run: Training) -> Iterator[tuple[int, int, Batch]]:
 
 
 def drive(step: Step, stream: Iterator[tuple[int, int, Batch]], steps: int, wait: Callable[[], None],
-          apart: bool = False) -> tuple[Laps, list[Tensor]]:
+          apart: bool = False) -> tuple[PhaseTimer, list[Tensor]]:
     """Take so many steps.
 
     Args:
@@ -192,14 +192,14 @@ def drive(step: Step, stream: Iterator[tuple[int, int, Batch]], steps: int, wait
     Returns:
         Seconds by phase, all of PHASES and no other, and the steps' losses.
     """
-    laps, losses = Laps(wait if apart else None), []
+    timer, losses = PhaseTimer(wait if apart else None), []
     for _ in progress(range(steps), "training", "steps"):
         epoch, iteration, batch = next(stream)
-        laps("data")
-        losses.append(step(batch, epoch, iteration, laps))
+        timer.end("data")
+        losses.append(step(batch, epoch, iteration, timer))
     wait()
-    laps("optimizer")
-    return laps, losses
+    timer.end("optimizer")
+    return timer, losses
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -215,11 +215,11 @@ def train(job: Job) -> dict[str, Any]:
     step, stream = arm.make(run, arm.fp16), batches(run)
     first, losses = drive(step, stream, 1, wait)
     drive(step, stream, setting.warmup, wait)
-    laps, _ = drive(step, stream, setting.steps, wait)
-    apart = drive(step, stream, setting.steps, wait, apart=True)[0] if on_cuda else laps
+    timer, _ = drive(step, stream, setting.steps, wait)
+    apart = drive(step, stream, setting.steps, wait, apart=True)[0] if on_cuda else timer
     kind = "float16" if arm.fp16 and arm.make is textbook else str(run.precision)
     return {
-        "images_per_second": setting.batch * setting.steps / laps.total,
+        "images_per_second": setting.batch * setting.steps / timer.total,
         "shares": {phase: apart.share(phase) for phase in PHASES},
         "first_step_seconds": first.total - first.seconds["data"],  # the data's are the start of the workers
         "first_loss": float(losses[0]),

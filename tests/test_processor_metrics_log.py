@@ -13,8 +13,8 @@ from trainings import board_of
 from configs import load_cfg
 from processor import trainer
 from processor.trainer import do_train
-from processor.training.curves import draw_curves, since_the_last_line
-from processor.training.metrics_log import MetricsRecord, in_short, read_lines
+from processor.training.curves import draw_curves, means_between_lines
+from processor.training.metrics_log import MetricsLog, loss_terms, read_lines
 from processor.training.step import train_step
 
 
@@ -22,38 +22,38 @@ def texts(folder):
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
-# ------------------------------------------------------------------ the record alone
+# ------------------------------------------------------------------ the log alone
 def test_what_is_no_number_is_null(tmp_path):
-    record = MetricsRecord(tmp_path, 0, 0)
-    record.write(1, 1, loss=math.nan, id=math.inf, triplet=-math.inf, lr=0.5)
-    record.close()
+    log = MetricsLog(tmp_path, 0, 0)
+    log.write(1, 1, loss=math.nan, id=math.inf, triplet=-math.inf, lr=0.5)
+    log.close()
     assert texts(tmp_path) == ['{"epoch": 1, "step": 1, "loss": null, "id": null, "triplet": null, "lr": 0.5}']
 
 
 def written(folder):
     """Two epochs of four steps with a line every second one, and an evaluation after each."""
-    record = MetricsRecord(folder, 0, 0)
+    log = MetricsLog(folder, 0, 0)
     for epoch in (1, 2):
         for step in (2, 4):
-            record.write(4 * (epoch - 1) + step, epoch, loss=float(10 * epoch + step), lr=0.5)
-        record.write(4 * epoch, epoch, **{"all/mAP": epoch / 4})
-    record.close()
+            log.write(4 * (epoch - 1) + step, epoch, loss=float(10 * epoch + step), lr=0.5)
+        log.write(4 * epoch, epoch, **{"all/mAP": epoch / 4})
+    log.close()
 
 
 @pytest.mark.parametrize(("epochs", "steps", "losses", "tests"), [
     (0, 0, [], []), (0, 3, [2], []), (0, 4, [2, 4], []), (1, 4, [2, 4], [4]), (1, 6, [2, 4, 6], [4]),
     (1, 8, [2, 4, 6, 8], [4]), (2, 8, [2, 4, 6, 8], [4, 8]),
 ])
-def test_a_resumed_record_keeps_what_its_checkpoint_knows_of(tmp_path, epochs, steps, losses, tests):
+def test_a_resumed_log_keeps_what_its_checkpoint_knows_of(tmp_path, epochs, steps, losses, tests):
     written(tmp_path)
     with open(tmp_path / "metrics.jsonl", "a") as out:
         out.write('{"epoch": 3, "st')  # a kill cut it off
-    record = MetricsRecord(tmp_path, epochs, steps)
+    log = MetricsLog(tmp_path, epochs, steps)
     lines = [json.loads(text) for text in texts(tmp_path)]
     assert [line["step"] for line in lines if "loss" in line] == losses
     assert [line["step"] for line in lines if "all/mAP" in line] == tests
-    record.write(9, 3, loss=1.0)  # the board looks at its files when something is new
-    record.close()
+    log.write(9, 3, loss=1.0)  # the board looks at its files when something is new
+    log.close()
     found, _ = board_of(tmp_path, tmp_path / "board")
     assert [step for step, _ in found["loss"]] == [*losses, 9]
     assert [step for step, _ in found.get("all/mAP", [])] == tests
@@ -73,10 +73,10 @@ def test_a_training_leaves_its_figures_and_one_batch_as_the_model_saw_it(tiny_da
     cfg = load_cfg(None, quick_options(tiny_data, tmp_path, "SOLVER.MAX_EPOCHS", 2, "SOLVER.STEPS", "[]"))
     first = []
 
-    def step(run, batch, epoch, iteration, laps):
+    def step(run, batch, epoch, iteration, timer):
         if not first:
             first.append(run.loaders.augment(batch.images, epoch, batch.positions))
-        return train_step(run, batch, epoch, iteration, laps)
+        return train_step(run, batch, epoch, iteration, timer)
 
     monkeypatch.setattr(trainer, "train_step", step)
     do_train(cfg)
@@ -101,7 +101,7 @@ def test_a_training_leaves_its_figures_and_one_batch_as_the_model_saw_it(tiny_da
 def test_terms_of_parts_are_told_as_their_mean():
     line = {"epoch": 1, "step": 2, "loss": 9.0, "id": 1.0, "id_part0": 2.0, "id_part1": 4.0, "acc": 0.5, "lr": 0.1,
             "triplet": None, "grad_norm": 3.0, "skipped": 0, "images_per_second": 9.0, "data_wait": 0.0}
-    assert in_short(line) == {"id": 1.0, "id_part": 3.0}
+    assert loss_terms(line) == {"id": 1.0, "id_part": 3.0}
 
 
 # ------------------------------------------------------------------ the picture
@@ -118,7 +118,7 @@ def test_means_since_the_last_line_are_had_from_means_since_the_epoch_began():
                           "lr": 0.1})
             new = [losses[epoch, step] for step in good if first <= step < end]
             expected.append(np.mean(new) if new else None)
-    found = since_the_last_line(lines, 10)
+    found = means_between_lines(lines, 10)
     assert expected.count(None) == 1
     assert [line["loss"] for line in found] == [value if value is None else pytest.approx(value) for value in expected]
     assert all(line["lr"] == 0.1 for line in found)

@@ -1,0 +1,87 @@
+"""The state of a training run: into a checkpoint, and back."""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch.optim import Optimizer
+
+from configs import dump_cfg
+from processor.training.build import Training
+from utils.checkpoint import link_checkpoint, save_checkpoint
+from utils.versions import commit, versions
+
+logger = logging.getLogger(__name__)
+
+
+def state_of(run: Training, epochs: int, batches: int) -> dict:
+    """All that is needed to test the model, or to go on after `epochs` whole epochs and `batches` of the next."""
+    state = {
+        "epoch": epochs, "batches": batches, "model": run.model.state_dict(), "criterion": run.criterion.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        "scheduler": run.scheduler.state_dict(), "scaler": run.precision.state_dict(),
+        "meter": run.meter.state_dict(), "skipped": run.skipped, "best": run.best,
+        "config": dump_cfg(run.cfg), "pid_names": run.loaders.data.pid_names, "data_digest": run.data_digest,
+        "versions": {**versions(), "commit": commit()},
+    }
+    if run.average is not None:
+        state |= {"ema": run.average.state_dict(), "ema_steps": run.average.steps}
+    return state
+
+
+def save_position(run: Training, epochs: int, batches: int) -> None:
+    """Write latest.pth alone, in the middle of an epoch."""
+    if run.workers.is_main:
+        save_checkpoint(run.checkpoints.latest, state_of(run, epochs, batches))
+        logger.info("saved %s after epoch %d and %d batches", run.checkpoints.latest, epochs, batches)
+
+
+def save_epoch(run: Training, epoch: int, is_best: bool) -> bool:
+    """Write NAME_EPOCH.pth if it is due, best.pth if the epoch is the best, and with either of them latest.pth.
+
+    Returns whether there was anything to write, the same in every process.
+    """
+    solver, files = run.cfg.SOLVER, run.checkpoints
+    due = epoch % solver.CHECKPOINT_PERIOD == 0 or epoch == solver.MAX_EPOCHS
+    paths = [files.of_epoch(epoch)] * due + [files.best] * is_best
+    if not paths or not run.workers.is_main:
+        return bool(paths)
+    save_checkpoint(paths[0], state_of(run, epoch, 0))
+    for other in [*paths[1:], files.latest]:
+        link_checkpoint(paths[0], other)
+    logger.info("saved %s%s", paths[0], ", the best so far" if is_best else "")
+    if due and solver.CHECKPOINT_KEEP:
+        files.remove_old(epoch, solver.CHECKPOINT_KEEP)
+    return True
+
+
+def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
+    """Put a checkpoint's state into a freshly built run; return the whole epochs and the batches of the next.
+
+    Raises:
+        ValueError: it was trained on other lists.
+    """
+    if checkpoint["data_digest"] != run.data_digest:
+        raise ValueError(f"{path} was trained on other training lists than those there are now; train from epoch 1")
+    run.model.load_state_dict(checkpoint["model"])
+    run.criterion.load_state_dict(checkpoint["criterion"])
+    for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
+        optimizer.load_state_dict({**state, "param_groups": _stepped_as_here(state["param_groups"], optimizer)})
+    run.scheduler.load_state_dict(checkpoint["scheduler"])
+    run.precision.load_state_dict(checkpoint["scaler"])
+    if run.average is not None:
+        run.average.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
+    if "meter" in checkpoint:  # checkpoints of epochs' ends used to have none of these
+        run.meter.load_state_dict(checkpoint["meter"], run.precision.device)
+        run.skipped.copy_(checkpoint["skipped"])
+        run.best = dict(checkpoint["best"])
+    epochs, batches = checkpoint["epoch"], checkpoint.get("batches", 0)
+    logger.info("going on from %s after epoch %d%s", path, epochs, f" and {batches} batches" if batches else "")
+    return epochs, batches
+
+
+def _stepped_as_here(groups: list[dict], optimizer: Optimizer) -> list[dict]:
+    """Saved groups with this optimiser's way of stepping (fused or not), which depends on torch and the device."""
+    ways = [{key: group[key] for key in ("fused", "foreach", "capturable") if key in group}
+            for group in optimizer.param_groups]
+    return [{**group, **way} for group, way in zip(groups, ways, strict=True)]
