@@ -1,8 +1,8 @@
-"""A trained model labels unlabelled pictures; what comes out is a training set, read by DATASETS.USE_UNLABEL.
+"""A trained model gives identities to unlabelled pictures: a training set, read by DATASETS.USE_UNLABEL.
 
     PLACE/images/     the labelled pictures, linked or copied
           label.txt   NAME:PID, as the lineage writes it
-          report.json how it was made, counts, sizes, distances and, where the truth is known, how right it is
+          report.json how it was made, counts, sizes, distances and, if the truth is known, how right it is
           samples.png some identities, from the surest to the most doubtful
 """
 from __future__ import annotations
@@ -27,7 +27,7 @@ from model.make_model import place_model
 from processor.evaluation.feature_bank import BankWriter, FeatureBank, read_bank
 from processor.inference import compute_of, extract_features, load_trained, ranking_of
 from processor.pseudo.clusters import NOBODY, Labels, Rules, keep_numbers, label
-from processor.pseudo.report import describe_labels, said, write_sheet
+from processor.pseudo.report import describe, measure_labels, write_sheet
 from processor.retrieval.ensemble import concat_features
 from utils.dist import ALONE, Workers
 from utils.files import new_folder, read_json, sha256_of, write_json, write_text
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 def rules_of(cfg) -> Rules:
-    """The UDA section.
+    """How to label: the UDA section.
 
     Raises:
         ValueError: no threshold is set.
@@ -65,7 +65,7 @@ def rules_of(cfg) -> Rules:
 
 
 def unlabelled_images(cfg, query: Sequence[str] = (), gallery: Sequence[str] = ()) -> Unlabelled:
-    """The images of the folders, of the configured test folder where none is named.
+    """The images of the folders, or if none is named of the configured test folder.
 
     Raises:
         OSError, ValueError: as `find_unlabelled`.
@@ -81,12 +81,12 @@ def default_place(cfg) -> Path:
     return make_places(cfg).derived_dir / UNLABEL.folder
 
 
-def made_of(cfg, unlabelled: Unlabelled) -> dict:
-    """Everything that labels depend on; two sets of equal value are equal."""
-    return {**_features_of(cfg, unlabelled), **_values(cfg, _OF_LABELS)}
+def label_settings(cfg, unlabelled: Unlabelled) -> dict:
+    """Everything that labels depend on: sets made with equal settings are equal."""
+    return {**_feature_settings(cfg, unlabelled), **_values(cfg, _OF_LABELS)}
 
 
-def _features_of(cfg, unlabelled: Unlabelled) -> dict:
+def _feature_settings(cfg, unlabelled: Unlabelled) -> dict:
     return {"weight": Path(cfg.TEST.WEIGHT).name, "weight_sha256": sha256_of(cfg.TEST.WEIGHT),
             "images": unlabelled.digest(), **_values(cfg, _OF_FEATURES)}
 
@@ -104,15 +104,15 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
         cfg: of the model, with the UDA section to label by.
         unlabelled: see `unlabelled_images`.
         place: the folder to make; an earlier set of this tool there is replaced.
-        features: folder of the feature bank, which is used again where model and images are the same.
-        copy: copy the images; else they are linked where the file system can (hard links: no room, no way out of the
+        features: folder of the feature bank, which is used again if model and images are the same.
+        copy: copy the images; else they are linked if the file system can (hard links: no room, no way out of the
             folder).
         before: an earlier labelled set of the same images; identities that stay keep their numbers.
         workers: processes that share the extraction of features; the first labels.
     Returns:
         The report.
     Raises:
-        ValueError, OSError: said before anything slow, where it can be known.
+        ValueError, OSError: before anything slow if it can be known: the model, the images or the place cannot be used.
     """
     rules = rules_of(cfg)
     if rules.method == "nearest_query" and not 0 < unlabelled.num_query < len(unlabelled.samples):
@@ -124,7 +124,7 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
     bank = _features(cfg, unlabelled, features, device, workers)
     report = None
     if workers.is_main:
-        feats, normalize = _one_table(cfg, bank)
+        feats, normalize = _join_branches(cfg, bank)
         labels = label(feats, unlabelled.num_query, rules, normalize, compute_of(cfg, device))
         report = _write(cfg, unlabelled, labels, rules, place, copy, before)
     return workers.gather_objects(report)[0]
@@ -132,10 +132,10 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
 
 def _write(cfg, unlabelled: Unlabelled, labels: Labels, rules: Rules, place: Path, copy: bool,
            before: Path | None) -> dict:
-    """Leave the labelled set; its report."""
+    """Write the labelled set; return its report."""
     truth = np.array([sample.pid for sample in unlabelled.samples])
-    figures = describe_labels(labels, unlabelled.num_query, rules, truth)
-    logger.info("%s: %s", place, said(figures))
+    figures = measure_labels(labels, unlabelled.num_query, rules, truth)
+    logger.info("%s: %s", place, describe(figures))
     if not figures["identities"]:
         raise ValueError(f"no two images are near enough: UDA.THRESHOLD or MODEL.THRESH, {rules.threshold}, is too "
                          f"small; the distances are {figures['distances_of_others']}")
@@ -151,27 +151,27 @@ def _write(cfg, unlabelled: Unlabelled, labels: Labels, rules: Rules, place: Pat
         write_text(folder / LIST, "".join(listed))
         write_sheet(folder / "samples.png", unlabelled.samples, unlabelled.source(), labels, numbers,
                     unlabelled.num_query)
-        report = {"what": WHAT, **figures, "made_of": made_of(cfg, unlabelled)}
+        report = {"what": WHAT, **figures, "made_of": label_settings(cfg, unlabelled)}
         write_json(folder / REPORT, report)
     return report
 
 
 def check_weight(cfg) -> None:
-    """Raise FileNotFoundError where TEST.WEIGHT names no file."""
+    """Raise FileNotFoundError if TEST.WEIGHT names no file."""
     if not cfg.TEST.WEIGHT or not Path(cfg.TEST.WEIGHT).is_file():
         raise FileNotFoundError(f"TEST.WEIGHT={cfg.TEST.WEIGHT!r} is no file: name the checkpoint that is to label, "
                                 "such as TEST.WEIGHT output/NAME_60.pth")
 
 
 def check_place(place: Path) -> None:
-    """Raise FileExistsError where the folder holds anything but a set of ours."""
+    """Raise FileExistsError if the folder holds anything but an earlier labelled set."""
     if place.exists() and (not place.is_dir() or any(place.iterdir())) and read_report(place) is None:
         raise FileExistsError(f"{place} is there and was not written by tools/pseudo_label.py; it stays as it is: "
                               "choose another place")
 
 
 def read_report(place: Path) -> dict | None:
-    """The report of a labelled set, None where there is none."""
+    """The report of a labelled set, None if there is none."""
     try:
         report = read_json(place / REPORT)
     except (OSError, ValueError):
@@ -180,8 +180,8 @@ def read_report(place: Path) -> dict | None:
 
 
 def _features(cfg, unlabelled: Unlabelled, folder: Path, device: str, workers: Workers) -> FeatureBank:
-    """The feature bank of all images, extracted where the one there is not of this model and these images."""
-    wanted = _features_of(cfg, unlabelled)
+    """The feature bank of all images; it is extracted unless there is one of this model and these images."""
+    wanted = _feature_settings(cfg, unlabelled)
     if all(workers.gather_objects(_is_bank_of(folder, wanted))):
         logger.info("%s: the features are there already", folder)
         return read_bank(folder)[0]["all"]
@@ -201,11 +201,11 @@ def _features(cfg, unlabelled: Unlabelled, folder: Path, device: str, workers: W
 def _is_bank_of(folder: Path, wanted: dict) -> bool:
     try:
         return read_bank(folder)[1].get("features_of") == wanted
-    except (ValueError, OSError):  # none, or half of one
+    except (ValueError, OSError):  # none, or half a bank
         return False
 
 
-def _one_table(cfg, bank: FeatureBank) -> tuple[np.ndarray, bool]:
+def _join_branches(cfg, bank: FeatureBank) -> tuple[np.ndarray, bool]:
     """Features [N, D], and whether they are to be given length 1; several branches are put side by side, weighted."""
     weights = ranking_of(cfg).branch_weights(bank.feats)
     if len(weights) == 1:
@@ -214,7 +214,7 @@ def _one_table(cfg, bank: FeatureBank) -> tuple[np.ndarray, bool]:
 
 
 def file_names(samples: Sequence[Sample]) -> list[str]:
-    """What each image is called in the labelled set: by its own name, as far as that is free and fits a list."""
+    """What each image is called in the labelled set: by its file name, as far as that is free and fits a list."""
     names: list[str] = []
     taken: set[str] = set()
     for position, sample in enumerate(samples):

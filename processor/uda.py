@@ -4,7 +4,7 @@
                round_1/features/   of the model that labelled
                round_1/NAME_6.pth  trained on the training sets and round_1/unlabel
                round_2/unlabel/    what round_1/NAME_6.pth labelled …
-               uda.json            a line of figures a round
+               uda.json            the figures of each round
 
 A round that is there is not made again, and a training that was killed goes on, so the command can be given again.
 """
@@ -20,14 +20,15 @@ from datasets.make_dataloader import make_places
 from datasets.naic import UNLABEL
 from datasets.sets.unlabelled import Unlabelled
 from model.make_model import make_model
-from processor.pseudo_label import check_weight, made_of, pseudo_label, read_report, rules_of, unlabelled_images
+from processor.pseudo_label import check_weight, label_settings, pseudo_label, read_report, rules_of, unlabelled_images
 from processor.trainer import do_train
+from processor.training.checkpoints import describe_changes
 from utils.dist import ALONE, Workers
 from utils.files import write_json
 from utils.process import RunLock
 
 logger = logging.getLogger(__name__)
-RECORD = "uda.json"
+ROUNDS = "uda.json"
 
 
 def do_uda(cfg, cfg_test, query: Sequence[str] = (), gallery: Sequence[str] = (), workers: Workers = ALONE) -> Path:
@@ -36,12 +37,12 @@ def do_uda(cfg, cfg_test, query: Sequence[str] = (), gallery: Sequence[str] = ()
     Args:
         cfg: the recipe that is trained; its UDA section counts.
         cfg_test: the model that labels in the first round (TEST.WEIGHT), which may be another than the recipe's, and
-            where the unlabelled images are, where no folder is named.
+            the place of the unlabelled images, if no folder is named.
         query, gallery: folders of unlabelled images; none = the test folder of cfg_test.
         workers: processes that extract and train together; OUTPUT_DIR is a folder that all of them see.
     Raises:
-        ValueError, OSError: the labeller, the images or the recipe cannot be used, OUTPUT_DIR holds rounds that were
-            made otherwise, or another run is at work there; said before anything slow.
+        ValueError, OSError: before anything slow: the labeller, the images or the recipe cannot be used, OUTPUT_DIR
+            holds rounds that were made otherwise, or another run is at work there.
     """
     rules_of(cfg)
     check_weight(cfg_test)
@@ -54,8 +55,8 @@ def do_uda(cfg, cfg_test, query: Sequence[str] = (), gallery: Sequence[str] = ()
 
 
 def _rounds(cfg, labeller, unlabelled: Unlabelled, out: Path, weight: Path, workers: Workers) -> Path:
-    """Label and train, in turn; the last checkpoint."""
-    record = []
+    """Label and train, in turn; return the last checkpoint."""
+    rounds = []
     for number in range(1, cfg.UDA.ROUNDS + 1):
         folder = out / f"round_{number}"
         labeller = change_cfg(labeller, {"TEST.WEIGHT": str(weight)})
@@ -64,15 +65,15 @@ def _rounds(cfg, labeller, unlabelled: Unlabelled, out: Path, weight: Path, work
         logger.info("round %d of %d: training on the union", number, cfg.UDA.ROUNDS)
         labelled_by, weight = weight, do_train(round_cfg(cfg, folder, weight), "auto", workers)
         figures = {key: value for key, value in report.items() if key not in ("what", "made_of")}
-        record.append({"labelled_by": str(labelled_by), "trained": str(weight), **figures})
+        rounds.append({"labelled_by": str(labelled_by), "trained": str(weight), **figures})
         if workers.is_main:
-            write_json(out / RECORD, record)
-        labeller = cfg  # from now on the recipe's own model labels
+            write_json(out / ROUNDS, rounds)
+        labeller = cfg  # from now on the recipe's model labels
     return weight
 
 
 def round_cfg(cfg, folder: Path, weight: Path):
-    """The recipe of one round: the union of the training sets and the labelled set, in a folder of its own."""
+    """The recipe of a round: the union of the training sets and the labelled set, in the round's folder."""
     changes = {"OUTPUT_DIR": str(folder), "DATASETS.DERIVED_DIR": str(make_places(cfg).derived_dir),
                "DATASETS.USE_UNLABEL": True, "DATASETS.UNLABEL_DIR": str(folder / UNLABEL.folder)}
     if cfg.UDA.START == "labeller":
@@ -97,7 +98,7 @@ def _check_start(recipe) -> None:
 
 
 def _label(cfg, unlabelled: Unlabelled, folder: Path, last: Path | None, workers: Workers) -> dict:
-    """The report of a round's labelled set, which is made where it is not there.
+    """The report of a round's labelled set, which is made if it is not there.
 
     Raises:
         ValueError: it is there and was made by other rules, of other images or by another model.
@@ -107,10 +108,8 @@ def _label(cfg, unlabelled: Unlabelled, folder: Path, last: Path | None, workers
     if report is None:
         return pseudo_label(cfg, unlabelled, place, folder / "features",
                             before=last / UNLABEL.folder if last else None, workers=workers)
-    now, then = made_of(cfg, unlabelled), report["made_of"]
-    changed = [f"{key} was {then.get(key)!r} and is {value!r}" for key, value in now.items() if then.get(key) != value]
-    if changed:
-        raise ValueError(f"{place} was made otherwise ({'; '.join(changed)}); use another OUTPUT_DIR, or remove "
+    if changes := describe_changes(report["made_of"], label_settings(cfg, unlabelled)):
+        raise ValueError(f"{place} was made otherwise ({'; '.join(changes)}); use another OUTPUT_DIR, or remove "
                          f"{folder} and the later rounds")
     logger.info("%s is there already", place)
     return report

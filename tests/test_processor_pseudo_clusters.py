@@ -15,12 +15,12 @@ from processor.pseudo.clusters import (
     Rules,
     keep_numbers,
     label,
-    merged_queries,
+    merge_queries,
     nearest_rows,
-    renumbered,
+    renumber,
 )
 from processor.pseudo.linkage import average_linkage
-from processor.pseudo.report import describe_labels, label_quality
+from processor.pseudo.report import label_quality, measure_labels
 from processor.retrieval.jaccard_graph import jaccard_graph
 
 
@@ -109,7 +109,7 @@ def test_merged_queries_are_the_groups_of_average_linkage(seed):
     blocks = [(slice(0, 13), np.float32(between[:13])), (slice(13, 20), np.float32(between[13:]))]
     clipped = np.minimum(np.maximum(between, between.T), 2 * 0.4)
     slow = fcluster(linkage(squareform(clipped), "average"), 0.4, "distance")
-    assert same_groups(merged_queries(iter(blocks), 20, 0.4), slow)
+    assert same_groups(merge_queries(iter(blocks), 20, 0.4), slow)
     assert 1 < len(np.unique(slow)) < 20
 
 
@@ -152,7 +152,7 @@ def test_average_linkage_of_jaccard_distances_is_scikit_learns():
     dense = dense_distances(graph)
     slow = AgglomerativeClustering(None, metric="precomputed", linkage="average", distance_threshold=0.6)
     found = labelled(feats, 0, method="agglomerative", threshold=0.6)
-    assert np.array_equal(found.identities, renumbered(slow.fit_predict(dense)))
+    assert np.array_equal(found.identities, renumber(slow.fit_predict(dense)))
     assert 1 < found.identities.max() < 20
 
 
@@ -211,8 +211,8 @@ def test_a_clustered_images_distance_is_that_to_the_nearest_of_its_own():
 
 # ------------------------------------------------------------------ numbers
 def test_identities_of_one_image_are_dropped_and_the_others_numbered_by_first_image():
-    assert renumbered(np.array([7, NOBODY, 3, 3, 9, 7, NOBODY])).tolist() == [0, -1, 1, 1, -1, 0, -1]
-    assert renumbered(np.array([NOBODY, 4])).tolist() == [-1, -1]
+    assert renumber(np.array([7, NOBODY, 3, 3, 9, 7, NOBODY])).tolist() == [0, -1, 1, 1, -1, 0, -1]
+    assert renumber(np.array([NOBODY, 4])).tolist() == [-1, -1]
 
 
 def test_an_identity_keeps_the_number_of_which_it_has_most_images():
@@ -257,7 +257,7 @@ def test_perfect_labels_have_perfect_figures():
 
 def test_the_report_says_what_another_threshold_would_have_taken():
     labels = Labels(np.array([0, 1, 0, 0, -1, -1]), np.float32([0, 0, 0.1, 0.19, 0.24, 0.9]))
-    figures = describe_labels(labels, 2, Rules("nearest_query", "angle", 0.2, (6, 3, 0.4)), np.full(6, -1))
+    figures = measure_labels(labels, 2, Rules("nearest_query", "angle", 0.2, (6, 3, 0.4)), np.full(6, -1))
     assert figures["gallery_images_nearer_than"] == {
         "0.1": 0, "0.15": 1, "0.18": 1, "0.2": 2, "0.22": 2, "0.25": 3, "0.3": 3}
     assert figures["distances_of_labelled"]["100%"] == 0.19

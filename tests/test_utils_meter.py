@@ -59,7 +59,7 @@ def test_a_meter_keeps_what_it_was_given_and_no_graph():
     found, value = MeanMeter(), torch.tensor(1.0, requires_grad=True)
     found.update({"loss": value * 2})
     assert not found.state_dict()["sums"].requires_grad
-    with pytest.raises(AssertionError, match="one set of names"):
+    with pytest.raises(AssertionError, match="the same names"):
         found.update({"other": value})
 
 

@@ -23,7 +23,7 @@ def main() -> None:
                              "DATASETS.DERIVED_DIR")
     parser.add_argument("--copy", action="store_true", help="copy the images; else they are linked if that is possible")
     args, cfg = parse_config(parser)
-    from processor.pseudo.report import said
+    from processor.pseudo.report import describe
     from processor.pseudo_label import default_place, pseudo_label, unlabelled_images  # torch takes seconds to import
 
     place = args.output or default_place(cfg)
@@ -32,7 +32,7 @@ def main() -> None:
         report = pseudo_label(cfg, unlabelled, place, Path(cfg.OUTPUT_DIR) / "unlabelled_features", args.copy,
                               workers=workers)
         if workers.is_main:
-            print(f"wrote {place}: {said(report)}")
+            print(f"wrote {place}: {describe(report)}")
             print(f"train on it with DATASETS.USE_UNLABEL True DATASETS.UNLABEL_DIR {place}")
 
 

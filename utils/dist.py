@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from utils.process import LostWorker
 
-# Other processes may wait while one does something long, such as extracting features; a lost one is noticed at once.
+# Others may wait while a process does something long, such as extracting features; a lost one is noticed at once.
 _LOST = ("peer", "connect", "closed", "reset", "timed out", "timeout", "aborted", "remote process")
 _TIMEOUT = datetime.timedelta(hours=12)
 
@@ -27,6 +28,7 @@ class Workers:
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
+        self._lent: dict[int, Tensor] = {}
 
     @property
     def is_main(self) -> bool:
@@ -41,11 +43,11 @@ class Workers:
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Let every process have the source's values in `tensor`, in place."""
         if self.size > 1:
-            with self.exchange():
-                contiguous = tensor.contiguous()
+            contiguous = tensor.contiguous()
+            with self.exchange(contiguous):
                 dist.broadcast(contiguous, source)
-                if contiguous is not tensor:
-                    tensor.copy_(contiguous)
+            if contiguous is not tensor:
+                tensor.copy_(contiguous)
 
     def broadcast_rows(self, tensors: tuple[Tensor, ...] | None, source: int) -> tuple[Tensor, ...]:
         """The source's tensors [n, ...], whose lengths and types the others do not know; None elsewhere."""
@@ -63,33 +65,45 @@ class Workers:
         """A tensor of the same shape from each process, at the target; [] elsewhere."""
         if self.size == 1:
             return [tensor]
-        gathered = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == target else None
-        with self.exchange():
-            dist.gather(tensor, gathered, target)
-        return gathered or []
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == target else []
+        with self.exchange(tensor, *gathered):
+            dist.gather(tensor, gathered or None, target)
+        return gathered
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """A tensor of the same shape from each process, everywhere, without gradients."""
+        if self.size == 1:
+            return [tensor]
+        contiguous = tensor.contiguous()
+        gathered = [torch.empty_like(contiguous) for _ in range(self.size)]
+        with self.exchange(contiguous, *gathered):
+            dist.all_gather(gathered, contiguous)
+        return gathered
 
     def gather_objects(self, item: Any) -> list[Any]:
         """A picklable object from each process, everywhere. Only of this run's processes, never from a file."""
         if self.size == 1:
             return [item]
-        gathered: list[Any] = [None] * self.size
-        with self.exchange():
-            dist.all_gather_object(gathered, item)
-        return gathered
+        data = torch.frombuffer(bytearray(pickle.dumps(item)), dtype=torch.uint8)
+        lengths = [int(length) for length in self.all_gather(torch.tensor(len(data)))]
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(data)] = data
+        return [pickle.loads(row[:length].numpy().tobytes())
+                for row, length in zip(self.all_gather(padded), lengths, strict=True)]
 
     def any(self, *flags: bool) -> list[bool]:
         """Of each flag, whether it is set in any process. CPU tensors travel: no CUDA device is waited for."""
         if self.size == 1:
             return list(flags)
         merged = torch.tensor(flags, dtype=torch.uint8)
-        with self.exchange():
+        with self.exchange(merged):
             dist.all_reduce(merged, dist.ReduceOp.MAX)
         return [bool(flag) for flag in merged]
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over the processes, in place, on whatever device."""
         if self.size > 1:
-            with self.exchange():
+            with self.exchange(tensor):
                 dist.all_reduce(tensor)
             tensor /= self.size
         return tensor
@@ -104,11 +118,18 @@ class Workers:
 
     def wait(self) -> None:
         """Until all processes are here."""
-        self.gather_objects(None)
+        self.any(False)
 
     @contextlib.contextmanager
-    def exchange(self) -> Iterator[None]:
-        """Within: what torch raises because another process is gone becomes a LostWorker."""
+    def exchange(self, *tensors: Tensor) -> Iterator[None]:
+        """Within: tensors are exchanged, and what torch raises because another process is gone becomes a LostWorker.
+
+        The tensors are kept for as long as gloo's threads have them. These let go of a tensor at some time after its
+        exchange, for which they need Python's lock if nobody else has it; but the end of the process group waits for
+        these threads with that lock held (torch 2.4: by the group itself, 2.11: by DistributedDataParallel), forever.
+        """
+        self._lent = {key: tensor for key, tensor in self._lent.items() if tensor._use_count() > 1}
+        self._lent |= {id(tensor): tensor for tensor in tensors}
         try:
             yield
         except LostWorker:
@@ -125,11 +146,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor, workers: Workers) -> Tensor:
         ctx.workers = workers
-        rows = tensor.contiguous()
-        gathered = [torch.empty_like(rows) for _ in range(workers.size)]
-        with workers.exchange():
-            dist.all_gather(gathered, rows)
-        return torch.cat(gathered)
+        return torch.cat(workers.all_gather(tensor))
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
@@ -144,9 +161,7 @@ def worker_group() -> Iterator[Workers]:
     """The processes that torchrun started, or this one alone.
 
     CPU tensors travel through gloo, CUDA tensors through NCCL; each process takes the CUDA device of its local rank.
-    What holds the group must be closed within (`Training.close`): the group ends here, with its last reference, because
-    gloo's threads, for which its end waits, need Python's lock to let go of the last exchange's tensors.
-    DistributedDataParallel would free it later, with that lock held, and wait forever.
+    A model that is wrapped for the group is to be closed within (`Training.close`), so that the group ends here.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -155,8 +170,9 @@ def worker_group() -> Iterator[Workers]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    workers = Workers(dist.get_rank(), dist.get_world_size())  # it must outlive the group, see `exchange`
     try:
-        yield Workers(dist.get_rank(), dist.get_world_size())
+        yield workers
     finally:
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never a half."""
+"""Writing files so that a reader sees the old file or the new file, never a half."""
 from __future__ import annotations
 
 import contextlib
@@ -59,7 +59,7 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what killed processes left of files that they were writing (`atomic_path`); a living one's stay."""
+    """Remove what killed processes left of files that they were writing (`atomic_path`); a living process' stay."""
     for path in Path(folder).glob(".*.tmp"):
         match = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp", path.name)
         if match and not _is_another(int(match[1])):
@@ -67,7 +67,7 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
 
 
 def _is_another(process: int) -> bool:
-    """Whether there is such a process beside this one, which in a container has the number of the one before."""
+    """Whether another process has this number. This process may: in a container each run has the same number."""
     if process == os.getpid():
         return False
     try:
@@ -80,7 +80,7 @@ def _is_another(process: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can."""
+    """Make the rename itself survive a power cut, if the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -125,11 +125,11 @@ def sha256_of(path: str | os.PathLike) -> str:
 def epoch_checkpoints(folder: str | Path, name: str) -> dict[int, Path]:
     """The checkpoints NAME_EPOCH.pth of a folder by epoch, ascending."""
     pattern = re.compile(re.escape(name) + r"_(\d+)\.pth")
-    found = {}
+    paths = {}
     for path in Path(folder).glob(f"{name}_*.pth"):
         if match := pattern.fullmatch(path.name):
-            found[int(match.group(1))] = path
-    return dict(sorted(found.items()))
+            paths[int(match.group(1))] = path
+    return dict(sorted(paths.items()))
 
 
 def make_mapped_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -139,7 +139,7 @@ def make_mapped_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         OSError: there is no room for it; no file is left.
     """
-    made = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     size = path.stat().st_size
     if hasattr(os, "posix_fallocate"):
         try:
@@ -149,4 +149,4 @@ def make_mapped_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             path.unlink()
             raise OSError(f"{path} cannot be made: it takes {size / 2**20:.0f} MiB, of which "
                           f"{shutil.disk_usage(path.parent).free / 2**20:.0f} are free ({error.strerror})") from error
-    return made
+    return array

@@ -14,15 +14,15 @@ _FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 
 
 class _LogFile(logging.FileHandler):
-    """A log file whose disk may be full: that is said once, and what it lacks is still on the terminal."""
+    """A log file whose disk may be full: it warns once, and what it lacks is still on the terminal."""
 
-    _said = False
+    _warned = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
-        elif not self._said:
-            self._said = True
+        elif not self._warned:
+            self._warned = True
             sys.stderr.write(f"{self.baseFilename} is not written any more: {sys.exc_info()[1]}\n")
 
 
@@ -55,7 +55,7 @@ def setup_logger(output_dir: str | Path | None = None, filename: str = "log.txt"
 
 
 def user_message(error: BaseException) -> str:
-    """What went wrong, in the words of whoever raised it; a data loader's worker wraps them in its traceback."""
+    """The message of an error, without the traceback that a data loader's worker wraps it in."""
     text = str(error).strip() or type(error).__name__
     if "Original Traceback" in text:
         text = text.rsplit("\n", 1)[-1].split(": ", 1)[-1]

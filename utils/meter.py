@@ -1,4 +1,4 @@
-"""Running means that stay on the device until someone asks, and where the time of a loop goes."""
+"""Running means that stay on the device until they are asked for, and where the time of a loop goes."""
 from __future__ import annotations
 
 import time
@@ -19,14 +19,14 @@ class MeanMeter:
         self._count: torch.Tensor | int = 0
 
     def update(self, values: dict[str, torch.Tensor], valid: torch.Tensor | None = None) -> None:
-        """Add one step's 0-d tensors; their graph must already be detached.
+        """Add the 0-d tensors of a step; their graph must already be detached.
 
         Args:
             valid: 0-d bool tensor; False leaves the step out, whatever its values are.
         """
         if self._sums is None:
             self._names = list(values)
-        assert self._names == list(values), "the terms of a loop have one set of names"
+        assert self._names == list(values), "every step of a loop has the same names"
         row = torch.stack([value.detach().float() for value in values.values()]).double()
         if valid is not None:
             row = torch.where(valid, row, 0.0)
@@ -34,7 +34,7 @@ class MeanMeter:
         self._count = self._count + (1 if valid is None else valid.long())
 
     def means(self) -> dict[str, float]:
-        """The mean of each name, NaN where no step counted; this waits for the device, once."""
+        """The mean of each name, NaN if no step counted; this waits for the device, once."""
         if self._sums is None:
             return {}
         means = self._sums / torch.as_tensor(self._count, device=self._sums.device)

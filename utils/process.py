@@ -31,8 +31,8 @@ class LostWorker(RuntimeError):
 class RunLock:
     """Holds a folder for one run; the system lets go of it however the run ends.
 
-    The lock is this process's alone: a loader's workers, which outlive a killed run by seconds, do not hold it. Where a
-    file system knows no locks, there is none.
+    This process alone holds the lock, not a loader's workers, which outlive a killed run by seconds. If the file system
+    knows no locks, there is none.
     """
 
     _held: ClassVar[set[str]] = set()  # a process is not in its own way, and closing any handle of a file unlocks it
@@ -73,7 +73,7 @@ def die_with_parent(parent: int) -> None:
 
 
 class HeldSignals:
-    """Within: SIGINT and SIGTERM wait until `release`, for Python swallows what their handlers raise during a fork."""
+    """Within: SIGINT and SIGTERM wait until `release`, because Python swallows what handlers raise during a fork."""
 
     def __init__(self) -> None:
         self._came: list[int] = []
@@ -90,7 +90,7 @@ class HeldSignals:
         self.release()
 
     def release(self) -> None:
-        """Give the signals back to their handlers, and the one that came."""
+        """Give the signals back to their handlers, and raise the first that came."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         came, self._before, self._came = self._came[:1], {}, []
@@ -122,7 +122,7 @@ def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = Tr
             pass_on()
         except BaseException:
             process.terminate()
-            pass_on()  # what it still says, and until it has ended: a training writes a checkpoint first
+            pass_on()  # its last lines, and until it has ended: a training writes a checkpoint first
             raise
     return process.returncode
 
@@ -131,7 +131,7 @@ EXIT_STOPPED = 75  # "try again later" of sysexits.h: what was done is kept, and
 
 
 class Stopped(Exception):
-    """A run that was asked to end has written its checkpoint; the message says how to go on."""
+    """A run that got a signal to end has written its checkpoint; the message is the signal's name."""
 
 
 class StopRequest:
@@ -167,7 +167,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Where nothing can be lost: a signal raises Stopped here, without waiting for the end of a step."""
+        """Within: a signal raises Stopped at once, not at the end of a step; for work in which nothing can be lost."""
         self._at_once = True
         try:
             if self.requested:

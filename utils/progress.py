@@ -16,8 +16,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def progress(items: Iterable[T], title: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items`, showing how far it is; `total` where `items` has no length."""
-    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+    """Yield `items` and log how far it is.
+
+    Args:
+        total: how many there are, if `items` has no length.
+    """
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first speaks
         yield from items
         return
     if sys.stderr.isatty():

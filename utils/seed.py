@@ -58,7 +58,7 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_step(seed: int, epoch: int, *position: int) -> None:
-    """Seed torch's own generators (dropout) for one piece of a step, as a function of its place in the run."""
+    """Seed torch's generators (dropout) for a piece of a step, as a function of its place in the run."""
     # 63 bits: torch on some devices takes no more.
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, *position]).generate_state(1, np.uint64)[0]) >> 1)
 

@@ -13,18 +13,18 @@ _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "opencv-
 
 def versions() -> dict[str, str]:
     """{package: version} of Python and of what a training computes with."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @functools.cache
 def commit() -> str:
-    """The commit of this repository, with `, changed` where files differ from it; "unknown" outside of git.
+    """The commit of this repository, with `, changed` if files differ from it; "unknown" outside of git.
 
     Asked once: it is the code that was loaded that counts, not what lies there hours later.
     """

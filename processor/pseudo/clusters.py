@@ -40,9 +40,8 @@ class Rules:
     merge_queries: bool = True
     min_samples: int = 4
 
-    @property
-    def said(self) -> str:
-        """What the distances of `Labels` are."""
+    def describe_distance(self) -> str:
+        """What the distances of `Labels` are, in words."""
         if self.method != "nearest_query":
             return "Jaccard distance to the nearest image of the same identity, else to the nearest image"
         return {"angle": "angle to the nearest query, radians", "cosine": "1 - cos to the nearest query",
@@ -52,7 +51,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class Labels:
-    """identities: a labelling [N]; distances: [N] float32, see `Rules.said`; 0 for a query, under nearest_query."""
+    """A labelling, and how near each image is to its identity.
+
+    Attributes:
+        identities: [N] int64, see above.
+        distances: [N] float32, see `Rules.describe_distance`; 0 for a query, under nearest_query.
+    """
 
     identities: np.ndarray
     distances: np.ndarray
@@ -72,13 +76,13 @@ def label(feats: Features, num_query: int, rules: Rules, normalize: bool, comput
     search = {"precision": compute.precision, "memory": compute.memory, "normalize": normalize,
               "device": compute.device}
     if rules.method == "nearest_query":
-        found = _nearest_query(feats, num_query, rules, search)
+        labels = _nearest_query(feats, num_query, rules, search)
     else:
-        found = _clusters(feats, rules, search)
-    return Labels(renumbered(found.identities), found.distances)
+        labels = _clusters(feats, rules, search)
+    return Labels(renumber(labels.identities), labels.distances)
 
 
-def renumbered(identities: np.ndarray) -> np.ndarray:
+def renumber(identities: np.ndarray) -> np.ndarray:
     """The same labelling without identities of one image, numbered from 0 by first images."""
     names, first, inverse, counts = np.unique(identities, return_index=True, return_inverse=True, return_counts=True)
     kept = (counts > 1) & (names != NOBODY)
@@ -97,7 +101,7 @@ def _nearest_query(feats: Features, num_query: int, rules: Rules, search: dict) 
     nearest, distances = nearest_rows(to_gallery, len(gallery))
     of_query = np.arange(num_query)
     if rules.merge_queries:
-        of_query = merged_queries(among_queries, num_query, rules.threshold)
+        of_query = merge_queries(among_queries, num_query, rules.threshold)
     of_gallery = np.where(distances < rules.threshold, of_query[nearest], NOBODY)
     return Labels(np.concatenate([of_query, of_gallery]),
                   np.concatenate([np.zeros(num_query, np.float32), distances]))
@@ -117,32 +121,32 @@ def _streams(query: Features, gallery: Features, rules: Rules, search: dict) -> 
 
 
 def _angles(blocks: Iterator[Block]) -> Iterator[Block]:
-    """Distances of points on the unit sphere as angles; by the chord, for arccos is inexact where images are near."""
+    """Distances of points on the unit sphere as angles; by the chord, because arccos is inexact for near images."""
     for rows, chords in blocks:
         yield rows, 2 * np.arcsin(np.minimum(chords / 2, 1))
 
 
 def nearest_rows(blocks: Iterator[Block], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest query of each gallery image, the first of equal ones: its row [width] and distance [width]."""
+    """The nearest query of each gallery image, the first if several are as near: its row [width], distance [width]."""
     nearest, distances = np.zeros(width, np.int64), np.full(width, np.inf, np.float32)
     for rows, block in blocks:
         best = block.argmin(0)
-        found = block[best, np.arange(width)]
-        closer = found < distances
-        nearest[closer], distances[closer] = best[closer] + rows.start, found[closer]
+        smallest = block[best, np.arange(width)]
+        closer = smallest < distances
+        nearest[closer], distances[closer] = best[closer] + rows.start, smallest[closer]
     return nearest, distances
 
 
-def merged_queries(blocks: Iterator[Block], size: int, threshold: float) -> np.ndarray:
-    """[size] a number for each query's identity: groups of queries nearer than the threshold on average are one.
+def merge_queries(blocks: Iterator[Block], size: int, threshold: float) -> np.ndarray:
+    """[size] a number for each query's identity: groups of queries nearer than the threshold on average are a person.
 
     The mean is over all pairs of two groups, each counted up to twice the threshold, so that single near pairs do not
     chain many persons into one. Of a pair's two distances, which differ in re-ranking, the larger counts.
     """
     reach = 2 * threshold
-    found = [(rows.start, *np.nonzero(block < reach), block[block < reach]) for rows, block in blocks]
-    row = np.concatenate([first + row for first, row, _, _ in found])
-    column, distances = (np.concatenate([part[i] for part in found]) for i in (2, 3))
+    pairs = [(rows.start, *np.nonzero(block < reach), block[block < reach]) for rows, block in blocks]
+    row = np.concatenate([first + row for first, row, _, _ in pairs])
+    column, distances = (np.concatenate([part[i] for part in pairs]) for i in (2, 3))
     others = row != column
     near = csr_matrix((1 - distances[others] / reach, (row[others], column[others])), shape=(size, size))
     graph = near.minimum(near.T).tocsr()
@@ -161,11 +165,11 @@ def _clusters(feats: Features, rules: Rules, search: dict) -> Labels:
     else:
         graph = jaccard_graph(feats, k1, k2, **search)
         identities = average_linkage(graph, rules.threshold)
-    return Labels(identities, _nearest_of_own(graph, renumbered(identities)))
+    return Labels(identities, _nearest_of_identity(graph, renumber(identities)))
 
 
-def _nearest_of_own(graph: csr_matrix, identities: np.ndarray) -> np.ndarray:
-    """[N] distance to the nearest image of the own identity, to the nearest of all without one; 1 beyond the graph."""
+def _nearest_of_identity(graph: csr_matrix, identities: np.ndarray) -> np.ndarray:
+    """[N] distance to the nearest image of the same identity (without one, of any); 1 beyond the graph."""
     row = np.repeat(np.arange(len(identities)), np.diff(graph.indptr))
     asked = (identities[row] == identities[graph.indices]) | (identities[row] == NOBODY)
     nearest = np.ones(len(identities), np.float32)
@@ -177,8 +181,8 @@ def _nearest_of_own(graph: csr_matrix, identities: np.ndarray) -> np.ndarray:
 def keep_numbers(identities: np.ndarray, before: np.ndarray) -> np.ndarray:
     """Numbers for a labelling's identities that go on from an earlier labelling of the same images.
 
-    An identity takes the number of the earlier one with which it shares most images, the pairs that share most first;
-    those that find none free are numbered after all earlier ones.
+    An identity takes the number of the earlier identity with which it shares most images, the pairs that share most
+    first; those for which none is free are numbered after all earlier identities.
 
     Args:
         identities: [N] a labelling.

@@ -1,4 +1,4 @@
-"""Average linkage over a sparse graph."""
+"""Average linkage over a sparse graph of distances."""
 from __future__ import annotations
 
 import itertools
@@ -59,7 +59,7 @@ class _Clusters:
                       for a, b in itertools.pairwise(graph.indptr)]
 
     def nearest(self, cluster: int, preferred: int | None) -> tuple[int, float]:
-        """The nearest other cluster and the mean distance to it; of equal ones the preferred, else the first."""
+        """The nearest other cluster (if several are, the preferred, else the first), and the mean distance to it."""
         others, totals = self._row(cluster)
         if not len(others):
             return cluster, 1.0
@@ -86,7 +86,7 @@ class _Clusters:
         return others, sums
 
     def merge(self, a: int, b: int) -> int:
-        """Make two clusters one, under the number of the larger."""
+        """Merge two clusters, under the number of the larger."""
         kept, gone = (a, b) if self.sizes[a] >= self.sizes[b] else (b, a)
         self.owner[self._members[gone]] = kept
         self._members[kept] += self._members[gone]

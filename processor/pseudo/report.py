@@ -18,11 +18,11 @@ ROWS, COLUMNS, HEIGHT, WIDTH, FRAME, TITLE = 16, 12, 96, 48, 3, 14  # of the she
 QUERY_COLOUR, ODD_COLOUR, PLAIN_COLOUR = (220, 120, 0), (0, 0, 230), (255, 255, 255)  # B, G, R
 
 
-def describe_labels(labels: Labels, num_query: int, rules: Rules, truth: np.ndarray) -> dict:
+def measure_labels(labels: Labels, num_query: int, rules: Rules, truth: np.ndarray) -> dict:
     """The report's figures.
 
     Args:
-        truth: [N] number of each image's true identity, UNKNOWN_PID where nobody tells.
+        truth: [N] number of each image's true identity, UNKNOWN_PID if it is unknown.
     """
     identities, distances = labels.identities, labels.distances
     labelled = identities != NOBODY
@@ -31,7 +31,7 @@ def describe_labels(labels: Labels, num_query: int, rules: Rules, truth: np.ndar
     figures = {
         "images": len(identities), "queries": num_query, "labelled": int(labelled.sum()), "identities": len(sizes),
         "sizes": {str(size): int(count) for size, count in zip(*np.unique(sizes, return_counts=True), strict=True)},
-        "distance": rules.said, "threshold": rules.threshold,
+        "distance": rules.describe_distance(), "threshold": rules.threshold,
         "distances_of_labelled": _quantiles(distances[labelled & asked]),
         "distances_of_others": _quantiles(distances[~labelled & asked]),
     }
@@ -57,7 +57,7 @@ def label_quality(identities: np.ndarray, truth: np.ndarray) -> dict[str, float 
 
     Args:
         identities: [N] a labelling.
-        truth: [N] number of each image's true identity, UNKNOWN_PID where nobody tells.
+        truth: [N] number of each image's true identity, UNKNOWN_PID if it is unknown.
     Returns:
         pair_precision: share of the pairs of one label that are of one person; pair_recall: share of the pairs of one
         person that have one label (an image without a label is paired with none); pair_f1; nmi: normalised mutual
@@ -80,8 +80,8 @@ def label_quality(identities: np.ndarray, truth: np.ndarray) -> dict[str, float 
     }
 
 
-def said(figures: dict) -> str:
-    """One line of the figures."""
+def describe(figures: dict) -> str:
+    """The figures in a line."""
     line = f"{figures['labelled']:,} of {figures['images']:,} images in {figures['identities']:,} identities"
     if quality := figures.get("quality"):
         line += (f"; pairs: precision {100 * quality['pair_precision']:.1f}%, recall "
@@ -92,28 +92,28 @@ def said(figures: dict) -> str:
 # ------------------------------------------------------------------ pictures
 def write_sheet(path: str | os.PathLike, samples: Sequence[Sample], source: ImageSource, labels: Labels,
                 numbers: np.ndarray, num_query: int) -> None:
-    """Write a PNG of some identities, one a row: from those that are surest of their images to the most doubtful.
+    """Write a PNG of some identities, a row each: from those that are surest of their images to the most doubtful.
 
-    Queries are framed blue, and where the truth is known, images of another person than most of the row red. A row
-    begins with its queries and goes on by distance.
+    Queries are framed blue and, if the truth is known, images of another person than most of the row red. A row begins
+    with its queries and goes on by distance.
 
     Args:
         numbers: [N] what the list calls each image's identity.
     """
-    lines = []
-    for identity in _chosen(labels):
+    rows = []
+    for identity in _choose_identities(labels):
         members = np.flatnonzero(labels.identities == identity)
         is_query = members < num_query
         members = members[np.lexsort((labels.distances[members], ~is_query))]
         title = f"{numbers[members[0]]}: {len(members)} images, to {labels.distances[members].max():.3f}"
-        lines.append(_row(title, members, samples, source, num_query))
-    ok, data = cv2.imencode(".png", np.vstack(lines))
+        rows.append(_draw_row(title, members, samples, source, num_query))
+    ok, data = cv2.imencode(".png", np.vstack(rows))
     assert ok
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.tobytes())
 
 
-def _chosen(labels: Labels) -> np.ndarray:
+def _choose_identities(labels: Labels) -> np.ndarray:
     """Identities evenly over those sorted by their farthest image."""
     labelled = labels.identities != NOBODY
     farthest = np.zeros(labels.identities.max(initial=NOBODY) + 1)
@@ -122,8 +122,8 @@ def _chosen(labels: Labels) -> np.ndarray:
     return order[np.unique(np.linspace(0, len(order) - 1, ROWS).round().astype(int))]
 
 
-def _row(title: str, members: np.ndarray, samples: Sequence[Sample], source: ImageSource,
-         num_query: int) -> np.ndarray:
+def _draw_row(title: str, members: np.ndarray, samples: Sequence[Sample], source: ImageSource,
+              num_query: int) -> np.ndarray:
     pids = [samples[member].pid for member in members]
     most = max(set(pids) - {UNKNOWN_PID}, key=pids.count, default=UNKNOWN_PID)
     cells = []
