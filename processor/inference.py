@@ -1,9 +1,10 @@
-"""Images -> features -> ranking -> files, top to bottom."""
+"""Testing a model: images -> features -> ranking -> files, top to bottom."""
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from utils.progress import progress
 logger = logging.getLogger(__name__)
 _SHAPES_FEATURES = ("MODEL.LAST_STRIDE", "MODEL.POOLING_METHOD", "MODEL.GEM_P", "MODEL.PCB_GATE", "INPUT.PIXEL_MEAN",
                     "INPUT.PIXEL_STD")
+CPU = torch.device("cpu")
 MakeArray = Callable[[str, tuple[int, int]], np.ndarray]
 
 
@@ -35,6 +37,11 @@ def ranking_of(cfg) -> Ranking:
     re_ranking = (int(k1), int(k2), float(lambda_value)) if cfg.TEST.RE_RANKING else None
     return Ranking(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, re_ranking, cfg.TEST.LOCAL_WEIGHT,
                    cfg.TEST.QUERY_EXPANSION, cfg.TEST.DATABASE_AUGMENTATION, cfg.TEST.EXPANSION_ALPHA)
+
+
+def device_of(cfg, workers: Workers = ALONE) -> torch.device:
+    """MODEL.DEVICE and DEVICE_ID: the device on which this process tests."""
+    return torch.device(workers.device(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)))
 
 
 def compute_of(cfg, device: str, workers: Workers = ALONE) -> Compute:
@@ -87,7 +94,7 @@ def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision, 
     """Metrics of a model on `loaders.measured_on` without re-ranking or expansion: the check during training.
 
     The workers share the images and the ranking.
-    Returns {domain or 'all': {'plain': figures}}, {} where no domain has ground truth.
+    Returns {domain or 'all': {'plain': figures}}, {} if no domain has ground truth.
     """
     ranking = replace(ranking_of(cfg), re_ranking=None, query_expansion=0, database_augmentation=0)
     compute = compute_of(cfg, str(precision.device), workers)
@@ -100,10 +107,10 @@ def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision, 
     return rank_domains(domains, [1.0], cfg.TEST.TOP_K, workers=workers).metrics()
 
 
-def load_trained(cfg, weight: Path) -> ReIDModel:
+def load_trained(cfg, weight: Path, device: torch.device = CPU) -> ReIDModel:
     """The configured model with a checkpoint's weights; the classifier is of no use here and stays random.
 
-    Warns where the checkpoint remembers a setting that has no weights to contradict the config, but changes features.
+    Warns if a setting that changes features, but has no weights to contradict it, was another in training.
     """
     checkpoint = read_checkpoint(weight)
     model = make_model(cfg, num_class=1, pretrained=False)
@@ -114,24 +121,25 @@ def load_trained(cfg, weight: Path) -> ReIDModel:
         for key in _SHAPES_FEATURES:
             if then[key] != now[key]:
                 logger.warning("%s was trained with %s=%s and is tested with %s", weight, key, then[key], now[key])
-    return model
+    return place_model(cfg, model, device)
 
 
 def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> dict:
-    """Test one checkpoint: leave its feature bank, submission.json and metrics.json in cfg.OUTPUT_DIR.
+    """Test a checkpoint: write its feature bank, submission.json and metrics.json to cfg.OUTPUT_DIR.
 
     Args:
         cfg: the config tree; TEST.WEIGHT names the checkpoint.
         save_distmat: write the original's distmat_{1,2}.npy and lists, too.
         workers: processes that share the images and the ranking; OUTPUT_DIR is a folder that all of them see.
     Returns:
-        The metrics, {} where the truth is unknown.
+        The metrics, {} if the truth is unknown.
     Raises:
-        ValueError, FileNotFoundError: the checkpoint or the test data cannot be used; said before anything slow.
+        ValueError, OSError: before anything slow: the checkpoint or the test data cannot be used; later: an image
+            cannot be read.
     """
     out = Path(cfg.OUTPUT_DIR)
-    device = torch.device(workers.device(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)))
-    leave_bank(cfg, device, out / "features", workers)
+    device = device_of(cfg, workers)
+    _extract_tests(cfg, device, out / "features", workers)
     banks, index = read_bank(out / "features")
     compute = compute_of(cfg, str(device), workers)
     domains = {domain: [bank_source(cfg.MODEL.NAME, bank, ranking_of(cfg), compute, domain)]
@@ -140,27 +148,37 @@ def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> d
     return write_results(out / "submission.json", ranked, workers, weight=index["weight"])
 
 
-def leave_bank(cfg, device: torch.device, folder: Path, workers: Workers = ALONE) -> None:
-    """Extract the features of every domain with the checkpoint TEST.WEIGHT into a feature bank, in shared work.
-
-    Raises:
-        ValueError, FileNotFoundError: as for `do_inference`.
-    """
+def _extract_tests(cfg, device: torch.device, folder: Path, workers: Workers) -> None:
+    """The bank of the configured evaluations and the checkpoint TEST.WEIGHT."""
     weight = Path(cfg.TEST.WEIGHT)
     if not cfg.TEST.WEIGHT:
         raise ValueError("TEST.WEIGHT is empty: name the checkpoint to test, e.g. TEST.WEIGHT output/NAME_60.pth")
-    precision = make_precision(device, cfg.SOLVER.FP16, dtype=cfg.SOLVER.AMP_DTYPE)
-    model = place_model(cfg, load_trained(cfg, weight), device)
+    model = load_trained(cfg, weight, device)
     loaders = make_dataloader(cfg, train=False, rank=workers.rank, world_size=workers.size)
     if not loaders.test:
         raise ValueError(f"{loaders.measured_on} has no query and gallery images: nothing to rank")
     logger.info("measuring on %s", loaders.measured_on)
+    about = {"evaluation": {"top_k": cfg.TEST.TOP_K}, "weight": weight.name, "weight_sha256": sha256_of(weight),
+             "model": cfg.MODEL.NAME, "size": list(cfg.INPUT.SIZE_TEST)}
+    write_bank(cfg, model, loaders.test, folder, about, workers)
+
+
+def write_bank(cfg, model: ReIDModel, tests: dict[str, TestLoader], folder: Path, about: dict,
+               workers: Workers = ALONE) -> None:
+    """Extract features into a feature bank, in shared work.
+
+    Args:
+        model: on its device.
+        tests: {domain: its images}.
+        about: what the bank's index has beside.
+    Raises:
+        BadImage, OSError: an image cannot be read, or there is no room for the features.
+    """
+    precision = make_precision(next(model.parameters()).device, cfg.SOLVER.FP16, dtype=cfg.SOLVER.AMP_DTYPE)
+    normalize = Normalize(list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD))
     writer = BankWriter(folder, workers)
-    for domain, part in loaders.test.items():
-        logger.info("%s: %d queries, %d gallery images", domain, part.num_query, len(part.samples) - part.num_query)
-        writer.add(domain, extract_features(
-            model, part, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
-            make_array=lambda branch, shape, domain=domain: writer.array(domain, branch, shape), workers=workers,
-        ))
-    writer.finish(ranking_of(cfg), evaluation={"top_k": cfg.TEST.TOP_K}, weight=weight.name,
-                  weight_sha256=sha256_of(weight), model=cfg.MODEL.NAME, size=list(cfg.INPUT.SIZE_TEST))
+    for domain, test in tests.items():
+        logger.info("%s: %d queries, %d gallery images", domain, test.num_query, len(test.samples) - test.num_query)
+        writer.add(domain, extract_features(model, test, normalize, cfg.TEST.FLIP_FEATS, precision,
+                                            partial(writer.array, domain), title=domain, workers=workers))
+    writer.finish(ranking_of(cfg), **about)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from configs import flatten_cfg
 from datasets.bases import Sample
@@ -22,16 +21,13 @@ from datasets.make_dataloader import make_places, make_unlabelled_loader
 from datasets.naic import UNLABEL, data_root
 from datasets.sets.domains import PARTS
 from datasets.sets.unlabelled import Unlabelled, find_unlabelled
-from datasets.transforms import Normalize
-from model.make_model import place_model
-from processor.evaluation.feature_bank import BankWriter, FeatureBank, read_bank
-from processor.inference import compute_of, extract_features, load_trained, ranking_of
+from processor.evaluation.feature_bank import FeatureBank, read_bank
+from processor.inference import compute_of, device_of, load_trained, ranking_of, write_bank
 from processor.pseudo.clusters import NOBODY, Labels, Rules, keep_numbers, label
 from processor.pseudo.report import describe, measure_labels, write_sheet
 from processor.retrieval.ensemble import concat_features
 from utils.dist import ALONE, Workers
 from utils.files import new_folder, read_json, sha256_of, write_json, write_text
-from utils.precision import make_precision, select_device
 
 REPORT, LIST = "report.json", UNLABEL.list_file
 WHAT = "pseudo-labelled set"
@@ -120,12 +116,11 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
                          "images without queries")
     check_place(place)
     check_weight(cfg)
-    device = workers.device(select_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID))
-    bank = _features(cfg, unlabelled, features, device, workers)
+    bank = _extract(cfg, unlabelled, features, workers)
     report = None
     if workers.is_main:
         feats, normalize = _join_branches(cfg, bank)
-        labels = label(feats, unlabelled.num_query, rules, normalize, compute_of(cfg, device))
+        labels = label(feats, unlabelled.num_query, rules, normalize, compute_of(cfg, str(device_of(cfg, workers))))
         report = _write(cfg, unlabelled, labels, rules, place, copy, before)
     return workers.gather_objects(report)[0]
 
@@ -179,22 +174,15 @@ def read_report(place: Path) -> dict | None:
     return report if isinstance(report, dict) and report.get("what") == WHAT else None
 
 
-def _features(cfg, unlabelled: Unlabelled, folder: Path, device: str, workers: Workers) -> FeatureBank:
+def _extract(cfg, unlabelled: Unlabelled, folder: Path, workers: Workers) -> FeatureBank:
     """The feature bank of all images; it is extracted unless there is one of this model and these images."""
     wanted = _feature_settings(cfg, unlabelled)
     if all(workers.gather_objects(_is_bank_of(folder, wanted))):
         logger.info("%s: the features are there already", folder)
-        return read_bank(folder)[0]["all"]
-    device = torch.device(device)
-    model = place_model(cfg, load_trained(cfg, Path(cfg.TEST.WEIGHT)), device)
-    normalize = Normalize(list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD))
-    precision = make_precision(device, cfg.SOLVER.FP16, dtype=cfg.SOLVER.AMP_DTYPE)
-    loader = make_unlabelled_loader(cfg, unlabelled, workers.rank, workers.size)
-    writer = BankWriter(folder, workers)
-    writer.add("all", extract_features(
-        model, loader, normalize, cfg.TEST.FLIP_FEATS, precision, title="unlabelled", workers=workers,
-        make_array=lambda branch, shape: writer.array("all", branch, shape)))
-    writer.finish(ranking_of(cfg), features_of=wanted)
+    else:
+        model = load_trained(cfg, Path(cfg.TEST.WEIGHT), device_of(cfg, workers))
+        loader = make_unlabelled_loader(cfg, unlabelled, workers.rank, workers.size)
+        write_bank(cfg, model, {"all": loader}, folder, {"features_of": wanted}, workers)
     return read_bank(folder)[0]["all"]
 
 

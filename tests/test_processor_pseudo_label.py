@@ -130,7 +130,7 @@ def test_where_links_cannot_be_made_images_are_copied(cfg_of, tmp_path, monkeypa
 
 def test_labelling_again_extracts_nothing_and_gives_the_same(cfg_of, tmp_path, monkeypatch):
     first, _ = labelled(cfg_of(*NEAREST), tmp_path)
-    monkeypatch.setattr(module, "extract_features", lambda *_, **__: pytest.fail("extracted again"))
+    monkeypatch.setattr(module, "write_bank", lambda *_, **__: pytest.fail("extracted again"))
     second, _ = labelled(cfg_of(*NEAREST), tmp_path, "again")
     assert read_list(first) == read_list(second)
     stricter, _ = labelled(cfg_of("UDA.THRESHOLD", 0.26), tmp_path, "stricter")
@@ -140,7 +140,7 @@ def test_labelling_again_extracts_nothing_and_gives_the_same(cfg_of, tmp_path, m
 @pytest.mark.parametrize("change", [("TEST.FLIP_FEATS", "off"), ("INPUT.SIZE_TEST", "[16, 16]")])
 def test_other_features_are_extracted_anew(cfg_of, tmp_path, monkeypatch, change):
     labelled(cfg_of(*NEAREST), tmp_path)
-    monkeypatch.setattr(module, "extract_features", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr(module, "write_bank", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
     with pytest.raises(InterruptedError):
         labelled(cfg_of(*NEAREST, *change), tmp_path, "again")
 
@@ -202,7 +202,7 @@ def test_images_without_queries_are_clustered_or_refused_at_once(cfg_of, tmp_pat
     place, report = labelled(cfg_of(*CLUSTERS), tmp_path, unlabelled=unlabelled)
     assert report["queries"] == 0
     assert set(read_list(place)) <= {path.name for path in gallery.iterdir()}
-    monkeypatch.setattr(module, "extract_features", lambda *_, **__: pytest.fail("slow"))
+    monkeypatch.setattr(module, "write_bank", lambda *_, **__: pytest.fail("slow"))
     with pytest.raises(ValueError, match="needs query and gallery images"):
         labelled(cfg_of(*NEAREST), tmp_path, "second", unlabelled=unlabelled)
 
