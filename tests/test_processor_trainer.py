@@ -9,7 +9,7 @@ from trainings import assert_same_state
 
 from configs import load_cfg
 from processor import trainer
-from processor.trainer import do_train
+from processor.trainer import do_train, dry_run
 from utils.checkpoint import read_checkpoint
 from utils.process import RunLock
 
@@ -86,6 +86,17 @@ def test_training_leaves_what_the_lineage_leaves(whole_run):
     assert len(checkpoint["pid_names"]) == len(checkpoint["model"]["classifier.weight"])
     first = json.loads((whole_run / "metrics.jsonl").read_text().splitlines()[0])
     assert {"epoch", "step", "loss", "id", "triplet", "center", "acc", "lr", "images_per_second"} <= first.keys()
+
+
+def test_a_dry_run_describes_the_training_and_writes_nothing(tiny_opts, tmp_path):
+    lines = dry_run(cfg_of(tiny_opts, "SOLVER.EVAL_PERIOD", 2)).splitlines()
+    assert lines[0].startswith("resnet18_ibn_b_w32 on cpu in float32: ")
+    about = {line.split()[0]: line for line in lines[2:]}
+    assert list(about) == ["training", "steps", "parameters", "a", "expected", "evaluation", "RAM"]
+    assert "4 epochs x 8 P x K batches of 16 = 32" in about["steps"]
+    assert "mean of 3" in about["a"]
+    assert "in 2 domains after every 2 epochs, features (global 256)" in about["evaluation"]
+    assert not (tmp_path / "model").exists()
 
 
 def test_log_lines_are_the_lineages(tiny_opts, caplog):

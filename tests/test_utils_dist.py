@@ -1,6 +1,7 @@
 """Processes that share the work: the same bits as alone, and no silence when one is lost."""
 import signal
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from processor.retrieval.distance import distance, distance_blocks
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k
 from processor.retrieval.search import budget, encoding
 from processor.retrieval.search.top_k import top_k
-from utils.dist import ALONE, worker_group
+from utils.dist import ALONE, Workers, worker_group
 
 ROOT = Path(__file__).parent.parent
 INPUT = {"num_query": 600, "num_gallery": 300, "dim": 16, "identities": 60, "noise": 1.0}  # 3 blocks of queries
@@ -213,6 +214,20 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
         assert workers.is_main
         assert (workers.rank, workers.size) == (0, 1)
     assert not torch.distributed.is_initialized()
+
+
+def test_the_tensors_of_an_exchange_are_kept_while_another_thread_may_have_them():
+    """A graph stands for gloo's threads: it holds a tensor, too, and not as an object of Python."""
+    workers, tensor = Workers(0, 2), torch.ones(3, requires_grad=True) * 2
+    held, graph = weakref.ref(tensor), (tensor * tensor).grad_fn
+    with workers.exchange(tensor):
+        pass
+    del tensor
+    with workers.exchange():
+        assert held() is not None
+    del graph
+    with workers.exchange():
+        assert held() is None
 
 
 def test_alone_every_exchange_gives_back_what_it_was_given():
