@@ -123,8 +123,8 @@ def test_a_file_that_is_no_good_is_passed_over_with_the_reason_or_refused_by_nam
     spoil, reason = DAMAGES[damage]
     spoil(folder / LATEST)
     checkpoints = checkpoint_folder(cfg_of(tiny_data, folder))
-    path, found = checkpoints.find("auto")
-    assert (path.name, found["epoch"]) == (OF_EPOCH.format(2), 2)
+    path, state = checkpoints.find("auto")
+    assert (path.name, state["epoch"]) == (OF_EPOCH.format(2), 2)
     assert f"passed over: {folder / LATEST}: " in caplog.text
     assert reason in caplog.text
     with pytest.raises(ValueError, match=reason):
@@ -168,12 +168,12 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
         data[offset] ^= 1 << offset % 8
         path.write_bytes(data)
         try:
-            found = flat(read_checkpoint(path))
+            state = flat(read_checkpoint(path))
         except ValueError:  # nothing else may be raised
             refused += 1
             continue
         for name, value in good.items():  # it lay where nothing is read
-            assert torch.equal(found[name], value) if torch.is_tensor(value) else found[name] == value, (offset, name)
+            assert torch.equal(state[name], value) if torch.is_tensor(value) else state[name] == value, (offset, name)
     assert refused > len(whole) // 3 // 3
 
 
@@ -225,15 +225,15 @@ def test_best_follows_its_metric_across_a_kill(tiny_data, tmp_path, monkeypatch,
     monkeypatch.setattr(trainer, "train_step", killed_at(3, 1))
     with pytest.raises(Killed):
         do_train(cfg)
-    found = read_checkpoint(tmp_path / BEST)["best"]
-    assert {"epoch": after_two, "metric": metric, "value": figures[metric][after_two - 1]}.items() <= found.items()
+    state = read_checkpoint(tmp_path / BEST)["best"]
+    assert {"epoch": after_two, "metric": metric, "value": figures[metric][after_two - 1]}.items() <= state.items()
     monkeypatch.setattr(trainer, "train_step", train_step)
     done = read_checkpoint(tmp_path / LATEST)["epoch"]  # a second epoch that was not the best is not kept
     monkeypatch.setattr(trainer, "evaluate", scripted({name: row[done:] for name, row in figures.items()}))
     do_train(cfg, resume="auto")
-    found = read_checkpoint(tmp_path / BEST)
-    assert found["epoch"] == best
-    assert {"epoch": best, "metric": metric, "value": figures[metric][best - 1]}.items() <= found["best"].items()
+    state = read_checkpoint(tmp_path / BEST)
+    assert state["epoch"] == best
+    assert {"epoch": best, "metric": metric, "value": figures[metric][best - 1]}.items() <= state["best"].items()
 
 
 def test_latest_can_be_loaded_at_every_moment(tiny_data, tmp_path, monkeypatch):
@@ -241,8 +241,8 @@ def test_latest_can_be_loaded_at_every_moment(tiny_data, tmp_path, monkeypatch):
 
     def watched(source, target):
         if (tmp_path / LATEST).exists():
-            found = read_checkpoint(tmp_path / LATEST)
-            seen.append((found["epoch"], found["batches"]))
+            state = read_checkpoint(tmp_path / LATEST)
+            seen.append((state["epoch"], state["batches"]))
         replace(source, target)
         if Path(target).name == LATEST:
             read_checkpoint(target)

@@ -33,8 +33,8 @@ def losses(folder):
 ], ids=lambda changes: " ".join(map(str, changes.values())))
 def test_training_learns_in_every_precision(tiny_data, tmp_path, changes):
     do_train(load_cfg(None, on_cuda(tiny_data, tmp_path, **changes)))
-    found = losses(tmp_path)
-    assert found[-1] < found[0]
+    curve = losses(tmp_path)
+    assert curve[-1] < curve[0]
 
 
 def test_between_log_lines_a_step_does_not_wait_for_the_device(tiny_data, tmp_path):
@@ -57,5 +57,5 @@ def test_two_processes_train_and_evaluate_with_nccl(tiny_data, tmp_path, sync_bn
     done = subprocess.run([*torchrun_command(2), str(ROOT / "tools" / "train.py"), *opts], capture_output=True,
                           text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = losses(tmp_path)
-    assert found[-1] < found[0]
+    curve = losses(tmp_path)
+    assert curve[-1] < curve[0]

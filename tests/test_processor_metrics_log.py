@@ -54,10 +54,10 @@ def test_a_resumed_log_keeps_what_its_checkpoint_knows_of(tmp_path, epochs, step
     assert [line["step"] for line in lines if "all/mAP" in line] == tests
     log.write(9, 3, loss=1.0)  # the board looks at its files when something is new
     log.close()
-    found, _ = board_of(tmp_path, tmp_path / "board")
-    assert [step for step, _ in found["loss"]] == [*losses, 9]
-    assert [step for step, _ in found.get("all/mAP", [])] == tests
-    assert found["loss"][:-1] == [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    scalars, _ = board_of(tmp_path, tmp_path / "board")
+    assert [step for step, _ in scalars["loss"]] == [*losses, 9]
+    assert [step for step, _ in scalars.get("all/mAP", [])] == tests
+    assert scalars["loss"][:-1] == [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
 def test_lines_that_are_none_are_passed_over(tmp_path):
@@ -86,9 +86,9 @@ def test_a_training_leaves_its_figures_and_one_batch_as_the_model_saw_it(tiny_da
     assert {"epoch", "step", *figures} == set(lines[0])
     assert {f"{domain}/{name}" for domain in ("all", "green", "normal") for name in ("mAP", "rank1", "mINP",
             "naic_score")} | {"epoch", "step"} == set(lines[-1])
-    found, pictures = board_of(tmp_path, tmp_path / "board")
-    assert found.keys() == (set(lines[0]) | set(lines[-1])) - {"epoch", "step"}
-    for name, curve in found.items():
+    scalars, pictures = board_of(tmp_path, tmp_path / "board")
+    assert scalars.keys() == (set(lines[0]) | set(lines[-1])) - {"epoch", "step"}
+    for name, curve in scalars.items():
         assert curve == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines if name in line]
     ((name, [(step, png)]),) = pictures.items()
     assert (name, step) == ("batch", 0)
@@ -118,10 +118,10 @@ def test_means_since_the_last_line_are_had_from_means_since_the_epoch_began():
                           "lr": 0.1})
             new = [losses[epoch, step] for step in good if first <= step < end]
             expected.append(np.mean(new) if new else None)
-    found = means_between_lines(lines, 10)
+    rows = means_between_lines(lines, 10)
     assert expected.count(None) == 1
-    assert [line["loss"] for line in found] == [value if value is None else pytest.approx(value) for value in expected]
-    assert all(line["lr"] == 0.1 for line in found)
+    assert [row["loss"] for row in rows] == [value if value is None else pytest.approx(value) for value in expected]
+    assert all(row["lr"] == 0.1 for row in rows)
 
 
 def lines_of(epochs, **changes):

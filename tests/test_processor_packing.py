@@ -38,9 +38,9 @@ def batches(tiny_opts: list[str], *keys: str) -> list:
 def test_a_packed_set_gives_equal_batches(packs, tiny_opts, kind, workers):
     """For training and for testing, to the byte."""
     expected = batches(tiny_opts)
-    found = batches(tiny_opts, "DATASETS.PACKED", str(packs[kind]), "DATALOADER.NUM_WORKERS", workers)
-    assert len(found) == len(expected) > 4
-    for one, other in zip(found, expected, strict=True):
+    actual = batches(tiny_opts, "DATASETS.PACKED", str(packs[kind]), "DATALOADER.NUM_WORKERS", workers)
+    assert len(actual) == len(expected) > 4
+    for one, other in zip(actual, expected, strict=True):
         assert one.images.dtype == torch.uint8
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.pids, other.pids)
@@ -50,8 +50,8 @@ def test_a_packed_set_gives_equal_batches(packs, tiny_opts, kind, workers):
 
 def test_stored_files_serve_every_size(packs, tiny_opts):
     size = ["INPUT.SIZE_TRAIN", "[40, 24]", "INPUT.SIZE_TEST", "[24, 12]"]
-    expected, found = batches(tiny_opts, *size), batches(tiny_opts, *size, "DATASETS.PACKED", str(packs["as files"]))
-    assert all(torch.equal(one.images, other.images) for one, other in zip(found, expected, strict=True))
+    expected, actual = batches(tiny_opts, *size), batches(tiny_opts, *size, "DATASETS.PACKED", str(packs["as files"]))
+    assert all(torch.equal(one.images, other.images) for one, other in zip(actual, expected, strict=True))
     with pytest.raises(ValueError, match=r"holds images decoded at 32x16, but INPUT\.SIZE_TRAIN=\[40, 24\]"):
         batches(tiny_opts, *size, "DATASETS.PACKED", str(packs["decoded"]))
 

@@ -143,8 +143,8 @@ def test_weights_are_found_where_runs_leave_them(tmp_path, place):
         path = tmp_path / place.format(model="r101_ibn_b_192", name="resnet101_ibn_b", epoch=epoch)
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    found = find_weights(tmp_path, "r101_ibn_b_192", "resnet101_ibn_b", (40, 50))
-    assert [*found] == [40, 50]
+    paths = find_weights(tmp_path, "r101_ibn_b_192", "resnet101_ibn_b", (40, 50))
+    assert [*paths] == [40, 50]
     with pytest.raises(ValueError, match="no checkpoint for r101_ibn_b_128"):
         find_weights(tmp_path, "r101_ibn_b_128", "resnet101_ibn_b", (40, 50))
 

@@ -51,23 +51,23 @@ def test_an_image_nearer_than_the_threshold_joins_its_nearest_query(distance, no
     feats = table(norms=norms)
     expected = slow_distances(feats[:9], feats[9:], distance)
     threshold = float(np.median(expected.min(0)))
-    found = labelled(feats, distance=distance, threshold=threshold, normalize=False)
-    np.testing.assert_allclose(found.distances, [*[0] * 9, *expected.min(0)], atol=3e-6)
+    actual = labelled(feats, distance=distance, threshold=threshold, normalize=False)
+    np.testing.assert_allclose(actual.distances, [*[0] * 9, *expected.min(0)], atol=3e-6)
     slow = np.array([*range(9), *(query if near < threshold else NOBODY
                                   for query, near in zip(expected.argmin(0), expected.min(0), strict=True))])
     sizes = np.array([(slow == query).sum() for query in range(9)])
     for image, query in enumerate(slow):  # identities of a query alone are dropped, the others keep their order
         kept = query != NOBODY and sizes[query] > 1
-        assert found.identities[image] == ((sizes[:query] > 1).sum() if kept else NOBODY)
-    assert 0 < (found.identities[9:] == NOBODY).sum() < 38
+        assert actual.identities[image] == ((sizes[:query] > 1).sum() if kept else NOBODY)
+    assert 0 < (actual.identities[9:] == NOBODY).sum() < 38
 
 
 def test_the_angle_is_exact_where_images_nearly_coincide():
     """arccos of a float32 cosine knows nothing below 3e-4."""
     angles = np.array([1e-5, 1e-4, 1e-3, 0.3, 3.0])
     gallery = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    found = labelled(np.concatenate([[[1, 0]], gallery]).astype(np.float32), 1, threshold=3.1)
-    np.testing.assert_allclose(found.distances[1:], angles, rtol=1e-3)
+    actual = labelled(np.concatenate([[[1, 0]], gallery]).astype(np.float32), 1, threshold=3.1)
+    np.testing.assert_allclose(actual.distances[1:], angles, rtol=1e-3)
 
 
 def test_of_equally_near_queries_the_first_counts_also_across_blocks():
@@ -95,8 +95,8 @@ def test_queries_of_one_person_are_merged_or_not_as_told():
 
 def test_a_chain_of_near_queries_is_not_one_person():
     feats = on_a_circle(*range(0, 90, 10), *range(0, 90, 10))  # each 10 degrees from the next
-    found = labelled(feats, 9, threshold=np.radians(15), merge_queries=True)
-    assert found.identities.max() + 1 in range(3, 6)
+    actual = labelled(feats, 9, threshold=np.radians(15), merge_queries=True)
+    assert actual.identities.max() + 1 in range(3, 6)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -151,9 +151,9 @@ def test_average_linkage_of_jaccard_distances_is_scikit_learns():
     graph = jaccard_graph(feats, 6, 3)
     dense = dense_distances(graph)
     slow = AgglomerativeClustering(None, metric="precomputed", linkage="average", distance_threshold=0.6)
-    found = labelled(feats, 0, method="agglomerative", threshold=0.6)
-    assert np.array_equal(found.identities, renumber(slow.fit_predict(dense)))
-    assert 1 < found.identities.max() < 20
+    actual = labelled(feats, 0, method="agglomerative", threshold=0.6)
+    assert np.array_equal(actual.identities, renumber(slow.fit_predict(dense)))
+    assert 1 < actual.identities.max() < 20
 
 
 @settings(max_examples=60, deadline=None)
@@ -161,16 +161,16 @@ def test_average_linkage_of_jaccard_distances_is_scikit_learns():
 def test_clusters_are_apart_also_where_distances_tie(size, seed, threshold):
     """No definition says which of equal pairs is merged first, but what is left is above the threshold."""
     dense = np.ceil(random_distances(size, seed, 0.3) * 4) / 4
-    found = average_linkage(sparse_distances(dense), threshold)
-    groups = [np.flatnonzero(found == name) for name in np.unique(found)]
+    actual = average_linkage(sparse_distances(dense), threshold)
+    groups = [np.flatnonzero(actual == name) for name in np.unique(actual)]
     for a in range(len(groups)):
         for b in range(a):
             assert dense[np.ix_(groups[a], groups[b])].mean() > threshold
 
 
 def test_equal_images_are_one_cluster():
-    found = average_linkage(csr_matrix((np.zeros(6), ([0, 1, 0, 2, 1, 2], [1, 0, 2, 0, 2, 1])), shape=(4, 4)), 0.1)
-    assert found.tolist() == [found[0]] * 3 + [3]
+    actual = average_linkage(csr_matrix((np.zeros(6), ([0, 1, 0, 2, 1, 2], [1, 0, 2, 0, 2, 1])), shape=(4, 4)), 0.1)
+    assert actual.tolist() == [actual[0]] * 3 + [3]
 
 
 def slow_dbscan(dense, radius, min_samples):
@@ -189,24 +189,25 @@ def test_dbscan_groups_what_is_within_reach_of_cores():
     graph = jaccard_graph(feats, 6, 3)
     dense = dense_distances(graph)
     core, group, near = slow_dbscan(dense, 0.5, 4)
-    found = labelled(feats, 0, method="dbscan", threshold=0.5, min_samples=4).identities
-    assert same_groups(found[core], group[core])
+    actual = labelled(feats, 0, method="dbscan", threshold=0.5, min_samples=4).identities
+    assert same_groups(actual[core], group[core])
     for i in np.flatnonzero(~core):
         around = group[near[i] & core]
-        assert found[i] in {found[core][group[core] == one][0] for one in around} if len(around) else found[i] == NOBODY
+        allowed = {actual[core][group[core] == number][0] for number in around} if len(around) else {NOBODY}
+        assert actual[i] in allowed
     assert core.any()
-    assert (found == NOBODY).any()
+    assert (actual == NOBODY).any()
 
 
 def test_a_clustered_images_distance_is_that_to_the_nearest_of_its_own():
     feats = table()
     graph = jaccard_graph(feats, 6, 3, 0.5)
-    found = labelled(feats, 0, method="dbscan", threshold=0.5, min_samples=3)
+    actual = labelled(feats, 0, method="dbscan", threshold=0.5, min_samples=3)
     dense = dense_distances(graph)
-    for i, identity in enumerate(found.identities):
-        others = (found.identities == identity) if identity != NOBODY else np.ones(len(feats), bool)
+    for i, identity in enumerate(actual.identities):
+        others = (actual.identities == identity) if identity != NOBODY else np.ones(len(feats), bool)
         others[i] = False
-        assert found.distances[i] == np.float32(dense[i][others].min())
+        assert actual.distances[i] == np.float32(dense[i][others].min())
 
 
 # ------------------------------------------------------------------ numbers
@@ -217,9 +218,9 @@ def test_identities_of_one_image_are_dropped_and_the_others_numbered_by_first_im
 
 def test_an_identity_keeps_the_number_of_which_it_has_most_images():
     before = np.array([5, 5, 5, 8, 8, -1, 2, 2, -1])
-    found = keep_numbers(np.array([0, 0, 1, 1, 1, 2, 3, 3, -1]), before)
+    actual = keep_numbers(np.array([0, 0, 1, 1, 1, 2, 3, 3, -1]), before)
     # 0 has two images of 5, 1 has two of 8 and one of 5, 2 has nothing from before, 3 is 2
-    assert found.tolist() == [5, 5, 8, 8, 8, 9, 2, 2, -1]
+    assert actual.tolist() == [5, 5, 8, 8, 8, 9, 2, 2, -1]
 
 
 def test_two_identities_from_one_do_not_both_keep_its_number():
@@ -236,23 +237,23 @@ def test_without_an_earlier_labelling_the_numbers_stay():
 def test_label_quality_is_that_of_all_pairs(seed):
     rng = np.random.default_rng(seed)
     identities, truth = rng.integers(-1, 5, 40), rng.integers(-1, 6, 40)
-    found = label_quality(identities, truth)
+    actual = label_quality(identities, truth)
     known = [i for i in range(40) if truth[i] >= 0]
     pairs = [(i, j) for i in known for j in known if i < j]
     together = {(i, j) for i, j in pairs if identities[i] == identities[j] != NOBODY}
     same = {(i, j) for i, j in pairs if truth[i] == truth[j]}
     precision, recall = len(together & same) / len(together), len(together & same) / len(same)
-    assert found["pair_precision"] == pytest.approx(precision, abs=1e-4)
-    assert found["pair_recall"] == pytest.approx(recall, abs=1e-4)
-    assert found["pair_f1"] == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-4)
-    assert found["images"] == sum(identities[i] >= 0 for i in known)
-    assert found["persons"] == len({truth[i] for i in known})
+    assert actual["pair_precision"] == pytest.approx(precision, abs=1e-4)
+    assert actual["pair_recall"] == pytest.approx(recall, abs=1e-4)
+    assert actual["pair_f1"] == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-4)
+    assert actual["images"] == sum(identities[i] >= 0 for i in known)
+    assert actual["persons"] == len({truth[i] for i in known})
 
 
 def test_perfect_labels_have_perfect_figures():
     truth = np.array([3, 3, 1, 1, 1])
-    found = label_quality(np.array([0, 0, 1, 1, 1]), truth)
-    assert [found[key] for key in ("pair_precision", "pair_recall", "pair_f1", "nmi")] == [1, 1, 1, 1]
+    actual = label_quality(np.array([0, 0, 1, 1, 1]), truth)
+    assert [actual[key] for key in ("pair_precision", "pair_recall", "pair_f1", "nmi")] == [1, 1, 1, 1]
 
 
 def test_the_report_says_what_another_threshold_would_have_taken():

@@ -79,8 +79,8 @@ def test_a_labelled_set_is_what_training_reads(cfg_of, tmp_path, tiny_data, rule
     loaders = make_dataloader(cfg, test=False)
     known = load_naic(tiny_data, parts=("train",)).pid_names
     assert loaders.data.pid_names == [*known, *sorted(f"train_2020_fs_unlabel_{i}" for i in set(pid_of.values()))]
-    shown = {key: pid for batch in loaders.train for key, pid in zip(batch.keys, batch.pids.tolist(), strict=True)}
-    pseudo = {key: pid for key, pid in shown.items() if key.startswith("unlabel/")}
+    batched = {key: pid for batch in loaders.train for key, pid in zip(batch.keys, batch.pids.tolist(), strict=True)}
+    pseudo = {key: pid for key, pid in batched.items() if key.startswith("unlabel/")}
     assert pseudo
     for key, pid in pseudo.items():
         assert loaders.data.pid_names[pid] == f"train_2020_fs_unlabel_{pid_of[Path(key).name]}"

@@ -240,13 +240,13 @@ def test_a_figure_from_another_set_is_no_bar_for_the_best_checkpoint(monkeypatch
     run = SimpleNamespace(cfg=cfg, model=None, precision=None, workers=None, batches=1, best={},
                           loaders=SimpleNamespace(measured_on="a", on_validation=True), broadcast_buffers=lambda: None,
                           tested_weights=contextlib.nullcontext)
-    found = []
+    is_best = []
     for on, value in (("a", 0.5), ("test", 0.9), ("a", 0.4), ("b", 0.3), ("b", 0.3), ("b", 0.4)):
         run.loaders.measured_on, run.loaders.on_validation = on, on != "test"
         figures = {"all": {"plain": {"mAP": value, "num_valid": 1}}}
         monkeypatch.setattr(trainer, "evaluate", lambda *_, figures=figures: figures)
-        found.append(trainer.evaluate_epoch(run, SimpleNamespace(log=None), 1))
-    assert found == [True, False, False, True, False, True]
+        is_best.append(trainer.evaluate_epoch(run, SimpleNamespace(log=None), 1))
+    assert is_best == [True, False, False, True, False, True]
 
 
 def test_a_missing_split_stops_the_training(tiny_data, tmp_path):

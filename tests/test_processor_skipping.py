@@ -82,9 +82,9 @@ def steps(run, spoil, numbers):
 
 
 def state(run):
-    found = copy.deepcopy(state_of(run, 0, 0))
-    skipped = found.pop("skipped").tolist()
-    return found, skipped
+    actual = copy.deepcopy(state_of(run, 0, 0))
+    skipped = actual.pop("skipped").tolist()
+    return actual, skipped
 
 
 @pytest.mark.parametrize(("optimizer", "spoilt", "parts"), [
@@ -106,11 +106,11 @@ def test_a_skipped_step_leaves_no_trace(tiny_data, tmp_path, monkeypatch, optimi
     assert_same_state(before, after, ())
     steps(run, SPOILT[spoilt], [3, -5, 4, 5, 6])
     steps(healthy, None, [1, 2, 3, 4, 5, 6])
-    found, skipped = state(run)
+    actual, skipped = state(run)
     expected, none = state(healthy)
     assert (skipped, none) == ([0, 4], [0, 0])
-    assert_same_state(found, expected, ())
-    assert not any(torch.equal(found["model"][key], before["model"][key]) for key in found["model"]
+    assert_same_state(actual, expected, ())
+    assert not any(torch.equal(actual["model"][key], before["model"][key]) for key in actual["model"]
                    if key.endswith(("running_mean", "weight")))
 
 

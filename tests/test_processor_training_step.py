@@ -61,9 +61,9 @@ def test_clipping_is_torchs_and_leaves_the_centres_alone(tiny_data, tmp_path):
             nn.utils.clip_grad_norm_(expected, limit)
         assert clip_gradients(run).item() == pytest.approx(norm.item(), rel=1e-6)
         for (name, gradient), other in zip(of_model.items(), expected, strict=True):
-            found = run.model.get_parameter(name).grad
-            assert torch.equal(found, other.grad)
-            torch.testing.assert_close(found, gradient * factor, rtol=1e-5, atol=0)
+            actual = run.model.get_parameter(name).grad
+            assert torch.equal(actual, other.grad)
+            torch.testing.assert_close(actual, gradient * factor, rtol=1e-5, atol=0)
         assert torch.equal(run.criterion.centers["global"].centers.grad, before["centers.global.centers"])
 
 
@@ -75,8 +75,8 @@ def test_micro_batches_add_up_to_the_batch(tiny_data, tmp_path, sampler, parts):
     whole = build(cfg_of(tiny_data, tmp_path, *changes))
     run = build(cfg_of(tiny_data, tmp_path, *changes, "SOLVER.ACCUMULATION_STEPS", parts))
     batch = first_batch(whole)
-    (expected, values), (found, means) = gradients(whole, batch), gradients(run, batch)
-    assert found.keys() == expected.keys()
+    (expected, values), (actual, means) = gradients(whole, batch), gradients(run, batch)
+    assert actual.keys() == expected.keys()
     for name in ("id", "acc", "center"):
         if name in values:
             torch.testing.assert_close(means[name], values[name], rtol=1e-5, atol=1e-6)
@@ -86,9 +86,9 @@ def test_micro_batches_add_up_to_the_batch(tiny_data, tmp_path, sampler, parts):
         found_parts = zip(images.chunk(parts), batch.pids.chunk(parts), strict=True)
         terms = [run.criterion(run.model(*part), part[1])[1]["triplet"] for part in found_parts]
         torch.testing.assert_close(means["triplet"], torch.stack(terms).mean())
-        found, expected = ({"centers": each["centers.global.centers"]} for each in (found, expected))
+        actual, expected = ({"centers": each["centers.global.centers"]} for each in (actual, expected))
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_draws_are_those_of_the_place_in_the_run(tiny_data, tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_draws_are_those_of_the_place_in_the_run(tiny_data, tmp_path, monkeypatc
         torch.rand(3)  # what was drawn before does not matter
         losses.setdefault(at, []).append(gradients(run, batch, frozen=False, at=at)[1]["loss"].item())
     assert losses[1, 1][0] == losses[1, 1][1]
-    assert len({found[0] for found in losses.values()}) == 3
+    assert len({actual[0] for actual in losses.values()}) == 3
 
 
 # ------------------------------------------------------------------ a held backbone

@@ -21,24 +21,24 @@ def values_of(step):
 
 # ------------------------------------------------------------------ means
 def test_a_mean_leaves_out_the_steps_that_do_not_count():
-    found = MeanMeter()
-    assert found.means() == {}
+    running = MeanMeter()
+    assert running.means() == {}
     counted = [step for step in range(20) if step % 3]
     for step in range(20):
         values = values_of(step)
         if step not in counted:
             values["loss"] = torch.tensor(math.nan)
-        found.update(values, torch.tensor(step in counted))
-    for name, mean in found.means().items():
+        running.update(values, torch.tensor(step in counted))
+    for name, mean in running.means().items():
         assert mean == pytest.approx(np.mean([values_of(step)[name].item() for step in counted]), rel=1e-14)
-    found.reset()
-    assert found.means() == {}
+    running.reset()
+    assert running.means() == {}
 
 
 def test_a_mean_of_nothing_is_not_a_number():
-    found = MeanMeter()
-    found.update(values_of(0), torch.tensor(False))
-    assert all(math.isnan(mean) for mean in found.means().values())
+    running = MeanMeter()
+    running.update(values_of(0), torch.tensor(False))
+    assert all(math.isnan(mean) for mean in running.means().values())
 
 
 def test_a_restored_meter_goes_on_to_the_bit():
@@ -56,11 +56,11 @@ def test_a_restored_meter_goes_on_to_the_bit():
 
 
 def test_a_meter_keeps_what_it_was_given_and_no_graph():
-    found, value = MeanMeter(), torch.tensor(1.0, requires_grad=True)
-    found.update({"loss": value * 2})
-    assert not found.state_dict()["sums"].requires_grad
+    running, value = MeanMeter(), torch.tensor(1.0, requires_grad=True)
+    running.update({"loss": value * 2})
+    assert not running.state_dict()["sums"].requires_grad
     with pytest.raises(AssertionError, match="the same names"):
-        found.update({"other": value})
+        running.update({"other": value})
 
 
 # ------------------------------------------------------------------ phases

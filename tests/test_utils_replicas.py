@@ -41,20 +41,20 @@ def replicate(module, count):
 
 def in_threads(replicas, inputs, kwargs, devices):
     """torch.nn.parallel.parallel_apply without streams."""
-    found = [None] * len(replicas)
+    results = [None] * len(replicas)
 
     def work(number):
         try:
-            found[number] = replicas[number](*inputs[number])
+            results[number] = replicas[number](*inputs[number])
         except Exception as error:
-            found[number] = error
+            results[number] = error
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(replicas))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not any(isinstance(one, Exception) for one in found), found
-    return found
+    assert not any(isinstance(one, Exception) for one in results), results
+    return results
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def assert_same_state(first, second, but=("/config", "/checksum")):
         assert torch.equal(one, other) if torch.is_tensor(one) else one == other, name
 
 
-def record_of(folder):
+def log_lines(folder):
     """The lines of metrics.jsonl without the speeds."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in _SPEEDS} for line in lines]
