@@ -21,6 +21,8 @@ SIBLINGS = {
     "datasets/augment": ("datasets.bases", "datasets.files"),
     "processor/retrieval/search": (),
 }
+# Who may take the whole config, beside make_*.py and the files of processor/ itself; all else takes what it needs.
+TAKES_CFG = ("configs/", "tools/", "processor/training/build.py")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -53,6 +55,15 @@ def test_a_room_imports_only_what_it_may(path):
         assert inside(name, (room, *ALLOWED[room])), f"{place} imports {name}"
         if folder and inside(name, (place.split("/")[0],)):
             assert inside(name, (folder, *SIBLINGS[folder])), f"{place} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_builders_and_what_a_tool_calls_take_the_config(path):
+    place = path.relative_to(ROOT).as_posix()
+    takes = [node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.FunctionDef) and "cfg" in {arg.arg for arg in node.args.args}]
+    may = path.name.startswith("make_") or path.parent == ROOT / "processor" or place.startswith(TAKES_CFG)
+    assert may or not takes, f"{place}: {takes}"
 
 
 def test_every_folder_says_in_one_line_what_belongs_there():
