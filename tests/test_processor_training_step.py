@@ -167,8 +167,6 @@ def test_between_log_lines_nothing_is_asked_of_the_device(tiny_data, tmp_path, m
     cfg = cfg_of(tiny_data, tmp_path, "SOLVER.OPTIMIZER_NAME", "Adam", "SOLVER.CLIP_GRAD_NORM", 1.0,
                  "SOLVER.ACCUMULATION_STEPS", 2)
     run = build(cfg)
-    if not all(optimizer.defaults.get("fused") for optimizer in run.optimizers):
-        pytest.skip("this torch has no fused optimisers for the CPU")
     monkeypatch.setattr(Recipe, "is_lineage", lambda _: False)  # augmented as on a CUDA device
     batches, timer, asked = list(run.loaders.train), PhaseTimer(), Counter()
     run.model.train()
