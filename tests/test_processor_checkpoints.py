@@ -137,7 +137,7 @@ def test_the_newest_good_one_is_found_wherever_it_is(tiny_data, folder):
         path, state = checkpoints.find("auto")
         assert (path.name, [state["epoch"], state["batches"]]) == (name, position)
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="has no checkpoint to go on from, but best.pth, latest.pth, "):
+    with pytest.raises(ValueError, match=r"has no checkpoint to go on from, but best\.pth, latest\.pth, "):
         checkpoints.find("auto")
     assert checkpoints.newest_good() is None
 
