@@ -22,7 +22,8 @@ SIBLINGS = {
     "processor/retrieval/search": (),
 }
 # Who may take the whole config, beside make_*.py and the files of processor/ itself; all else takes what it needs.
-TAKES_CFG = ("configs/", "tools/", "processor/training/build.py")
+# (stages/facts.py is about the config: what of it a stage depends on.)
+TAKES_CFG = ("configs/", "tools/", "processor/training/build.py", "processor/stages/facts.py")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
