@@ -1,16 +1,17 @@
 """Training and testing in several processes: the gradients, weights and features of one process."""
 import json
 import os
-import signal
 import subprocess
-import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_options
-from processes import processes_by_hand, run_together, start_together, torchrun_command
+from conftest import quick_options, tiny_options
+from processes import processes_by_hand, run_together, torchrun_command
 from tool_server import ROOT
+from torch.nn.parallel import DistributedDataParallel
+from trainings import train_together
 
 from configs import load_cfg
 from datasets.batches import Batch, SequentialBatches
@@ -19,7 +20,7 @@ from processor.training.build import build
 from processor.training.step import forward_backward, train_step
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
-from utils.meter import Laps
+from utils.meter import PhaseTimer
 from utils.process import EXIT_STOPPED
 
 BATCH = 16
@@ -51,13 +52,13 @@ def batch_of(run, step, order=None):
     if order is not None:
         images, pids, positions = images[order], pids[order], positions[order]
     width = BATCH // run.workers.size
-    own = slice(run.workers.rank * width, (run.workers.rank + 1) * width)
-    return Batch(torch.from_numpy(images[own]), torch.from_numpy(pids[own]), [""] * width, positions[own])
+    share = slice(run.workers.rank * width, (run.workers.rank + 1) * width)
+    return Batch(torch.from_numpy(images[share]), torch.from_numpy(pids[share]), [""] * width, positions[share])
 
 
 def gradients(run, order=None):
     """Gradients of one batch by name, and the values that are reported."""
-    values = forward_backward(run, batch_of(run, 0, order), 1, 1, Laps())
+    values = forward_backward(run, batch_of(run, 0, order), 1, 1, PhaseTimer())
     found = {name: p.grad for name, p in [*run.model.named_parameters(), *run.criterion.named_parameters()]
              if p.grad is not None}
     means = run.workers.mean(torch.stack([value.double() for value in values.values()]))
@@ -66,7 +67,7 @@ def gradients(run, order=None):
 
 def weights_after(run, steps):
     for step in range(1, steps + 1):
-        train_step(run, batch_of(run, step), 1, step, Laps())
+        train_step(run, batch_of(run, step), 1, step, PhaseTimer())
     return {**run.model.state_dict(), **run.criterion.state_dict()}
 
 
@@ -150,25 +151,40 @@ def test_a_whole_run_trains_evaluates_and_tests_in_shared_work(tiny_data, tmp_pa
     assert lines[-1]["all/mAP"] == pytest.approx(tested["mAP"], abs=1e-6)
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(tiny_data, tmp_path):
-    opts = [*tiny_options(tiny_data, tmp_path / "model"), "SOLVER.MAX_EPOCHS", "400", "SOLVER.CHECKPOINT_PERIOD", "400",
-            "SOLVER.STEPS", "[]"]
-    running = start_together(2, "train", *opts)
+# ------------------------------------------------------------------ stopped
+@pytest.mark.parametrize(("rank", "at", "held"), [
+    (1, (1, 3), 0),  # the process that writes no checkpoint
+    (0, (2, 2), 1),  # after an evaluation in shared work, with a wrapper made when the backbone began to learn
+])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tiny_data, tmp_path, rank, at, held):
+    words = quick_options(tiny_data, tmp_path, "MODEL.FREEZE_EPOCHS", held)
+    codes, errors = train_together(2, words, "SIGTERM to the group", ("train_step", *at), rank)
+    assert codes == [EXIT_STOPPED, EXIT_STOPPED], errors
+    epoch, batches = at
+    stopped = read_checkpoint(tmp_path / "latest.pth")
+    assert (stopped["epoch"], stopped["batches"]) == (epoch - 1, batches)  # the step at work was finished
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_process_ends_the_other_with_one_line(tiny_data, tmp_path, lost):
+    words = quick_options(tiny_data, tmp_path, "SOLVER.EVAL_PERIOD", 0)
+    codes, errors = train_together(2, words, "kill", ("train_step", 1, 3), lost)
+    assert (codes[lost], codes[1 - lost]) == (-9, 2), errors
+    line = errors[1 - lost].splitlines()[-1]
+    assert line.startswith(f"error: process {1 - lost} of 2: another process is gone, so this one stops, too; nothing")
+
+
+def test_a_closed_run_lets_go_of_the_process_group(tiny_opts, tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "model" / "metrics.jsonl").is_file() or not (
-                tmp_path / "model" / "metrics.jsonl").read_text():
-            assert time.monotonic() < deadline, running[0].stderr()
-            time.sleep(0.05)
-        running[1].send_signal(signal.SIGTERM)  # the one that writes no checkpoint
-        codes = [process.wait(timeout=60) for process in running]
+        run = build(load_cfg(None, tiny_opts), workers=Workers(0, 2))
+        net, reducer = run.net, weakref.ref(run.net.reducer)  # net: as the frames of an exception hold it
+        assert isinstance(net, DistributedDataParallel)
+        assert reducer() is not None
+        run.close()
+        assert (run.net, reducer()) == (None, None)
     finally:
-        for process in running:
-            process.kill()
-    assert codes == [EXIT_STOPPED, EXIT_STOPPED], running[0].stderr()
-    stopped = read_checkpoint(tmp_path / "model" / "latest.pth")
-    assert stopped["batches"] > 0
-    assert stopped["epoch"] < 400
+        torch.distributed.destroy_process_group()
 
 
 # ------------------------------------------------------------------ what is refused

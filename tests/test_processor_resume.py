@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import quick_options, split_of
-from trainings import ROOT, assert_same_state, board_of, record_of, train
+from trainings import ROOT, assert_same_state, board_of, log_lines, train
 
 from configs import load_cfg
 from processor import trainer
@@ -30,8 +30,8 @@ def options(tiny_data, folder, *changes):
 def whole(tiny_data, tmp_path_factory):
     """The folder of a run that nothing befell; not to be changed."""
     folder = tmp_path_factory.mktemp("whole")
-    code, said = train(options(tiny_data, folder))
-    assert code == 0, said
+    code, errors = train(options(tiny_data, folder))
+    assert code == 0, errors
     return folder
 
 
@@ -42,13 +42,13 @@ def position(folder):
 
 
 def assert_same_end(folder, whole):
-    """Every checkpoint, the record and the board are those of the run that nothing befell."""
+    """Every checkpoint, the metrics log and the board are those of the run that nothing befell."""
     names = sorted(path.name for path in whole.glob("*.pth"))
     assert len(names) == EPOCHS + 2  # latest.pth and best.pth
     assert sorted(path.name for path in folder.glob("*.pth")) == names
     for name in names:
         assert_same_state(read_checkpoint(folder / name), read_checkpoint(whole / name))
-    assert record_of(folder) == record_of(whole)
+    assert log_lines(folder) == log_lines(whole)
     boards = [board_of(one, folder / f"board_{number}") for number, one in enumerate((folder, whole))]
     steps, expected = ({name: [step for step, _ in points] for name, points in board.items()} for board, _ in boards)
     assert steps == expected
@@ -65,18 +65,18 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(whole, tiny_data, tm
              ("save_epoch", 1), ("save_if_asked", 2, 3), ("draw_curves",)]
     reached = [None, (0, 3), (0, 5), (0, 6), (0, 7), (1, 2), (2, 0)]
     for kill, last in zip(kills, reached, strict=True):
-        code, said = train(["--resume", *words], "kill", kill)
-        assert code == -9, said
+        code, errors = train(["--resume", *words], "kill", kill)
+        assert code == -9, errors
         assert (position(tmp_path) if (tmp_path / "latest.pth").exists() else None) == last
-    code, said = train(["--resume", *words])
-    assert code == 0, said
+    code, errors = train(["--resume", *words])
+    assert code == 0, errors
     assert_same_end(tmp_path, whole)
 
 
 def test_the_tool_killed_from_outside_goes_on_to_the_same_bits(tiny_data, tmp_path):
     changes = ["MODEL.NAME", "resnet18_ibn_b_w32", "SOLVER.MAX_EPOCHS", 1, "SOLVER.STEPS", "[]"]
-    code, said = train(options(tiny_data, tmp_path / "whole", *changes))
-    assert code == 0, said
+    code, errors = train(options(tiny_data, tmp_path / "whole", *changes))
+    assert code == 0, errors
     words = options(tiny_data, tmp_path / "parts", *changes, *EVERY_STEP)
     with subprocess.Popen([sys.executable, str(ROOT / "tools" / "train.py"), *words], stderr=subprocess.PIPE,
                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
@@ -84,8 +84,8 @@ def test_the_tool_killed_from_outside_goes_on_to_the_same_bits(tiny_data, tmp_pa
             if "latest.pth after epoch 0 and 3 batches" in line:
                 process.kill()
     assert process.returncode in (-9, 0)  # where the machine is busy, it may have ended before the kill
-    code, said = train(["--resume", *words])
-    assert code == 0, said
+    code, errors = train(["--resume", *words])
+    assert code == 0, errors
     for name in ("resnet18_ibn_b_w32_1.pth", "best.pth"):
         assert_same_state(read_checkpoint(tmp_path / "parts" / name), read_checkpoint(tmp_path / "whole" / name))
 
@@ -95,23 +95,23 @@ def test_a_kill_without_a_checkpoint_in_the_epoch_costs_the_epoch_and_no_bit(who
     words = options(tiny_data, tmp_path, *NEVER)
     random = np.random.default_rng(seed)
     for epoch in (1, 2):
-        code, said = train(["--resume", *words], "kill", ("train_step", epoch, int(random.integers(2, 9))))
-        assert code == -9, said
-    code, said = train(["--resume", *words])
-    assert code == 0, said
-    assert f"going on from {tmp_path / 'latest.pth'} after epoch 1\n" in said
+        code, errors = train(["--resume", *words], "kill", ("train_step", epoch, int(random.integers(2, 9))))
+        assert code == -9, errors
+    code, errors = train(["--resume", *words])
+    assert code == 0, errors
+    assert f"going on from {tmp_path / 'latest.pth'} after epoch 1\n" in errors
     assert_same_end(tmp_path, whole)
 
 
 @pytest.mark.parametrize("at", [("train_step", 2, 3), ("save_epoch", 2)])
 def test_a_kill_in_the_middle_of_a_write_leaves_the_checkpoint_before(whole, tiny_data, tmp_path, at):
     words = options(tiny_data, tmp_path, *EVERY_STEP)
-    code, said = train(words, "kill in the next write", at)
-    assert code == -9, said
+    code, errors = train(words, "kill in the next write", at)
+    assert code == -9, errors
     assert len(list(tmp_path.glob(".*.tmp"))) == 1
     assert position(tmp_path) == ((1, 2) if at[0] == "train_step" else (1, BATCHES))
-    code, said = train(["--resume", *words])
-    assert code == 0, said
+    code, errors = train(["--resume", *words])
+    assert code == 0, errors
     assert_same_end(tmp_path, whole)
 
 
@@ -119,28 +119,28 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_checkpoint_before(whole, tin
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
 def test_a_signal_to_all_its_processes_ends_a_run_with_a_checkpoint(whole, tiny_data, tmp_path, signal):
     words = options(tiny_data, tmp_path, "DATALOADER.NUM_WORKERS", 2)
-    code, said = train(words, f"{signal} to the group", ("train_step", 2, 3))
-    assert code == EXIT_STOPPED, said
-    assert said.splitlines()[-1] == f"stopped ({signal}); the checkpoint is written, --resume goes on from it"
+    code, errors = train(words, f"{signal} to the group", ("train_step", 2, 3))
+    assert code == EXIT_STOPPED, errors
+    assert errors.splitlines()[-1] == f"stopped ({signal}); the checkpoint is written, --resume goes on from it"
     assert position(tmp_path) == (1, 3)  # the step at work was finished
-    code, said = train(["--resume", *words])
-    assert code == 0, said
+    code, errors = train(["--resume", *words])
+    assert code == 0, errors
     assert_same_end(tmp_path, whole)
 
 
 def test_a_second_interrupt_ends_at_once(tiny_data, tmp_path):
-    code, said = train(options(tiny_data, tmp_path, *NEVER), "SIGINT twice", ("train_step", 1, 2))
-    assert (code, said.splitlines()[-1]) == (130, "interrupted")
+    code, errors = train(options(tiny_data, tmp_path, *NEVER), "SIGINT twice", ("train_step", 1, 2))
+    assert (code, errors.splitlines()[-1]) == (130, "interrupted")
     assert not (tmp_path / "latest.pth").exists()
 
 
 def test_a_signal_ends_an_evaluation_at_once_and_the_epoch_is_kept(whole, tiny_data, tmp_path):
     words = options(tiny_data, tmp_path, *NEVER)
-    code, said = train(words, "SIGTERM, then nothing", ("evaluate_epoch", 1))
-    assert code == EXIT_STOPPED, said
+    code, errors = train(words, "SIGTERM, then nothing", ("evaluate_epoch", 1))
+    assert code == EXIT_STOPPED, errors
     assert position(tmp_path) == (0, BATCHES)
-    code, said = train(["--resume", *words])
-    assert code == 0, said
+    code, errors = train(["--resume", *words])
+    assert code == 0, errors
     assert_same_end(tmp_path, whole)
 
 

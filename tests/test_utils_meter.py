@@ -64,7 +64,7 @@ def test_a_meter_keeps_what_it_was_given_and_no_graph():
 
 
 # ------------------------------------------------------------------ phases
-def test_laps_share_out_the_time_between_the_phases(monkeypatch):
+def test_a_timer_shares_out_the_time_between_the_phases(monkeypatch):
     now = iter([0.0, 1.0, 4.0, 5.0, 10.0])
     monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: next(now)))
     waited = []

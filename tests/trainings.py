@@ -1,7 +1,7 @@
 """tools/train.py in processes that die where a test says, and what it compares of two trainings.
 
 As a script it is tools/train.py: its first word, {"what": one of _DEEDS, "at": [function of processor.trainer, its
-integers ...]} in JSON, says what befalls it, the others are the tool's.
+integers ...], "rank": in which process} in JSON, says what befalls it, the others are the tool's.
 """
 import io
 import json
@@ -13,7 +13,8 @@ import sys
 import time
 
 import torch
-from tool_server import ROOT, run_tool
+from processes import run_together
+from tool_server import ROOT
 from torch import nn
 
 TINY_BACKBONE = "tiny_with_dropout"  # its checkpoints are written in no time, and its forward pass draws
@@ -26,8 +27,18 @@ def train(words, what="", at=()):
 
     what, at: what befalls it when the function at[0] of processor.trainer is called with the integers at[1:].
     """
-    done = run_tool(__file__, json.dumps({"what": what, "at": list(at)}), *words, seconds=_LONGEST)
+    done = run_tool(__file__, _befalls(what, at), *words, seconds=_LONGEST)
     return done.returncode, done.stderr
+
+
+def train_together(processes, words, what="", at=(), rank=0):
+    """The exit code and stderr of each of the processes that train together; what befalls, befalls this rank."""
+    codes, _, errors = run_together(processes, __file__, _befalls(what, at, rank), *words, seconds=_LONGEST)
+    return codes, errors
+
+
+def _befalls(what, at, rank=0):
+    return json.dumps({"what": what, "at": list(at), "rank": rank})
 
 
 # ------------------------------------------------------------------ what befalls a training
@@ -152,6 +163,6 @@ if __name__ == "__main__":
 
     add_tiny_backbone(BACKBONES)
     befalls = json.loads(sys.argv.pop(1))
-    if befalls["what"]:
+    if befalls["what"] and befalls.pop("rank") == int(os.environ.get("RANK", "0")):
         _befall(**befalls)
     runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
