@@ -10,7 +10,7 @@ from processor.retrieval.search.search import Neighbours
 
 
 def people(num_query, num_gallery, dim=12, identities=6, noise=0.5, norms=1.0, seed=0):
-    """Clustered features, unit length where norms is 1."""
+    """Clustered features, unit length if norms is 1."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((identities, dim))
     feat = centres[rng.integers(identities, size=num_query + num_gallery)]
@@ -21,7 +21,7 @@ def people(num_query, num_gallery, dim=12, identities=6, noise=0.5, norms=1.0, s
 
 
 def squared_distances(query, gallery):
-    """[N, N] float32, all pairs one after the other: where two nearly tie, these decide."""
+    """[N, N] float32, all pairs pair after pair: if two nearly tie, these decide."""
     features = FeatureRows(query, gallery)
     size = len(features)
     left, right = torch.arange(size).repeat_interleave(size), torch.arange(size).repeat(size)
@@ -45,7 +45,7 @@ def slow_neighbours(squared, k):
 
 
 def slow_set(order, i, k1):
-    """R*(i, k1): the k-reciprocal neighbours of image i, and what their own sets add (eq. 5 of the paper)."""
+    """R*(i, k1): the k-reciprocal neighbours of image i, and what their sets add (eq. 5 of the paper)."""
     def reciprocal(image, k):
         return {j for j in order[image][: k + 1] if image in order[j][: k + 1]}
 

@@ -25,7 +25,7 @@ CPU = Precision(torch.device("cpu"), fp16=False)
 
 
 def model_tested(tiny_opts, folder, seed, *changes, **kwargs):
-    """Test a random model in a folder of its own."""
+    """Test a random model in its folder."""
     cfg = load_cfg(None, [*tiny_opts, "OUTPUT_DIR", str(folder), "TEST.WEIGHT", str(folder / "net_1.pth"),
                           *map(str, changes)])
     seed_everything(seed)
@@ -243,7 +243,7 @@ def test_weights_of_the_lineage_load_with_a_module_prefix(models, tiny_opts, tmp
     (["TEST.WEIGHT", ""], "TEST.WEIGHT is empty"),
     (["TEST.WEIGHT", "nowhere.pth"], "nowhere.pth"),
 ])
-def test_a_missing_weight_is_said_before_anything_slow(tiny_opts, changes, message):
+def test_a_missing_weight_is_refused_before_anything_slow(tiny_opts, changes, message):
     with pytest.raises((ValueError, OSError), match=message):
         do_inference(load_cfg(None, [*tiny_opts, *changes]))
 

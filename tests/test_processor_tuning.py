@@ -35,13 +35,13 @@ def write_bank(folder: Path, noise: float, seed: int, ranking=RANKING, branches=
     """A model whose features are 8 identities' centres and noise; the images depend on the domain alone."""
     writer = BankWriter(folder / "features")
     for number, (domain, (num_query, num_gallery)) in enumerate(sizes.items()):
-        shared, own = np.random.default_rng(number), np.random.default_rng([seed, number])
+        shared, noises = np.random.default_rng(number), np.random.default_rng([seed, number])
         size = num_query + num_gallery
         pids, camids = shared.integers(8, size=size), shared.integers(3, size=size)
         centres = shared.normal(size=(8, 16))
         feats = {branch: writer.array(domain, branch, (size, 16)) for branch in branches}
         for array in feats.values():
-            array[:] = centres[pids] + noise * own.normal(size=(size, 16))
+            array[:] = centres[pids] + noise * noises.normal(size=(size, 16))
         names = np.array([f"{domain}{i:04}.png" for i in range(size)])
         writer.add(domain, FeatureBank(feats, pids if truth else np.full(size, -1), camids, names, num_query, truth,
                                        drop_same_camera=True))
@@ -101,8 +101,8 @@ def oracle(folders, setting) -> RankResult:
 @pytest.mark.parametrize("names", ["a", ("a", "b"), ("parts", "a")])
 def test_every_row_is_what_re_ranking_by_itself_gives(banks, tmp_path, names):
     folders = [banks / name for name in names]
-    found = tune(folders, tmp_path, GRID)
-    re_ranked = [row for row in found.rows if all(row.setting.re_ranking)]
+    answer = tune(folders, tmp_path, GRID)
+    re_ranked = [row for row in answer.rows if all(row.setting.re_ranking)]
     assert len(re_ranked) > len(GRID.pairs()) * len(GRID.lambdas) * (1 if names == "a" else 5)
     assert {row.setting.encoding[0] for row in re_ranked} >= set(GRID.pairs())
     for row in re_ranked:
@@ -116,11 +116,11 @@ def test_every_row_is_what_re_ranking_by_itself_gives(banks, tmp_path, names):
 @pytest.mark.parametrize("expansion", [{}, {"query_expansion": 3, "database_augmentation": 2, "expansion_alpha": 1.0}])
 def test_the_two_to_compare_with_are_what_the_ensemble_gives(banks, tmp_path, expansion):
     folders = [banks / "a", write_bank(tmp_path / "c", 2, 5, replace(RANKING, re_ranking=(4, 3, 0.3), **expansion))]
-    found = tune(folders, tmp_path / "out", replace(GRID, weights=(1.0, 0.25)))
+    answer = tune(folders, tmp_path / "out", replace(GRID, weights=(1.0, 0.25)))
     expected = ensemble(folders, [1.0, 0.25], tmp_path / "e" / "submission.json")["all"]
-    for row, kind in ((found.plain, "plain"), (found.tested, "re_ranked")):
+    for row, kind in ((answer.plain, "plain"), (answer.tested, "re_ranked")):
         assert {**row.figures, "ci95": row.ci95} == expected[kind]
-    assert found.tested.setting.re_ranking == ((6, 2, 0.5), (4, 3, 0.3))
+    assert answer.tested.setting.re_ranking == ((6, 2, 0.5), (4, 3, 0.3))
 
 
 def test_what_is_to_be_pasted_gives_the_best_figures(banks, tmp_path):
@@ -132,41 +132,41 @@ def test_what_is_to_be_pasted_gives_the_best_figures(banks, tmp_path):
 
 
 def test_a_domain_can_be_tuned_by_itself(banks, tmp_path):
-    found = tune([banks / "a"], tmp_path / "out", GRID, domain="normal")
-    assert found.plain.figures["num_queries"] == 20
+    answer = tune([banks / "a"], tmp_path / "out", GRID, domain="normal")
+    assert answer.plain.figures["num_queries"] == 20
     expected = ensemble([banks / "a"], None, tmp_path / "e" / "submission.json")["normal"]
-    assert found.tested.figures == pytest.approx({name: expected["re_ranked"][name] for name in found.tested.figures})
+    assert answer.tested.figures == pytest.approx({name: expected["re_ranked"][name] for name in answer.tested.figures})
 
 
 @pytest.mark.parametrize("metric", tuning.METRICS)
 def test_the_best_has_the_largest_value_of_the_metric(banks, tmp_path, metric):
-    found = tune([banks / "a", banks / "b"], tmp_path, GRID, metric)
-    values = [row.figures[metric] for row in found.rows]
+    answer = tune([banks / "a", banks / "b"], tmp_path, GRID, metric)
+    values = [row.figures[metric] for row in answer.rows]
     assert values == sorted(values, reverse=True)
-    in_grid = [row.figures[metric] for row in found.rows if row.setting.encoding[0] in GRID.pairs()]
-    assert found.best.figures[metric] == max(in_grid)
+    in_grid = [row.figures[metric] for row in answer.rows if row.setting.encoding[0] in GRID.pairs()]
+    assert answer.best.figures[metric] == max(in_grid)
 
 
 def test_a_useless_model_gets_no_weight(banks, tmp_path):
-    found = tune([banks / "a", banks / "b", banks / "noise"], tmp_path, GRID)
-    weights = found.best.setting.weights
+    answer = tune([banks / "a", banks / "b", banks / "noise"], tmp_path, GRID)
+    weights = answer.best.setting.weights
     assert weights[2] <= 0.1 < min(weights[:2])
     assert sum(weights) == pytest.approx(1)
-    equal = [row for row in found.rows if row.setting.weights == (1 / 3,) * 3 and all(row.setting.re_ranking)]
-    assert found.best.figures["naic_score"] > max(row.figures["naic_score"] for row in equal) + 0.02
+    equal = [row for row in answer.rows if row.setting.weights == (1 / 3,) * 3 and all(row.setting.re_ranking)]
+    assert answer.best.figures["naic_score"] > max(row.figures["naic_score"] for row in equal) + 0.02
 
 
 @given(st.lists(st.fractions(0, 1), min_size=1, max_size=4).filter(any))
 def test_moves_change_one_weight_and_keep_the_sum(weights):
     weights = tuple(weight / sum(weights) for weight in weights)
-    found = moves(weights)
-    assert len(set(found)) == len(found) <= 3 * len(weights)
-    assert weights not in found
-    for one in found:
-        assert sum(one) == 1
-        assert min(one) >= 0
+    tried = moves(weights)
+    assert len(set(tried)) == len(tried) <= 3 * len(weights)
+    assert weights not in tried
+    for moved in tried:
+        assert sum(moved) == 1
+        assert min(moved) >= 0
         # All weights but one keep their ratios.
-        assert any(all(one[j] * weights[i] == one[i] * weights[j] for i in range(len(weights)) for j in range(i)
+        assert any(all(moved[j] * weights[i] == moved[i] * weights[j] for i in range(len(weights)) for j in range(i)
                        if k not in (i, j)) for k in range(len(weights)))
 
 
@@ -186,31 +186,31 @@ def test_each_model_is_searched_once_and_encoded_once_for_each_k1_and_k2(banks, 
 
 
 def test_what_the_models_were_tested_with_shares_the_pass_of_its_k1_and_k2(banks, tmp_path, counted):
-    found = tune([banks / "a"], tmp_path, Grid(k1=(6, 5), k2=(2,), lambdas=(1.0,)))
+    answer = tune([banks / "a"], tmp_path, Grid(k1=(6, 5), k2=(2,), lambdas=(1.0,)))
     assert counted["encode"] == 2 * len(SIZES)
-    assert found.rows[0] == found.tested  # it is better, but was not asked about
-    assert found.best.setting.re_ranking[0][2] == 1.0
-    assert "As tested, naic_score is" in format_tuning(found)
+    assert answer.rows[0] == answer.tested  # it is better, but was not asked about
+    assert answer.best.setting.re_ranking[0][2] == 1.0
+    assert "As tested, naic_score is" in format_tuning(answer)
 
 
 @pytest.mark.parametrize("compute", [Compute(memory=90 * 2**20), Compute(precision="bf16")])
 def test_memory_and_precision_change_nothing(banks, tmp_path, compute):
     folders = [banks / "a", banks / "b"]
-    one = tune(folders, tmp_path / "1", GRID, domain="green")
-    assert tune(folders, tmp_path / "2", GRID, domain="green", compute=compute).rows == one.rows
+    whole = tune(folders, tmp_path / "1", GRID, domain="green")
+    assert tune(folders, tmp_path / "2", GRID, domain="green", compute=compute).rows == whole.rows
 
 
 def test_counters_that_do_not_fit_the_memory_take_more_passes(banks, tmp_path, monkeypatch):
     folders = [banks / "a", banks / "b"]
-    one = tune(folders, tmp_path / "1", GRID)
+    whole = tune(folders, tmp_path / "1", GRID)
     monkeypatch.setattr(tuning_set, "free_bytes", lambda device: 2 * 4 * (2**16 + 500))
     validation = tuning.TuningSet(folders, 5)
     assert validation._at_once() == 2
-    assert tune(folders, tmp_path / "2", GRID).rows == one.rows
+    assert tune(folders, tmp_path / "2", GRID).rows == whole.rows
 
 
 # ------------------------------------------------------------------ resuming
-def test_an_interrupted_run_goes_on_where_it_was(banks, tmp_path, counted, monkeypatch):
+def test_an_interrupted_run_goes_on_from_its_results(banks, tmp_path, counted, monkeypatch):
     folders = [banks / "a", banks / "b"]
     whole = tune(folders, tmp_path / "whole", GRID)
     encoded_in_all, counted["encode"] = counted["encode"], 0
@@ -244,7 +244,7 @@ def test_a_second_run_searches_nothing_and_a_larger_grid_only_what_is_new(banks,
     assert set(map(repr, more.rows)) > set(map(repr, first.rows))
 
 
-def test_a_smaller_grid_shows_its_own_rows_and_the_file_keeps_all(banks, tmp_path):
+def test_a_smaller_grid_lists_its_rows_and_the_file_keeps_all(banks, tmp_path):
     first = tune([banks / "a"], tmp_path, GRID)
     fewer = tune([banks / "a"], tmp_path, replace(GRID, k1=(5,)))
     assert {row.setting.encoding[0] for row in fewer.rows} == {(5, 1), (5, 4), (6, 2), None}
@@ -272,9 +272,9 @@ def test_a_damaged_file_is_refused(banks, tmp_path, change):
 
 
 def test_the_files_hold_every_row_best_first(banks, tmp_path):
-    found = tune([banks / "a", banks / "b"], tmp_path, GRID)
+    answer = tune([banks / "a", banks / "b"], tmp_path, GRID)
     rows = read_json(tmp_path / "tuning.json")["rows"]
-    assert [row["figures"] for row in rows] == [row.figures for row in found.rows]
+    assert [row["figures"] for row in rows] == [row.figures for row in answer.rows]
     head, *lines = (tmp_path / "tuning.csv").read_text().splitlines()
     assert head.startswith(f"k1,k2,lambda,weight of {banks / 'a'},weight of {banks / 'b'},rank1,")
     assert head.endswith(",naic_score low,naic_score high")
@@ -284,11 +284,11 @@ def test_the_files_hold_every_row_best_first(banks, tmp_path):
 
 
 # ------------------------------------------------------------------ refusals
-def test_k2_beyond_k1_is_left_out_and_said(banks, tmp_path, caplog):
+def test_k2_beyond_k1_is_left_out_and_logged(banks, tmp_path, caplog):
     with caplog.at_level("INFO"):
-        found = tune([banks / "a"], tmp_path, Grid((3, 5), (2, 6), (0.3,)))
+        answer = tune([banks / "a"], tmp_path, Grid((3, 5), (2, 6), (0.3,)))
     assert "left out, because k2 may be k1 + 1 at most: (k1, k2) = (3, 6)" in caplog.text
-    assert {(3, 2), (5, 2), (5, 6)} <= {row.setting.encoding[0] for row in found.rows}
+    assert {(3, 2), (5, 2), (5, 6)} <= {row.setting.encoding[0] for row in answer.rows}
 
 
 @pytest.mark.parametrize(("grid", "message"), [
@@ -355,11 +355,11 @@ def test_the_tool_prints_the_table_and_what_to_paste(banks, tmp_path):
     assert first.endswith("best of the grid")
     assert sum("as tested" in line for line in rest) == sum("without re-ranking" in line for line in rest) == 1
     assert len(rest) <= tuning.TABLE_ROWS + 3
-    found = tune([banks / name for name in ("a", "b", "noise")], tmp_path, Grid((5, 9), (4,), (0.2, 0.6)))
-    assert done.stdout == format_tuning(found) + "\n"
-    k1, k2, lambda_value = found.best.setting.re_ranking[0]
+    answer = tune([banks / name for name in ("a", "b", "noise")], tmp_path, Grid((5, 9), (4,), (0.2, 0.6)))
+    assert done.stdout == format_tuning(answer) + "\n"
+    k1, k2, lambda_value = answer.best.setting.re_ranking[0]
     assert f'TEST.RE_RANKING_PARAMETER "[{k1}, {k2}, {lambda_value}]"' in conclusion
-    a, b, _ = found.best.setting.weights
+    a, b, _ = answer.best.setting.weights
     assert f"--inputs {banks / 'a'} {banks / 'b'} --weights {a} {b}" in conclusion
     assert "never\nfrom the test set you report on." in conclusion
     assert "best for k1 5, k2 4: lambda" in (tmp_path / "tune_log.txt").read_text()
@@ -391,6 +391,6 @@ def test_two_processes_find_the_same(banks, tmp_path):
     codes, (out, silence), errors = run_together(2, "tune_rerank", *words, tmp_path / "two")
     assert codes == [0, 0], errors[0]
     assert silence == ""
-    one = tune([tmp_path / "c"], tmp_path / "one", Grid((5,), (2,), (0.2, 0.6)))
-    assert out.splitlines()[:-1] == format_tuning(one).splitlines()[:-1]
+    alone = tune([tmp_path / "c"], tmp_path / "one", Grid((5,), (2,), (0.2, 0.6)))
+    assert out.splitlines()[:-1] == format_tuning(alone).splitlines()[:-1]
     assert read_json(tmp_path / "two" / "tuning.json") == read_json(tmp_path / "one" / "tuning.json")

@@ -112,11 +112,11 @@ def test_the_line_before_the_work_says_memory_time_and_precision(caplog):
 
 
 def test_more_processes_are_predicted_to_take_less_time():
-    one, four = work_for(), work_for(processes=4)
-    plan = replace(plan_search(one, "float32", 10**12), product_seconds=1000.0)
-    assert four.seconds(plan) == pytest.approx(one.seconds(plan) / 4, rel=0.01)
+    alone, four = work_for(), work_for(processes=4)
+    plan = replace(plan_search(alone, "float32", 10**12), product_seconds=1000.0)
+    assert four.seconds(plan) == pytest.approx(alone.seconds(plan) / 4, rel=0.01)
     assert "shared by 4 processes" in four.describe(plan)
-    assert "shared" not in one.describe(plan)
+    assert "shared" not in alone.describe(plan)
 
 
 def test_a_small_gallery_is_ranked_by_full_rows(monkeypatch):
@@ -126,7 +126,7 @@ def test_a_small_gallery_is_ranked_by_full_rows(monkeypatch):
 
 
 # ------------------------------------------------------------------ what is free
-def test_the_memory_of_a_container_counts_where_it_is_less(monkeypatch):
+def test_the_memory_of_a_container_counts_if_it_is_less(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(budget, "_meminfo", lambda name: 10 * 2**30)
     for numbers, expected in [({"memory.max": 4 * 2**30, "memory.current": 2**30}, 3 * 2**30),
@@ -164,8 +164,8 @@ def test_the_memory_changes_no_bit(monkeypatch):
 
     plans = [ReRanker(query, gallery, 10, memory=memory).plan for memory in (10**12, 256 * MIB + 1)]
     assert plans[0].tile > plans[1].tile == 256
-    for one, other in zip(answers(10**12), answers(256 * MIB + 1), strict=True):
-        assert np.array_equal(one, other)
+    for large, small in zip(answers(10**12), answers(256 * MIB + 1), strict=True):
+        assert np.array_equal(large, small)
 
 
 PEAK = """if True:

@@ -31,19 +31,19 @@ def slow_distance(query, gallery, metric):
 @pytest.mark.parametrize(("num_query", "num_gallery"), [(1, 1), (3, 30), (8, 8), (21, 19), (30, 2)])
 def test_distance_is_the_plain_formula(small_tiles, metric, num_query, num_gallery):
     query, gallery = features(num_query, seed=1, scale=3), features(num_gallery, seed=2, scale=3)
-    found = distance(torch.from_numpy(query), torch.from_numpy(gallery), metric)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, slow_distance(query, gallery, metric), rtol=2e-6, atol=2e-6)
+    result = distance(torch.from_numpy(query), torch.from_numpy(gallery), metric)
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result, slow_distance(query, gallery, metric), rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_feature_of_zeros_has_a_distance(metric):
     query, gallery = features(3), features(4, seed=1)
     query[1] = gallery[2] = 0
-    found = distance(query, gallery, metric).numpy()
+    result = distance(query, gallery, metric).numpy()
     expected = {"euclidean": np.linalg.norm(query[:, None] - gallery[None], axis=2), "cosine": np.ones((3, 4))}[metric]
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
-    np.testing.assert_allclose(found[:, 2], expected[:, 2], rtol=1e-6)
+    np.testing.assert_allclose(result[1], expected[1], rtol=1e-6)
+    np.testing.assert_allclose(result[:, 2], expected[:, 2], rtol=1e-6)
 
 
 def test_normalising_on_the_way_gives_the_distances_of_normalised_features(small_tiles):
@@ -92,10 +92,10 @@ def test_every_kind_of_array_gives_the_same_bits(small_tiles, tmp_path):
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
 def test_a_single_row_is_read_once_whatever_its_stride(kind):
-    """One row is called contiguous also where its stride leads elsewhere; here the gallery begins behind it."""
+    """One row is called contiguous even if its stride leads elsewhere; here the gallery begins behind it."""
     bank = kind(features(60))
-    found = distance(bank[::9][:1], bank[1:5], "euclidean")
-    np.testing.assert_allclose(found, slow_distance(features(60)[:1], features(60)[1:5], "euclidean"), rtol=2e-6)
+    result = distance(bank[::9][:1], bank[1:5], "euclidean")
+    np.testing.assert_allclose(result, slow_distance(features(60)[:1], features(60)[1:5], "euclidean"), rtol=2e-6)
 
 
 def test_inputs_are_not_modified():
@@ -164,6 +164,6 @@ def test_top_k_refuses_incomplete_distances(blocks, k, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_distance_on_cuda_is_that_of_the_cpu():
     query, gallery = features(30), features(50, seed=6)
-    found = distance(torch.from_numpy(query).cuda(), torch.from_numpy(gallery).cuda(), "euclidean")
-    assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), distance(query, gallery, "euclidean"))
+    result = distance(torch.from_numpy(query).cuda(), torch.from_numpy(gallery).cuda(), "euclidean")
+    assert result.is_cuda
+    torch.testing.assert_close(result.cpu(), distance(query, gallery, "euclidean"))

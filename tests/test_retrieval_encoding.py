@@ -75,8 +75,8 @@ def test_the_expansion_brings_members_that_no_list_has():
 @pytest.mark.parametrize(("k1", "k2"), [(1, 1), (1, 2), (4, 1), (6, 3), (7, 8), (12, 4), (20, 21), (70, 60)])
 @pytest.mark.parametrize("kind", INPUTS)
 def test_codes_are_those_of_the_paper(small_pieces, kind, k1, k2):
-    found = dense(encoded(*INPUTS[kind], k1, k2))
-    np.testing.assert_allclose(found, slow_codes(squared_distances(*INPUTS[kind]), k1, k2), rtol=0, atol=CODE_TOLERANCE)
+    expected = slow_codes(squared_distances(*INPUTS[kind]), k1, k2)
+    np.testing.assert_allclose(dense(encoded(*INPUTS[kind], k1, k2)), expected, rtol=0, atol=CODE_TOLERANCE)
 
 
 @pytest.mark.parametrize("k2", [1, 4])
@@ -97,10 +97,10 @@ def test_the_pieces_of_rows_change_no_bit(monkeypatch):
     whole = encoded(*INPUTS["loose"], 9, 4)
     for rows in (1, 5, 52, 53):
         monkeypatch.setattr(encoding, "ROWS_AT_ONCE", rows)
-        found = encoded(*INPUTS["loose"], 9, 4)
-        assert torch.equal(found.starts, whole.starts)
-        assert torch.equal(found.columns, whole.columns)
-        assert torch.equal(found.weights, whole.weights)
+        result = encoded(*INPUTS["loose"], 9, 4)
+        assert torch.equal(result.starts, whole.starts)
+        assert torch.equal(result.columns, whole.columns)
+        assert torch.equal(result.weights, whole.weights)
 
 
 def test_longer_lists_than_k1_needs_change_nothing():
@@ -123,10 +123,10 @@ def test_entries_of_rows_come_in_the_order_asked_for():
 def test_jaccard_through_the_index_is_that_of_dense_codes(kind, k1, k2):
     query, gallery = INPUTS[kind]
     codes, num_query = encoded(query, gallery, k1, k2), len(query)
-    found = jaccard_distance(JaccardIndex(codes, num_query, 4).shared(slice(0, num_query)))
-    assert found.dtype == torch.float32
-    assert found.shape == (num_query, len(gallery))
-    np.testing.assert_allclose(found, slow_jaccard(dense(codes), num_query), rtol=0, atol=JACCARD_TOLERANCE)
+    result = jaccard_distance(JaccardIndex(codes, num_query, 4).shared(slice(0, num_query)))
+    assert result.dtype == torch.float32
+    assert result.shape == (num_query, len(gallery))
+    np.testing.assert_allclose(result, slow_jaccard(dense(codes), num_query), rtol=0, atol=JACCARD_TOLERANCE)
 
 
 def test_queries_at_a_time_change_no_bit():
@@ -156,8 +156,8 @@ def test_any_codes_and_their_jaccard_distance_are_those_of_the_paper(num_query, 
     query, gallery = whole_numbers(num_query, num_gallery, levels, seed)
     codes, expected = encoded(query, gallery, k1, k2), slow_codes(squared_distances(query, gallery), k1, k2)
     np.testing.assert_allclose(dense(codes), expected, rtol=0, atol=CODE_TOLERANCE)
-    found = jaccard_distance(JaccardIndex(codes, num_query, 3).shared(slice(0, num_query)))
-    np.testing.assert_allclose(found, slow_jaccard(expected, num_query), rtol=0, atol=JACCARD_TOLERANCE)
+    result = jaccard_distance(JaccardIndex(codes, num_query, 3).shared(slice(0, num_query)))
+    np.testing.assert_allclose(result, slow_jaccard(expected, num_query), rtol=0, atol=JACCARD_TOLERANCE)
 
 
 @pytest.mark.gpu
@@ -167,8 +167,8 @@ def test_codes_and_their_jaccard_distance_on_cuda_are_those_of_the_cpu():
     expected = encoded(query, gallery, 9, 4)
     lists = slow_neighbours(squared_distances(query, gallery), 10)
     lists = type(lists)(lists.indices.cuda(), lists.distances.cuda(), lists.farthest.cuda())
-    found = encode(lists, PairDistances(FeatureRows(query, gallery, "cuda"), 1024), 9, 4)
-    assert torch.equal(found.columns.cpu(), expected.columns)
-    np.testing.assert_allclose(found.weights.cpu(), expected.weights, rtol=0, atol=2)
-    shared = JaccardIndex(found, 13, 64).shared(slice(0, 13)).cpu()
+    result = encode(lists, PairDistances(FeatureRows(query, gallery, "cuda"), 1024), 9, 4)
+    assert torch.equal(result.columns.cpu(), expected.columns)
+    np.testing.assert_allclose(result.weights.cpu(), expected.weights, rtol=0, atol=2)
+    shared = JaccardIndex(result, 13, 64).shared(slice(0, 13)).cpu()
     np.testing.assert_allclose(shared, JaccardIndex(expected, 13, 64).shared(slice(0, 13)), rtol=0, atol=200)

@@ -63,7 +63,7 @@ def test_branches_that_do_not_fit_are_refused():
         concat_features([features(2, 3, 0)], [-1])
 
 
-def test_the_first_different_name_is_told():
+def test_the_first_different_name_is_in_the_message():
     check_same_order({"a": ["x", "y"], "b": ["x", "y"]})
     with pytest.raises(ValueError, match="position 1: 'y' in a, 'z' in c"):
         check_same_order({"a": ["x", "y"], "b": ["x", "y"], "c": ["x", "z"]})

@@ -20,21 +20,21 @@ def features(count, dim=16, seed=0, scale=3.0):
     return (np.random.default_rng(seed).standard_normal((count, dim)) * scale).astype(np.float32)
 
 
-def slow_mean(own, others, alpha):
-    total = own.astype(np.float64)
+def slow_mean(feat, others, alpha):
+    total = feat.astype(np.float64)
     for other in others.astype(np.float64):
-        total = total + (max(0.0, own @ other) ** alpha if alpha else 1.0) * other
+        total = total + (max(0.0, feat @ other) ** alpha if alpha else 1.0) * other
     return total / np.linalg.norm(total)
 
 
 def slow_expand(feats, gallery, neighbours, alpha):
-    """One image after the other, in the order of the float32 distances; feats None: the gallery's own images."""
+    """One image after the other, in the order of the float32 distances; feats None: the gallery's images."""
     gallery = l2_normalize(gallery)
-    own = gallery if feats is None else l2_normalize(feats)
+    feats, is_gallery = (gallery, True) if feats is None else (l2_normalize(feats), False)
     means = []
-    for i, order in enumerate(np.argsort(distance(own, gallery, "euclidean").numpy(), axis=1, kind="stable")):
-        others = [j for j in order if feats is not None or j != i][:neighbours]
-        means.append(slow_mean(own[i], gallery[others], alpha))
+    for i, order in enumerate(np.argsort(distance(feats, gallery, "euclidean").numpy(), axis=1, kind="stable")):
+        others = [j for j in order if not is_gallery or j != i][:neighbours]
+        means.append(slow_mean(feats[i], gallery[others], alpha))
     return np.array(means)
 
 
@@ -73,8 +73,8 @@ def test_equal_distances_go_by_index():
     np.testing.assert_allclose(expanded[0, [0, 1, 19]], np.array([1, 1, 2]) / np.sqrt(6), atol=1e-6)
 
 
-def test_an_image_is_counted_once_where_its_duplicates_crowd_it_out():
-    """Of ten equal images the last is not among its own first three by index; it counts all the same, and once."""
+def test_an_image_is_counted_once_if_its_duplicates_crowd_it_out():
+    """Of ten equal images the last is not among its first three by index; it counts all the same, and once."""
     gallery = np.zeros((11, 4), np.float32)
     gallery[:10, 0], gallery[10, 1] = 1, 1
     _, augmented = expand(gallery[:1], gallery, 0, 2, 0.0)
@@ -111,14 +111,14 @@ def test_every_kind_of_array_gives_the_same_bits(tmp_path, alpha):
     np.save(tmp_path / "gallery.npy", gallery)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     for other in (mapped, torch.from_numpy(gallery).requires_grad_()):
-        found = expand(torch.from_numpy(query), other, 4, 3, alpha)
-        assert [type(part) for part in found] == [torch.Tensor, np.ndarray if other is mapped else torch.Tensor]
-        assert not any(part.requires_grad for part in found if isinstance(part, torch.Tensor))
-        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+        result = expand(torch.from_numpy(query), other, 4, 3, alpha)
+        assert [type(part) for part in result] == [torch.Tensor, np.ndarray if other is mapped else torch.Tensor]
+        assert not any(part.requires_grad for part in result if isinstance(part, torch.Tensor))
+        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
     assert np.array_equal(mapped, gallery)
 
 
-def test_results_go_where_the_caller_wants_them(tmp_path):
+def test_results_go_into_the_arrays_of_the_caller(tmp_path):
     made = {}
 
     def on_disk(name, shape):
@@ -126,10 +126,10 @@ def test_results_go_where_the_caller_wants_them(tmp_path):
         return made[name]
 
     query, gallery = features(9), features(30, seed=4)
-    found = expand(query, gallery, 4, 3, 1.0, on_disk)
-    assert found[0] is made["query"]
-    assert found[1] is made["gallery"]
-    assert all(np.array_equal(a, b) for a, b in zip(found, expand(query, gallery, 4, 3, 1.0), strict=True))
+    result = expand(query, gallery, 4, 3, 1.0, on_disk)
+    assert result[0] is made["query"]
+    assert result[1] is made["gallery"]
+    assert all(np.array_equal(a, b) for a, b in zip(result, expand(query, gallery, 4, 3, 1.0), strict=True))
 
 
 def test_no_block_of_distances_is_longer_than_promised(monkeypatch):
@@ -146,7 +146,7 @@ def test_no_block_of_distances_is_longer_than_promised(monkeypatch):
     assert sum(height * width for height, width in seen) == 50 * 50 + 20 * 50
 
 
-def test_both_help_where_images_of_a_person_lie_together(monkeypatch):
+def test_both_help_if_images_of_a_person_lie_together(monkeypatch):
     monkeypatch.setattr(expansion, "ROWS", 8192)
     rng = np.random.default_rng(0)
     people = rng.standard_normal((30, 16))
@@ -183,7 +183,7 @@ def test_wrong_arguments_are_refused(query, gallery, qe, dba, alpha, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_expansion_on_cuda_is_that_of_the_cpu():
     query, gallery = features(9), features(30, seed=4)
-    found = expand(torch.from_numpy(query).cuda(), torch.from_numpy(gallery).cuda(), 4, 3, 2.0)
-    for ours, theirs in zip(found, expand(query, gallery, 4, 3, 2.0), strict=True):
+    result = expand(torch.from_numpy(query).cuda(), torch.from_numpy(gallery).cuda(), 4, 3, 2.0)
+    for ours, theirs in zip(result, expand(query, gallery, 4, 3, 2.0), strict=True):
         assert ours.is_cuda
         np.testing.assert_allclose(ours.cpu(), theirs, atol=2e-6)

@@ -82,6 +82,6 @@ def test_queries_among_themselves_are_ranked_by_the_neighbours_of_all(lambda_val
     jaccard = slow_graph(np.concatenate([query, gallery]), 6, 3)[:9, :9]
     expected = lambda_value * original + (1 - lambda_value) * jaccard
     ranker = ReRanker(query, gallery, 6)
-    (rows, found), = re_ranked_among_queries(ranker, query, 6, 3, lambda_value)
+    (rows, result), = re_ranked_among_queries(ranker, query, 6, 3, lambda_value)
     assert rows == slice(0, 9)
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+    np.testing.assert_allclose(result, expected, atol=TOLERANCE)

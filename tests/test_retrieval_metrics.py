@@ -56,18 +56,18 @@ def slow_tpr(distmat, q_pids, g_pids, q_camids, g_camids, drop):
 
 
 def accumulated(names, distmat, blocks, **options):
-    """An accumulator that has seen some rows, a list of blocks of rows."""
+    """An accumulator that has seen blocks of rows."""
     accumulator = RankAccumulator(*names, **options)
     for rows in blocks:
         accumulator.update(np.asarray(rows), distmat[rows])
     return accumulator
 
 
-def same_result(found, expected):
+def same_result(result, expected):
     """To the bit, query by query."""
     for name in ("ap", "ap_at_k", "inp", "first_hit", "cmc"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    assert found.to_dict() == expected.to_dict()
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
+    assert result.to_dict() == expected.to_dict()
 
 
 def labels(rng, num_query, num_gallery, pids=5, cams=3):
@@ -99,8 +99,8 @@ def test_the_accumulator_is_the_slow_count(seed, num_query, num_gallery, max_ran
         accumulator.update(np.array([row]), distmat[[row]])
     result = accumulator.result()
     expected, num_valid = slow_result(distmat, *names, max_rank, k, drop)
-    for found, value in zip((result.cmc, result.mAP, result.mAP_at_k, result.mINP), expected, strict=True):
-        np.testing.assert_allclose(found, value, rtol=0, atol=1e-12)
+    for figure, value in zip((result.cmc, result.mAP, result.mAP_at_k, result.mINP), expected, strict=True):
+        np.testing.assert_allclose(figure, value, rtol=0, atol=1e-12)
     assert result.num_valid == num_valid
 
 
@@ -164,10 +164,10 @@ def test_ap_at_k_counts_the_first_k_ranks_only():
 
 def test_to_dict_is_ready_for_json():
     result = evaluate_rank([[0.1, 0.2]], [7], [1, 7], [0], [1, 1])
-    found = json.loads(json.dumps(result.to_dict()))
-    assert list(found) == ["rank1", "rank5", "rank10", "mAP", "mAP@200", "mINP", "naic_score", "num_valid",
+    figures = json.loads(json.dumps(result.to_dict()))
+    assert list(figures) == ["rank1", "rank5", "rank10", "mAP", "mAP@200", "mINP", "naic_score", "num_valid",
                            "num_queries", "TPR@FPR=1e-04", "TPR@FPR=1e-03", "TPR@FPR=1e-02"]
-    assert found["naic_score"] == (found["rank1"] + found["mAP@200"]) / 2
+    assert figures["naic_score"] == (figures["rank1"] + figures["mAP@200"]) / 2
 
 
 def test_merging_weights_by_valid_queries():
@@ -269,13 +269,14 @@ def test_smallest_values_are_those_of_a_sort(values, size, piece):
     values = np.array(values, np.float32)
     kept, halves = roc.SmallestValues(size), [roc.SmallestValues(size), roc.SmallestValues(size)]
     for number, begin in enumerate(range(0, len(values), piece)):
-        for one in (kept, halves[number % 2]):
-            one.add(values[begin : begin + piece])
+        for values_kept in (kept, halves[number % 2]):
+            values_kept.add(values[begin : begin + piece])
     halves[0].absorb(halves[1])
     expected = np.sort(values)
-    for one in (kept, halves[0]):
-        assert [one.value_at(k) for k in range(min(size, len(values)))] == expected[:size].tolist()
-        assert one.count_below(expected[min(size, len(values)) - 1]) == int((values < expected[:size][-1]).sum())
+    for values_kept in (kept, halves[0]):
+        assert [values_kept.value_at(k) for k in range(min(size, len(values)))] == expected[:size].tolist()
+        assert values_kept.count_below(expected[min(size, len(values)) - 1]) == int(
+            (values < expected[:size][-1]).sum())
 
 
 def test_steps_of_the_histogram_are_in_the_order_of_the_numbers():
@@ -300,8 +301,8 @@ def test_absorbing_other_processes_gives_the_whole_in_any_order(pool, monkeypatc
     whole = evaluate_rank(distmat, *names)
     parts = [[range(0, 10), range(10, 30)], [range(60, 90)], [range(30, 60)]]
     for order in ([0, 1, 2], [2, 0, 1]):
-        first, *others = (pickle.loads(pickle.dumps(accumulated(names, distmat, [list(rows) for rows in parts[one]])))
-                          for one in order)
+        first, *others = (pickle.loads(pickle.dumps(accumulated(names, distmat, [list(rows) for rows in parts[i]])))
+                          for i in order)
         for other in others:
             first.absorb(other)
         same_result(first.result(), whole)
@@ -355,11 +356,11 @@ def test_msmt17_is_evaluated_in_less_than_one_and_a_half_gigabytes():
     """The whole process, distances made block by block (84 MB each)."""
     done = subprocess.run([sys.executable, "-c", MSMT17], capture_output=True, text=True, check=True, cwd=ROOT,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
-    found = json.loads(done.stdout)
-    assert found["peak"] < 1.5e9
-    assert not found["torch"]
-    assert found["exact"]
+    result = json.loads(done.stdout)
+    assert result["peak"] < 1.5e9
+    assert not result["torch"]
+    assert result["exact"]
     # The distances are chance: TPR is FPR, and a match is at a rank as good as any.
-    assert found["TPR@FPR=1e-02"] == pytest.approx(0.01, rel=0.1)
-    assert found["TPR@FPR=1e-03"] == pytest.approx(0.001, rel=0.3)
-    assert found["num_valid"] == found["num_queries"] == 11659
+    assert result["TPR@FPR=1e-02"] == pytest.approx(0.01, rel=0.1)
+    assert result["TPR@FPR=1e-03"] == pytest.approx(0.001, rel=0.3)
+    assert result["num_valid"] == result["num_queries"] == 11659

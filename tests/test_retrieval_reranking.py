@@ -43,10 +43,10 @@ def small_tiles(monkeypatch):
 
 
 def assert_as_the_oracle(query, gallery, k1, k2, lambda_value):
-    found = re_ranking(query, gallery, k1, k2, lambda_value)
+    result = re_ranking(query, gallery, k1, k2, lambda_value)
     expected = slow_re_ranking(squared_distances(query, gallery), len(query), k1, k2, lambda_value)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("tile", [64, 1024])
@@ -55,9 +55,9 @@ def assert_as_the_oracle(query, gallery, k1, k2, lambda_value):
 def test_re_ranking_gives_the_published_numbers(monkeypatch, name, prefix, k1, k2, lambda_value, tile):
     use_small_tiles(monkeypatch, tile)
     golden = np.load(GOLDEN / f"rerank_{name}.npz")
-    found = re_ranking(golden["q_feat"], golden["g_feat"], k1, k2, lambda_value)
+    result = re_ranking(golden["q_feat"], golden["g_feat"], k1, k2, lambda_value)
     np.testing.assert_allclose(
-        found, golden[f"{prefix}_k1_{k1}_k2_{k2}_lam_{lambda_value}"], rtol=0, atol=TOLERANCE)
+        result, golden[f"{prefix}_k1_{k1}_k2_{k2}_lam_{lambda_value}"], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("norms", [1.0, 9.0])
@@ -82,17 +82,17 @@ def test_duplicates_follow_the_tie_rule(small_tiles):
 
 def test_an_image_is_its_own_first_neighbour(small_tiles):
     feat = np.ones((30, 4), np.float32)
-    found = ReRanker(feat[:5], feat[5:], 3).neighbours
-    assert found.indices[:, 0].tolist() == list(range(30))
-    assert found.indices[29].tolist() == [29, 0, 1, 2]
-    assert found.indices[1].tolist() == [1, 0, 2, 3]
+    result = ReRanker(feat[:5], feat[5:], 3).neighbours
+    assert result.indices[:, 0].tolist() == list(range(30))
+    assert result.indices[29].tolist() == [29, 0, 1, 2]
+    assert result.indices[1].tolist() == [1, 0, 2, 3]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 300.0])
 def test_equal_images_give_no_nan(small_tiles, value):
     feat = np.full((30, 5), value, np.float32)
-    found = re_ranking(feat[:6], feat[6:], 4, 2, 0.3)
-    assert np.isfinite(found).all()
+    result = re_ranking(feat[:6], feat[6:], 4, 2, 0.3)
+    assert np.isfinite(result).all()
     assert_as_the_oracle(feat[:6], feat[6:], 4, 2, 0.3)
 
 
@@ -106,11 +106,11 @@ def test_lambda_one_is_the_original_distance():
 
 def test_an_image_without_common_neighbours_keeps_the_full_jaccard_distance(small_tiles):
     query, gallery = people(4, 40, identities=8, noise=0.05)
-    found, jaccard = re_ranking(query, gallery, 3, 1, 0.25), re_ranking(query, gallery, 3, 1, 0)
+    result, jaccard = re_ranking(query, gallery, 3, 1, 0.25), re_ranking(query, gallery, 3, 1, 0)
     original = re_ranking(query, gallery, 3, 1, 1)
     untouched = jaccard == 1
     assert untouched.any()
-    np.testing.assert_allclose(found[untouched], 0.75 + 0.25 * original[untouched], rtol=1e-6)
+    np.testing.assert_allclose(result[untouched], 0.75 + 0.25 * original[untouched], rtol=1e-6)
 
 
 @pytest.mark.parametrize("tile", [8, 1024])
@@ -160,8 +160,8 @@ def test_one_search_serves_any_smaller_k1(small_tiles):
     query, gallery = people(13, 40, noise=1.0)
     ranker = ReRanker(query, gallery, 12)
     for k1, k2, lambda_value in ((12, 4, 0.3), (5, 3, 0.3), (5, 3, 0.9), (1, 1, 0.5), (12, 4, 0.3)):
-        found = np.concatenate([block for _, block in ranker.blocks(k1, k2, lambda_value)])
-        assert np.array_equal(found, re_ranking(query, gallery, k1, k2, lambda_value))
+        result = np.concatenate([block for _, block in ranker.blocks(k1, k2, lambda_value)])
+        assert np.array_equal(result, re_ranking(query, gallery, k1, k2, lambda_value))
     with pytest.raises(ValueError, match="k1=13: the neighbours were searched for k1=12"):
         ranker.index(13, 4)
 
@@ -184,9 +184,9 @@ def test_normalising_on_the_way_gives_the_bits_of_normalised_features(small_tile
     unit = l2_normalize(query), l2_normalize(gallery)
     blocks = re_ranked_blocks(query, gallery, 8, 3, 0.3, normalize=True)
     assert np.array_equal(np.concatenate([block for _, block in blocks]), re_ranking(*unit, 8, 3, 0.3))
-    for found, expected in zip(re_ranked_top_k(query, gallery, 8, 3, 0.3, 9, normalize=True),
+    for result, expected in zip(re_ranked_top_k(query, gallery, 8, 3, 0.3, 9, normalize=True),
                                re_ranked_top_k(*unit, 8, 3, 0.3, 9), strict=True):
-        assert np.array_equal(found, expected)
+        assert np.array_equal(result, expected)
 
 
 @pytest.mark.parametrize(("parameters", "message"), [
@@ -316,9 +316,9 @@ def test_how_the_top_k_is_computed_changes_no_bit(monkeypatch, kind, full_rows_b
     for tile in (8, 48):
         monkeypatch.setattr(budget, "TILES", {"cpu": (tile,)})
         for precision in ("float32", "tf32", "bf16", "auto"):
-            found = re_ranked_top_k(*INPUTS[kind], 8, 3, 0.3, 12, precision=precision)
-            assert np.array_equal(found[0], whole[0])
-            assert np.array_equal(found[1], whole[1])
+            result = re_ranked_top_k(*INPUTS[kind], 8, 3, 0.3, 12, precision=precision)
+            assert np.array_equal(result[0], whole[0])
+            assert np.array_equal(result[1], whole[1])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -341,14 +341,14 @@ def test_products_that_are_wrong_by_more_than_proven_are_noticed(small_tiles, mo
     exact = Tiles.product
 
     def inexact(tiles, left, right, out):
-        found = exact(tiles, left, right, out)
-        return found if tiles.precision.name == "float32" else found.add_(0.3 * torch.sin(found * 1e4))
+        result = exact(tiles, left, right, out)
+        return result if tiles.precision.name == "float32" else result.add_(0.3 * torch.sin(result * 1e4))
 
     whole = re_ranked_top_k(*INPUTS["loose"], 8, 3, 0.3, 12, precision="float32")
     monkeypatch.setattr(Tiles, "product", inexact)
-    found = re_ranked_top_k(*INPUTS["loose"], 8, 3, 0.3, 12, precision=precision)
-    assert np.array_equal(found[0], whole[0])
-    assert np.array_equal(found[1], whole[1])
+    result = re_ranked_top_k(*INPUTS["loose"], 8, 3, 0.3, 12, precision=precision)
+    assert np.array_equal(result[0], whole[0])
+    assert np.array_equal(result[1], whole[1])
     assert f"{precision} products of this device are less exact" in caplog.text
 
 
@@ -371,8 +371,8 @@ def test_threads_change_no_bit(monkeypatch, dim):
 
     alone = answers(1)
     for threads in (2, 4):
-        for one, other in zip(answers(threads), alone, strict=True):
-            assert np.array_equal(one, other)
+        for result, expected in zip(answers(threads), alone, strict=True):
+            assert np.array_equal(result, expected)
         assert torch.get_num_threads() == threads
 
 
@@ -438,8 +438,9 @@ def test_memory_stays_far_below_a_matrix_over_all_pairs():
 @needs_cuda
 def test_re_ranking_on_cuda_gives_the_published_numbers():
     golden = np.load(GOLDEN / "rerank_dmt.npz")
-    found = re_ranking(torch.from_numpy(golden["q_feat"]).cuda(), torch.from_numpy(golden["g_feat"]).cuda(), 30, 2, 0.8)
-    np.testing.assert_allclose(found, golden["dist_f32_k1_30_k2_2_lam_0.8"], rtol=0, atol=TOLERANCE)
+    query, gallery = (torch.from_numpy(golden[name]).cuda() for name in ("q_feat", "g_feat"))
+    result = re_ranking(query, gallery, 30, 2, 0.8)
+    np.testing.assert_allclose(result, golden["dist_f32_k1_30_k2_2_lam_0.8"], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.gpu

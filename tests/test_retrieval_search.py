@@ -1,4 +1,4 @@
-"""The certified candidate search against all pairs one by one, its bounds, and the distance that decides."""
+"""The certified candidate search against the plainest one, its bounds, and the distance that decides."""
 import re
 
 import numpy as np
@@ -8,12 +8,39 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from retrieval_oracle import people, slow_neighbours, squared_distances
 
-from processor.retrieval.search.bounds import Bounds
+from processor.retrieval.search.bounds import UNIT, Bounds
 from processor.retrieval.search.feature_rows import FeatureRows
 from processor.retrieval.search.precision import PRECISIONS, choose
-from processor.retrieval.search.rows import PairDistances
-from processor.retrieval.search.search import SearchPlan, search
+from processor.retrieval.search.rows import PairDistances, local_blocks, row_block, squared_euclidean
+from processor.retrieval.search.search import Neighbours, SearchPlan, search
 from processor.retrieval.search.tiles import Tiles
+from processor.retrieval.search.top_k import kth_smallest, rank_keys, smallest_keys, split_keys
+from utils.dist import ALONE
+
+
+def plain_search(feat, k):
+    """The k nearest images of every image, itself first, and its farthest: what `search` must give to the bit.
+
+    A product says which images can matter, up to its rounding error; their differences, in float32, decide.
+    """
+    table = FeatureRows(feat, feat)  # every image is a query, and all images are its gallery
+    pairs, norms, k = PairDistances(table, at_once=256), table.squared_norms[: len(feat)], min(k, len(feat))
+    indices, distances, farthest = [], [], []
+    for rows in local_blocks(len(feat), ALONE):
+        searched = row_block(table, rows, squared_euclidean)
+        error = 4 * (table.dim + 8) * UNIT * (norms[rows] + norms.max())[:, None]  # of a sum's terms, and room
+        near = searched <= kth_smallest(searched, k)[:, None] + 2 * error
+        far = searched >= searched.amax(1, keepdim=True) - 2 * error
+        row, image = (near | far).nonzero(as_tuple=True)
+        exact = pairs(row + rows.start, image)
+        itself = image == row + rows.start
+        keys = smallest_keys(row, rank_keys(exact.masked_fill(itself, -1), image), len(searched), k)
+        indices.append(split_keys(keys)[1].int())
+        distances.append(split_keys(keys)[0].clamp(min=0))
+        farthest.append(torch.zeros(len(searched)).scatter_reduce(0, row, exact, "amax"))
+    farthest = torch.cat(farthest)
+    return Neighbours(torch.cat(indices), torch.cat(distances), torch.where(farthest > 0, farthest, 1))
+
 
 NAMES = sorted(PRECISIONS)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -69,29 +96,36 @@ def rows_of(feat, num_query=1, device=None):
     return FeatureRows(feat[:num_query], feat[num_query:], device)
 
 
-def found_by(feat, k, num_query=1, **options):
+def searched_lists(feat, k, num_query=1, **options):
     return search(rows_of(feat, num_query), k, plan(**options))
 
 
-def assert_same(found, expected):
+def assert_same(lists, expected):
     """To the bit."""
-    assert found.indices.dtype == torch.int32
-    assert torch.equal(found.indices, expected.indices)
-    assert torch.equal(found.distances, expected.distances)
-    assert torch.equal(found.farthest, expected.farthest)
+    assert lists.indices.dtype == expected.indices.dtype == torch.int32
+    assert torch.equal(lists.indices, expected.indices)
+    assert torch.equal(lists.distances, expected.distances)
+    assert torch.equal(lists.farthest, expected.farthest)
 
 
 def assert_as_the_oracle(feat, k, num_query=1, **options):
-    expected = slow_neighbours(squared_distances(feat[:num_query], feat[num_query:]), k)
-    assert_same(found_by(feat, k, num_query, **options), expected)
+    assert_same(searched_lists(feat, k, num_query, **options), plain_search(feat, k))
 
 
 def compared_again(caplog):
-    """The rows that the candidate search could not certify, as its log says."""
+    """The rows that the candidate search could not certify, by its log."""
     return sum(int(count) for count in re.findall(r"(\d+) of \d+ rows are compared with all images again", caplog.text))
 
 
 # ------------------------------------------------------------------ the neighbours
+@pytest.mark.parametrize("k", [1, 7, 300])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_oracle_gives_the_sorted_distances_of_all_pairs(kind, k):
+    """The size is that of two blocks of rows."""
+    feat = make(kind, 280 if k == 7 else 90)
+    assert_same(plain_search(feat, k), slow_neighbours(squared_distances(feat[:1], feat[1:]), k))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_neighbours_are_those_of_all_pairs(kind, name):
@@ -102,16 +136,16 @@ def test_neighbours_are_those_of_all_pairs(kind, name):
 @pytest.mark.parametrize(("size", "k"), [(2, 1), (2, 2), (2, 9), (3, 2), (3, 3), (3, 30), (8, 8), (17, 16), (20, 99)])
 def test_few_images_give_short_lists(size, k, name):
     feat = make("random", size)
-    assert found_by(feat, k, name=name).indices.shape == (size, min(k, size))
+    assert searched_lists(feat, k, name=name).indices.shape == (size, min(k, size))
     assert_as_the_oracle(feat, k, name=name)
 
 
 def test_an_image_is_its_own_first_neighbour():
-    found = found_by(np.ones((30, 4), np.float32), 4)
-    assert found.indices[:, 0].tolist() == list(range(30))
-    assert found.indices[29].tolist() == [29, 0, 1, 2]
-    assert found.indices[1].tolist() == [1, 0, 2, 3]
-    assert found.farthest.tolist() == [1] * 30
+    lists = searched_lists(np.ones((30, 4), np.float32), 4)
+    assert lists.indices[:, 0].tolist() == list(range(30))
+    assert lists.indices[29].tolist() == [29, 0, 1, 2]
+    assert lists.indices[1].tolist() == [1, 0, 2, 3]
+    assert lists.farthest.tolist() == [1] * 30
 
 
 @pytest.mark.parametrize("size", [15, 16, 17, 31, 33, 48])
@@ -130,7 +164,7 @@ def test_rows_whose_shortlist_is_too_short_are_repaired(caplog, kind, name):
 @pytest.mark.parametrize("kind", ["random", "clustered", "norms 1 to 9"])
 def test_rows_with_gaps_are_certified_by_their_shortlist(caplog, kind):
     caplog.set_level("INFO")
-    found_by(make(kind, 200), 6, width=30)
+    searched_lists(make(kind, 200), 6, width=30)
     assert compared_again(caplog) == 0
 
 
@@ -147,16 +181,16 @@ def test_low_precision_certifies_rows_by_longer_shortlists(caplog):
 @pytest.mark.parametrize("kind", ["random", "duplicated", "whole numbers", "norms 1e-3 to 1e3"])
 def test_how_it_is_computed_changes_no_bit(kind):
     feat = make(kind, 75)
-    whole = found_by(feat, 8, tile=128, strip=1, pairs=10_000, width=75)
+    whole = searched_lists(feat, 8, tile=128, strip=1, pairs=10_000, width=75)
     for options in ({"tile": 8}, {"tile": 24, "strip": 3}, {"pairs": 1}, {"pairs": 7, "width": 8}, {"width": 7},
                     {"name": "tf32", "tile": 32, "width": 9}, {"name": "bf16", "tile": 16, "strip": 9, "width": 30},
                     {"num_query": 30, "threads": 3}, {"num_query": 74, "name": "bf16", "keep": True, "threads": 2}):
-        assert_same(found_by(feat, 8, **options), whole)
+        assert_same(searched_lists(feat, 8, **options), whole)
 
 
 def test_a_smaller_k_is_the_start_of_a_larger():
     feat = make("clustered", 60)
-    assert_same(found_by(feat, 12).first(5), found_by(feat, 5))
+    assert_same(searched_lists(feat, 12).first(5), searched_lists(feat, 5))
 
 
 @settings(max_examples=120, deadline=None)
@@ -230,9 +264,9 @@ def test_limits_turn_a_true_distance_into_a_searched_one(kind, name, shift):
         wanted = true[:, column : column + 1]
         beyond = searched >= bounds.lowest_beyond(wanted)
         below = searched <= bounds.highest_below(wanted)
-        some = wanted > 0  # where all features are zero, nothing is above 0 and nothing has to be
-        assert not (some & beyond & (true <= wanted)).any()
-        assert not (some & below & (true >= wanted)).any()
+        positive = wanted > 0  # if all features are zero, nothing is above 0 and nothing has to be
+        assert not (positive & beyond & (true <= wanted)).any()
+        assert not (positive & below & (true >= wanted)).any()
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.7])
@@ -246,7 +280,7 @@ def test_the_limits_are_no_looser_than_the_bounds(name, shift):
     near(bounds.upper(bounds.highest_below(wide)), wide, rtol=2e-5, atol=1e-5)
 
 
-def test_nothing_found_bounds_nothing():
+def test_infinite_values_bound_nothing():
     """Infinite values stand for images that are not there: no NaN, and no distance that is not infinite."""
     for name in NAMES:
         bounds, none = Bounds(rows_of(make("random", 9)), PRECISIONS[name]).shifted(0.5), torch.full((9, 1), torch.inf)
@@ -255,7 +289,7 @@ def test_nothing_found_bounds_nothing():
         assert (bounds.lower(-none) == 0).all()
 
 
-def test_bounds_of_some_rows_are_those_rows_of_all():
+def test_bounds_of_single_rows_are_those_rows_of_all():
     bounds, searched = Bounds(rows_of(make("norms 1 to 9", 60)), PRECISIONS["bf16"]), torch.rand(60, 5)
     rows = torch.tensor([3, 50, 7])
     assert torch.equal(bounds.of(rows).lower(searched[rows]), bounds.lower(searched)[rows])
@@ -300,7 +334,7 @@ def test_pieces_are_exact_in_the_product_and_sum_to_the_value(name):
 
 
 def test_products_leave_the_process_setting_as_it_was():
-    """Also where two are under way and the first ends first, as with the blocks of two models in turn."""
+    """Also if two are under way and the first ends first, as with the blocks of two models in turn."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     torch.set_float32_matmul_precision("medium")
     try:
@@ -310,7 +344,7 @@ def test_products_leave_the_process_setting_as_it_was():
         second.__enter__()
         assert torch.get_float32_matmul_precision() == "high"
         first.__exit__(None, None, None)
-        assert torch.get_float32_matmul_precision() == "highest"  # whoever goes on asks for its own before a product
+        assert torch.get_float32_matmul_precision() == "highest"  # whoever goes on asks again before a product
         second.__exit__(None, None, None)
         assert torch.get_float32_matmul_precision() == "medium"
         with PRECISIONS["tf32"].products(cpu):
@@ -323,7 +357,7 @@ def test_products_leave_the_process_setting_as_it_was():
 
 
 @pytest.mark.parametrize(("low", "expected"), [(0.9, "float32"), (0.51, "float32"), (0.49, "bf16"), (0.1, "bf16")])
-def test_auto_takes_a_low_precision_where_it_is_twice_as_fast(monkeypatch, low, expected):
+def test_auto_takes_a_low_precision_if_it_is_twice_as_fast(monkeypatch, low, expected):
     monkeypatch.setattr("processor.retrieval.search.precision.product_seconds",
                         lambda precision, *shape: {"float32": 1.0, "bf16": low}[precision.name])
     chosen, seconds = choose("auto", torch.device("cpu"), 8, 8)
@@ -346,8 +380,8 @@ def test_a_pair_has_the_same_bits_from_either_side_and_in_any_company(dim):
     order = torch.randperm(144, generator=torch.Generator().manual_seed(0))
     for at_once in (1, 2, 3, 8, 143):
         assert torch.equal(PairDistances(features, at_once)(left[order], right[order]), whole[order])
-    one_by_one = PairDistances(features, 500)
-    assert torch.equal(torch.cat([one_by_one(left[i : i + 1], right[i : i + 1]) for i in range(144)]), whole)
+    single = PairDistances(features, 500)
+    assert torch.equal(torch.cat([single(left[i : i + 1], right[i : i + 1]) for i in range(144)]), whole)
     torch.set_num_threads(2)
     assert torch.equal(PairDistances(features, 500)(left, right), whole)
 
@@ -355,8 +389,8 @@ def test_a_pair_has_the_same_bits_from_either_side_and_in_any_company(dim):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "many dimensions"])
 def test_a_pairs_distance_is_the_float64_one_rounded(kind):
     feat = make(kind, 30)
-    found, true = squared_distances(feat[:1], feat[1:]), searched_and_true(feat, "float32", 0.0)[1].numpy()
-    np.testing.assert_allclose(found, true, rtol=(feat.shape[1] + 2) * 2.0**-24, atol=0)
+    result, true = squared_distances(feat[:1], feat[1:]), searched_and_true(feat, "float32", 0.0)[1].numpy()
+    np.testing.assert_allclose(result, true, rtol=(feat.shape[1] + 2) * 2.0**-24, atol=0)
 
 
 def test_equal_rows_are_at_distance_zero_wherever_they_lie():
@@ -403,13 +437,13 @@ def test_pairs_of_a_read_only_map_are_computed_without_a_warning(tmp_path, recwa
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["random", "clustered", "duplicated", "whole numbers", "norms 1 to 9"])
 def test_cuda_finds_the_neighbours_of_the_cpu(kind, name):
-    """Another order of summation: neighbours may differ where two distances differ in the last places."""
+    """Another order of summation: neighbours may differ if two distances differ in the last places."""
     feat = make(kind, 700)
-    expected = found_by(feat, 21, tile=128)
-    found, _ = search(rows_of(feat, device="cuda"), 21, plan(name, tile=128, pairs=4096, width=60))
-    swapped = found.indices.cpu() != expected.indices
-    torch.testing.assert_close(found.distances.cpu(), expected.distances, rtol=1e-6, atol=2e-6)
-    torch.testing.assert_close(found.farthest.cpu(), expected.farthest, rtol=1e-6, atol=0)
+    expected = searched_lists(feat, 21, tile=128)
+    lists = search(rows_of(feat, device="cuda"), 21, plan(name, tile=128, pairs=4096, width=60))
+    swapped = lists.indices.cpu() != expected.indices
+    torch.testing.assert_close(lists.distances.cpu(), expected.distances, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(lists.farthest.cpu(), expected.farthest, rtol=1e-6, atol=0)
     assert swapped.float().mean() < (0 if kind in ("duplicated", "whole numbers") else 1e-3) + 1e-9
 
 
@@ -419,7 +453,7 @@ def test_cuda_finds_the_neighbours_of_the_cpu(kind, name):
 def test_on_cuda_too_how_it_is_computed_changes_no_bit(kind, caplog):
     caplog.set_level("INFO")
     features = rows_of(make(kind, 500), device="cuda")
-    whole = search(features, 9, plan(tile=512, pairs=4096, width=100))[0]
+    whole = search(features, 9, plan(tile=512, pairs=4096, width=100))
     for options in ({"name": "tf32", "tile": 64, "width": 8}, {"name": "bf16", "tile": 128, "width": 40}, {"tile": 24}):
-        assert_same(search(features, 9, plan(pairs=4096, **options))[0], whole)
+        assert_same(search(features, 9, plan(pairs=4096, **options)), whole)
     assert compared_again(caplog) > 0

@@ -34,9 +34,9 @@ def test_every_metric_is_the_mean_of_its_query_values():
 def test_intervals_are_those_of_a_slow_bootstrap():
     rng = np.random.default_rng(1)
     values = rng.random(60) ** 2
-    found = intervals(ranked(values), draws=4000)["mAP"]
+    interval = intervals(ranked(values), draws=4000)["mAP"]
     means = [np.mean([values[rng.integers(60)] for _ in range(60)]) for _ in range(2000)]
-    np.testing.assert_allclose(found, np.percentile(means, [2.5, 97.5]), atol=0.012)
+    np.testing.assert_allclose(interval, np.percentile(means, [2.5, 97.5]), atol=0.012)
 
 
 def test_the_interval_holds_the_truth_nineteen_times_in_twenty():
@@ -58,12 +58,12 @@ def test_domains_are_drawn_each_by_itself():
 
 def test_intervals_depend_on_seed_and_size_alone(monkeypatch):
     result = merge_results([ranked(np.linspace(0, 1, 50)), ranked([0.3, np.nan, 0.7])])
-    found = intervals(result)
-    assert intervals(result) == found
-    assert intervals(result, seed=1) != found
+    ci95 = intervals(result)
+    assert intervals(result) == ci95
+    assert intervals(result, seed=1) != ci95
     monkeypatch.setattr(significance, "_AT_A_TIME", 64)  # nor on how many draws are under way
-    assert intervals(result)["mAP"] == pytest.approx(found["mAP"], abs=0.02)
-    assert all(isinstance(bound, float) for bounds in found.values() for bound in bounds)
+    assert intervals(result)["mAP"] == pytest.approx(ci95["mAP"], abs=0.02)
+    assert all(isinstance(bound, float) for bounds in ci95.values() for bound in bounds)
 
 
 def test_a_query_without_a_match_is_not_drawn():
@@ -105,8 +105,8 @@ def test_with_holm_one_family_in_twenty_at_most_has_a_false_verdict():
     wrong = []
     for _ in range(200):
         a, b = np.where(rng.random(200) < 0.5, ap, ap[::-1])
-        found = compare(ranked(a), ranked(b), bootstrap_draws=10, permutations=999)
-        wrong.append(any(one.verdict() != "noise" for one in found))
+        changes = compare(ranked(a), ranked(b), bootstrap_draws=10, permutations=999)
+        wrong.append(any(change.verdict() != "noise" for change in changes))
     assert np.mean(wrong) <= 0.085  # 5 %, and twice the error of 200 tries
 
 
@@ -114,13 +114,13 @@ def test_a_real_difference_is_found_in_the_right_direction():
     rng = np.random.default_rng(6)
     base = rng.random(500) * 0.8
     better = ranked(base + 0.02 + rng.normal(0, 0.05, 500))
-    found = {one.metric: one for one in compare(ranked(base), better)}
-    assert found["mAP"].verdict() == "B is better"
-    assert 0 < found["mAP"].low < found["mAP"].b - found["mAP"].a < found["mAP"].high
-    mirrored = {one.metric: one for one in compare(better, ranked(base))}
+    changes = {change.metric: change for change in compare(ranked(base), better)}
+    assert changes["mAP"].verdict() == "B is better"
+    assert 0 < changes["mAP"].low < changes["mAP"].b - changes["mAP"].a < changes["mAP"].high
+    mirrored = {change.metric: change for change in compare(better, ranked(base))}
     assert mirrored["mAP"].verdict() == "A is better"
-    assert mirrored["mAP"].p == found["mAP"].p
-    assert mirrored["mAP"].low == pytest.approx(-found["mAP"].high)
+    assert mirrored["mAP"].p == changes["mAP"].p
+    assert mirrored["mAP"].low == pytest.approx(-changes["mAP"].high)
 
 
 def test_holm_is_the_step_down_procedure():

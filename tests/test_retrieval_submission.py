@@ -70,7 +70,7 @@ def test_the_first_problem_names_the_fault_and_the_query(tmp_path, text, message
     assert message in problems_of(tmp_path / "s.json", text)[0].text
 
 
-def test_all_problems_are_found_in_one_go(tmp_path):
+def test_all_problems_are_listed(tmp_path):
     pairs = [("q9.png", []), ("q0.png", ["g9.png", 7, "g0.png", "g8.png"]), ("q0.png", None)]
     text = "{" + ", ".join(f'"{query}": {json.dumps(names)}' for query, names in pairs) + "}"
     assert [problem.text for problem in problems_of(tmp_path / "s.json", text)] == [
@@ -117,9 +117,9 @@ def test_a_number_of_very_many_digits_is_no_name(tmp_path):
     assert problems_of(tmp_path / "s.json", '{"q0.png": [' + "9" * 10_000 + "]}")
 
 
-def test_a_byte_order_mark_is_told_and_the_rest_is_checked(tmp_path):
-    found = problems_of(tmp_path / "s.json", b"\xef\xbb\xbf" + json.dumps({"q0.png": GOOD["q0.png"]}).encode())
-    assert [problem.kind for problem in found] == ["byte-order mark", "missing query"]
+def test_a_byte_order_mark_is_reported_and_the_rest_is_checked(tmp_path):
+    problems = problems_of(tmp_path / "s.json", b"\xef\xbb\xbf" + json.dumps({"q0.png": GOOD["q0.png"]}).encode())
+    assert [problem.kind for problem in problems] == ["byte-order mark", "missing query"]
     assert read_submission(tmp_path / "s.json") == {"q0.png": GOOD["q0.png"]}
 
 
@@ -133,9 +133,9 @@ def test_a_name_spelled_in_another_way_gets_a_hint(tmp_path, wrong, meant):
 
 def test_a_hostile_name_stays_one_short_printable_line(tmp_path):
     for name in ("\ud800", "a\nb\x1b[31m", "x" * 100_000):
-        found = problems_of(tmp_path / "s.json", json.dumps({**GOOD, name: [name], "q1.png": ["g0.png", name]}))
-        assert [problem.kind for problem in found] == ["unknown gallery name", "unknown query"]
-        for problem in found:
+        problems = problems_of(tmp_path / "s.json", json.dumps({**GOOD, name: [name], "q1.png": ["g0.png", name]}))
+        assert [problem.kind for problem in problems] == ["unknown gallery name", "unknown query"]
+        for problem in problems:
             assert problem.text.isprintable()
             assert len(problem.text) < 200
 
@@ -150,13 +150,13 @@ RIGHT = st.fixed_dictionaries({query: st.permutations(GALLERY).map(lambda names:
 
 @settings(max_examples=300, deadline=None)
 @given(answer=ANYTHING | NEARLY_RIGHT | RIGHT)
-def test_a_file_has_no_problem_exactly_where_it_is_right(tmp_path_factory, answer):
+def test_a_file_has_no_problem_exactly_if_it_is_right(tmp_path_factory, answer):
     right = (isinstance(answer, dict) and sorted(answer) == QUERIES
              and all(isinstance(names, list) and len(names) == 2 for names in answer.values())
              and all(name in GALLERY for names in answer.values() for name in names)
              and all(names[0] != names[1] for names in answer.values()))
-    found = problems_of(tmp_path_factory.mktemp("any") / "s.json", json.dumps(answer))
-    assert bool(found) != right
+    problems = problems_of(tmp_path_factory.mktemp("any") / "s.json", json.dumps(answer))
+    assert bool(problems) != right
 
 
 @settings(max_examples=200, deadline=None)
@@ -185,15 +185,15 @@ def slow_score(answer, query_pids, gallery_pids, k):
 
 @pytest.mark.parametrize(("k", "length"), [(1, 1), (5, 5), (5, 20), (20, 5), (40, 40), (200, 40)])
 def test_the_score_is_that_of_the_definition_and_of_the_metrics(k, length):
-    """Lists of 40 images of 6 identities for 10 queries of 7, where whole lists are ranked as their distances are."""
+    """Lists of 40 images of 6 identities for 10 queries of 7; whole lists are ranked as their distances are."""
     rng = random.Random(k)
     gallery_pids = {f"g{i}": f"person{rng.randrange(6)}" for i in range(40)}
     query_pids = {f"q{i}": f"person{i % 7}" for i in range(10)}
     orders = {query: rng.sample(sorted(gallery_pids), 40) for query in query_pids}
     answer = {query: order[:length] for query, order in orders.items()}
-    found = score_submission(answer, query_pids, gallery_pids, k)
+    figures = score_submission(answer, query_pids, gallery_pids, k)
     rank1, mean_ap = slow_score(answer, query_pids, gallery_pids, k)
-    assert found == {"rank1": pytest.approx(rank1), f"mAP@{k}": pytest.approx(mean_ap),
+    assert figures == {"rank1": pytest.approx(rank1), f"mAP@{k}": pytest.approx(mean_ap),
                      "naic_score": pytest.approx((rank1 + mean_ap) / 2), "num_valid": 9, "num_queries": 10}
     if length >= min(k, 40):
         pids = {pid: number for number, pid in enumerate(sorted({*gallery_pids.values(), *query_pids.values()}))}
@@ -203,9 +203,9 @@ def test_the_score_is_that_of_the_definition_and_of_the_metrics(k, length):
         accumulator.update(slice(0, 10), np.array([[order.index(name) for name in gallery_pids]
                                                    for order in orders.values()], np.float32))
         result = accumulator.result()
-        assert found["rank1"] == pytest.approx(result.cmc[0])
-        assert found[f"mAP@{k}"] == pytest.approx(result.mAP_at_k)
-        assert found["naic_score"] == pytest.approx(result.naic_score)
+        assert figures["rank1"] == pytest.approx(result.cmc[0])
+        assert figures[f"mAP@{k}"] == pytest.approx(result.mAP_at_k)
+        assert figures["naic_score"] == pytest.approx(result.naic_score)
 
 
 def test_a_query_without_a_match_is_in_no_average_and_an_empty_list_finds_nothing():

@@ -111,9 +111,10 @@ def test_the_tool_prints_a_table_and_says_which_is_better(ap, tmp_path):
 
 def test_the_same_run_twice_is_noise(ap, tmp_path):
     a = write_run(tmp_path / "a", ap)
-    found = compare_runs(a, a)
-    assert {(one.verdict(), one.p, one.low, one.high) for one in found.differences} == {("noise", 1.0, 0.0, 0.0)}
-    assert format_comparison(found).count("   noise") == 5
+    same = compare_runs(a, a)
+    assert {(change.verdict(), change.p, change.low, change.high) for change in same.differences} == {
+        ("noise", 1.0, 0.0, 0.0)}
+    assert format_comparison(same).count("   noise") == 5
 
 
 def test_queries_swapped_at_random_are_noise(ap, tmp_path):
@@ -123,7 +124,7 @@ def test_queries_swapped_at_random_are_noise(ap, tmp_path):
     swap = {domain: rng.random(len(values)) < 0.5 for domain, values in ap.items()}
     a = write_run(tmp_path / "a", {domain: np.where(swap[domain], ap[domain], other[domain]) for domain in ap})
     b = write_run(tmp_path / "b", {domain: np.where(swap[domain], other[domain], ap[domain]) for domain in ap})
-    assert {one.verdict() for one in compare_runs(a, b).differences} == {"noise"}
+    assert {change.verdict() for change in compare_runs(a, b).differences} == {"noise"}
 
 
 def test_queries_are_paired_by_name_not_by_place(ap, tmp_path):
@@ -184,7 +185,7 @@ def test_figures_of_another_run_beside_metrics_json_are_refused(ap, tmp_path):
         compare_runs(a, b)
 
 
-def test_a_run_without_the_file_is_told_to_test_again(ap, tmp_path):
+def test_a_run_without_the_file_must_be_tested_again(ap, tmp_path):
     done = tool(write_run(tmp_path / "a", ap), tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path / 'per_query.json'} does not exist; run tools/test.py")

@@ -30,7 +30,7 @@ def perfect(truth):
 
 @pytest.fixture
 def check(tiny_data, tmp_path):
-    """check(answer, **arguments) -> the report on it, where no domain lists lie beside it."""
+    """check(answer, **arguments) -> the report on it; no domain lists lie beside it."""
     def checked(answer, **arguments):
         path = tmp_path / "run" / "model" / "submission.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +60,8 @@ def test_a_worse_order_scores_less(check, perfect):
 
 
 @pytest.mark.parametrize("top_k", [5, 200])
-def test_lists_of_a_domain_each_are_taken_where_the_domain_lists_are_known(check, tiny_data, tmp_path, top_k):
-    """What tools/test.py writes: a query's own domain is ranked, and one may be smaller than top_k."""
+def test_lists_of_a_domain_each_are_valid_if_the_domain_lists_are_known(check, tiny_data, tmp_path, top_k):
+    """What tools/test.py writes: a query's domain is ranked, and it may be smaller than top_k."""
     derived = tiny_data / "derived"
     domains = load_naic(tiny_data, derived_dir=derived, parts=("test",)).eval_sets
     names = {domain: [Path(sample.key).name for sample in pair.gallery][:top_k] for domain, pair in domains.items()}
@@ -98,7 +98,7 @@ def test_without_truth_there_is_no_score(tiny_data, perfect, tmp_path):
     assert len(report.lines()) == 1
 
 
-def test_the_first_problems_are_shown_and_all_are_counted(check, perfect):
+def test_the_first_problems_are_listed_and_all_are_counted(check, perfect):
     wrong = {query: ["gallery/" + names[0], *names[1:]] for query, names in list(perfect.items())[:-2]}
     lines = check({**wrong, "x.png": []}).lines(limit=3)
     assert len(lines) == 5
