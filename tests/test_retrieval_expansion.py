@@ -118,20 +118,6 @@ def test_every_kind_of_array_gives_the_same_bits(tmp_path, alpha):
     assert np.array_equal(mapped, gallery)
 
 
-def test_results_go_into_the_arrays_of_the_caller(tmp_path):
-    made = {}
-
-    def on_disk(name, shape):
-        made[name] = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float32, shape)
-        return made[name]
-
-    query, gallery = features(9), features(30, seed=4)
-    result = expand(query, gallery, 4, 3, 1.0, on_disk)
-    assert result[0] is made["query"]
-    assert result[1] is made["gallery"]
-    assert all(np.array_equal(a, b) for a, b in zip(result, expand(query, gallery, 4, 3, 1.0), strict=True))
-
-
 def test_no_block_of_distances_is_longer_than_promised(monkeypatch):
     seen = []
 

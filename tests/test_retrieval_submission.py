@@ -8,12 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.retrieval.metrics import RankAccumulator
-from processor.retrieval.submission import (
-    read_submission,
-    score_submission,
-    submission_problems,
-    write_submission,
-)
+from processor.retrieval.submission import score_submission, submission_problems, write_submission
+from utils.files import read_json
 
 QUERIES, GALLERY = ["q0.png", "q1.png"], ["g0.png", "g1.png", "g2.png"]
 GOOD = {"q0.png": ["g2.png", "g0.png"], "q1.png": ["g1.png", "g2.png"]}
@@ -27,7 +23,7 @@ def problems_of(path, content, fewest=None, top_k=2):
 def test_what_is_written_is_read_and_passes_the_check(tmp_path):
     path = tmp_path / "out" / "submission.json"
     write_submission(path, QUERIES, GALLERY, np.array([[2, 0], [1, 2]]))
-    assert read_submission(path) == GOOD
+    assert read_json(path) == GOOD
     assert not list(submission_problems(path, QUERIES, GALLERY, top_k=2))
     assert [file.name for file in path.parent.iterdir()] == ["submission.json"]
 
@@ -120,7 +116,6 @@ def test_a_number_of_very_many_digits_is_no_name(tmp_path):
 def test_a_byte_order_mark_is_reported_and_the_rest_is_checked(tmp_path):
     problems = problems_of(tmp_path / "s.json", b"\xef\xbb\xbf" + json.dumps({"q0.png": GOOD["q0.png"]}).encode())
     assert [problem.kind for problem in problems] == ["byte-order mark", "missing query"]
-    assert read_submission(tmp_path / "s.json") == {"q0.png": GOOD["q0.png"]}
 
 
 @pytest.mark.parametrize(("wrong", "meant"), [

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute
     """
     title = ", ".join(filter(None, (domain, Path(name).name)))
     weights = ranking.branch_weights(bank.feats)
-    features = _expanded_once(bank, ranking)
+    features = lru_cache(maxsize=1)(partial(expanded_features, bank, ranking=ranking))  # for the last branch
     options = {"normalize": ranking.feat_norm, "device": compute.device, "workers": compute.workers}
     search = {**options, "precision": compute.precision, "memory": compute.memory, "title": title}
 
@@ -110,21 +111,9 @@ def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute
     return DomainSource(name, bank.query_names, bank.gallery_names, streams, truth, nearest)
 
 
-def _expanded_once(bank: FeatureBank, ranking: Ranking) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
-    """branch -> its query and gallery features, expanded as the ranking has it; the last branch is kept."""
-    kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-
-    def features(branch: str) -> tuple[np.ndarray, np.ndarray]:
-        query, gallery = bank.branch(branch)
-        if not (ranking.query_expansion or ranking.database_augmentation):
-            return query, gallery
-        if branch not in kept:
-            kept.clear()
-            kept[branch] = expand(query, gallery, ranking.query_expansion, ranking.database_augmentation,
-                                  ranking.expansion_alpha)
-        return kept[branch]
-
-    return features
+def expanded_features(bank: FeatureBank, branch: str, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
+    """query [Q, D] and gallery [G, D] of a branch, expanded as the ranking has it."""
+    return expand(*bank.branch(branch), ranking.query_expansion, ranking.database_augmentation, ranking.expansion_alpha)
 
 
 def distmat_source(folder: Path, label: str, workers: Workers = ALONE) -> DomainSource:

@@ -12,7 +12,8 @@ from datasets.naic import TEST_DIR, data_root
 from datasets.sets.domains import DOMAINS, PARTS
 from datasets.sets.naic_test import read_domains, read_truth
 from processor.retrieval.metrics import format_figures
-from processor.retrieval.submission import Problem, read_submission, score_submission, submission_problems
+from processor.retrieval.submission import Problem, score_submission, submission_problems
+from utils.files import read_json
 
 logger = logging.getLogger(__name__)
 Domains = dict[tuple[str, str], list[str]]  # (part, domain) -> names of its images
@@ -87,7 +88,7 @@ def validate_submission(path: str | os.PathLike, root: str | os.PathLike, test_d
     if problems:
         short = domains is None and any(problem.kind == "wrong length" for problem in problems)
         return SubmissionReport(problems, hint=_NO_DOMAINS if short else "")
-    answer = read_submission(path)
+    answer = read_json(path)
     lengths = sorted({len(names) for names in answer.values()})
     about = (f"{len(answer):,} queries × {' to '.join(f'{n:,}' for n in dict.fromkeys((lengths[0], lengths[-1])))} "
              f"names of {len(images['gallery']):,}, {path.stat().st_size:,} bytes")

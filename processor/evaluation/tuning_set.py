@@ -18,10 +18,9 @@ from torch import Tensor
 
 from processor.evaluation.agreement import common_domains, common_setting, common_top_k
 from processor.evaluation.feature_bank import FeatureBank, Ranking, read_bank, read_ranking
-from processor.evaluation.sources import HERE, Compute, Truth
+from processor.evaluation.sources import HERE, Compute, Truth, expanded_features
 from processor.retrieval.distance import distance_blocks
 from processor.retrieval.ensemble import check_same_order
-from processor.retrieval.expansion import expand
 from processor.retrieval.metrics import RankAccumulator, RankResult, merge_results
 from processor.retrieval.reranking import ReRanker
 from processor.retrieval.search.budget import ENTRIES, free_bytes
@@ -73,9 +72,7 @@ class Model:
     @cached_property
     def features(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """query and gallery of each branch, expanded as the model was tested."""
-        ranking = self.ranking
-        return [expand(*self.bank.branch(branch), ranking.query_expansion, ranking.database_augmentation,
-                       ranking.expansion_alpha) for branch in self.shares]
+        return [expanded_features(self.bank, branch, self.ranking) for branch in self.shares]
 
     def search(self, k1: int, memory: int | None) -> int:
         """Find the neighbours of each branch; returns about how many bytes stay in use for them and their blocks."""

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ ROWS = 8192
 @torch.no_grad()
 def expand(
     query: Features, gallery: Features, query_expansion: int, database_augmentation: int, alpha: float,
-    make_array: Callable[[str, tuple[int, int]], np.ndarray] | None = None,
 ) -> tuple[Features, Features]:
     """Average the features with those of their nearest gallery images: first the gallery's, then the queries'.
 
@@ -40,11 +38,10 @@ def expand(
         query_expansion: neighbours averaged into a query, cut to G; 0 = none, the query comes back as it is.
         database_augmentation: neighbours averaged into a gallery feature, cut to G - 1; 0 = none, likewise.
         alpha: exponent of the weights, >= 0; 0 = plain mean.
-        make_array: ("query" | "gallery", shape) -> the float32 array to fill, such as a memory map; None: a new
-            array in memory, of the input's kind.
     Returns:
-        (query, gallery), float32 and of length 1 if they were averaged; a sum of zero stays zero. The inputs are not
-        modified. Beside the results nothing is held that grows with Q × G, with G × G or with D × G.
+        (query, gallery), each of the input's kind, float32 and of length 1 if they were averaged; a sum of zero stays
+        zero. The inputs are not modified. Beside the results nothing is held that grows with Q × G, with G × G or with
+        D × G.
     Raises:
         ValueError: features that are not [N >= 1, D], differ in D or hold NaN or infinity, or a parameter below 0.
     Source: Chum et al., Total Recall, ICCV 2007 (alpha = 0); Radenović et al., Fine-tuning CNN Image Retrieval with No
@@ -58,9 +55,9 @@ def expand(
     """
     _check(query, gallery, query_expansion, database_augmentation, alpha)
     if database_augmentation:
-        gallery = _averaged("gallery", gallery, gallery, database_augmentation, alpha, make_array)
+        gallery = _averaged("gallery", gallery, gallery, database_augmentation, alpha)
     if query_expansion:
-        query = _averaged("query", query, gallery, query_expansion, alpha, make_array)
+        query = _averaged("query", query, gallery, query_expansion, alpha)
     return query, gallery
 
 
@@ -73,18 +70,11 @@ def _check(query: Features, gallery: Features, query_expansion: int, database_au
         raise ValueError(f"alpha={alpha}: the exponent must be finite and not negative; 0 is the plain mean")
 
 
-def _averaged(
-    name: str, feats: Features, gallery: Features, neighbours: int, alpha: float,
-    make_array: Callable[[str, tuple[int, int]], np.ndarray] | None,
-) -> Features:
+def _averaged(name: str, feats: Features, gallery: Features, neighbours: int, alpha: float) -> Features:
     """`feats` averaged over their nearest in `gallery`; name "gallery" says that they are this gallery themselves."""
     device = next((part.device for part in (feats, gallery) if isinstance(part, Tensor)), torch.device("cpu"))
-    if make_array is not None:
-        out = make_array(name, tuple(feats.shape))
-    elif isinstance(feats, Tensor):
-        out = torch.empty(feats.shape, device=feats.device)
-    else:
-        out = np.empty(feats.shape, np.float32)
+    is_tensor = isinstance(feats, Tensor)
+    out = torch.empty(feats.shape, device=feats.device) if is_tensor else np.empty(feats.shape, np.float32)
     for start in progress(range(0, len(feats), ROWS), f"averaging {name} features", "block"):
         rows = slice(start, min(start + ROWS, len(feats)))
         part = _unit(name, feats, rows, device)
@@ -99,7 +89,7 @@ def _averaged(
                 neighbour *= (part * neighbour).sum(1, keepdim=True).clamp_(min=0) ** alpha
             total += neighbour
         mean = F.normalize(total)  # the mean's length is of no account, so nothing is divided by the weights' sum
-        out[rows] = mean if isinstance(out, Tensor) else mean.cpu().numpy()
+        out[rows] = mean if is_tensor else mean.cpu().numpy()
     return out
 
 

@@ -29,8 +29,11 @@ def write_submission(
             a row repeats an image.
 
     >>> write_submission(path, ["q.png"], ["a.png", "b.png"], [np.array([1, 0])])
-    >>> read_submission(path)
-    {'q.png': ['b.png', 'a.png']}
+    >>> print(path.read_text())
+    {
+    "q.png": ["b.png", "a.png"]
+    }
+    <BLANKLINE>
     """
     if len(indices) != len(query_names):
         raise ValueError(f"expected a row of indices for each of {len(query_names)} queries, got {len(indices)}")
@@ -61,28 +64,6 @@ class Problem(NamedTuple):
 
     kind: str
     text: str
-
-
-def read_submission(path: str | os.PathLike) -> dict[str, list[str]]:
-    """Read an answer file; a byte-order mark is passed over.
-
-    Raises:
-        ValueError: it is not JSON, not an object of lists of names, or holds a query twice; the message names the
-            file and the query.
-
-    >>> write_text(path, '{"q.png": ["a.png"]}')
-    >>> read_submission(path)
-    {'q.png': ['a.png']}
-    """
-    try:
-        pairs = _read_pairs(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    check_unique(f"{path}: query", [query for query, _ in pairs])
-    for query, names in pairs:
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{path}: query {_format_value(query)}: expected a list of gallery names")
-    return dict(pairs)
 
 
 def submission_problems(
@@ -197,7 +178,7 @@ def score_submission(
 
 
 def _read_pairs(path: str | os.PathLike) -> tuple[tuple[str, Any], ...]:
-    """The (query, value) pairs of a file, repeated ones too.
+    """The (query, value) pairs of a file, repeated queries too; a byte-order mark is passed over.
 
     JSON objects are tuples of pairs here, also within: dicts would keep the last of two equal keys.
 
