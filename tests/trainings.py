@@ -14,7 +14,7 @@ import time
 
 import torch
 from processes import run_together
-from tool_server import ROOT
+from tool_server import ROOT, run_tool
 from torch import nn
 
 TINY_BACKBONE = "tiny_with_dropout"  # its checkpoints are written in no time, and its forward pass draws
