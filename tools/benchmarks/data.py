@@ -16,6 +16,7 @@ import torchvision
 
 from datasets.demo.plan import Sizes
 from datasets.demo.synthetic import make_demo_data
+from datasets.files import jpeg, png
 from datasets.files.images import IMAGE_SUFFIXES, FolderSource, decode, list_images
 from datasets.files.pack_writer import pack
 from datasets.naic import FOLDER
@@ -38,8 +39,8 @@ class Encoding(NamedTuple):
     options: list[int]
 
 
-ENCODINGS = {"png": Encoding(b"\x89PNG", ".png", []),
-             "jpeg": Encoding(b"\xff\xd8", ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95])}
+ENCODINGS = {"png": Encoding(png.SIGNATURE, ".png", []),
+             "jpeg": Encoding(jpeg.SIGNATURE, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95])}
 RATES = {"images_per_second": "seconds", "images_per_core_second": "cpu_seconds"}  # images by which time
 
 
