@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_tools import tool
+from tool_server import run_tool
 
 from datasets.files.images import FolderSource, decode
 from tools.benchmarks import harness
@@ -166,7 +166,7 @@ def test_what_is_out_of_range_is_refused(folder, tmp_path, monkeypatch):
 def test_the_tool_measures_rendered_pictures(tmp_path):
     words = ["--sizes", "64x32", "--rows", "lineage_decode_jpeg", "loader_decoded", "--images", "32",
              "--batch", "8", "--workers", "1", "--seconds", "0.05", "--repeats", "1", "--device", "cpu"]
-    done = tool("benchmark", "data", *words, "--json", tmp_path / "report" / "raw.json", cwd=tmp_path)
+    done = run_tool("benchmark", "data", *words, "--json", tmp_path / "report" / "raw.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     titles = [line.strip("| ").split(" | ")[1] for line in done.stdout.splitlines() if line.startswith("| 64x32 ")]
     assert titles == ["PIL: decode JPEG", "loader alone, packed and decoded"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_options
-from test_tools import tool
+from tool_server import run_tool
 
 from configs import load_cfg
 from datasets.files.pack_reader import PackedSource
@@ -109,7 +109,7 @@ def test_the_files_are_not_read_once_they_are_packed_and_compared(packs, tiny_op
 def test_the_tool_packs_verifies_and_tells_what_is_wrong(tiny_opts, tmp_path):
     folder = tmp_path / "pack"
     for words in ([], ["--verify"], ["--compare"]):
-        done = tool("pack", "--output", folder, "--decoded", *words, *tiny_opts)
+        done = run_tool("pack", "--output", folder, "--decoded", *words, *tiny_opts)
         assert done.returncode == 0, done.stderr
         assert "images, decoded at 32x16, in 1 shard" in done.stdout
     assert len(verify_pack(folder)) == len(PackedSource(folder))
@@ -117,7 +117,7 @@ def test_the_tool_packs_verifies_and_tells_what_is_wrong(tiny_opts, tmp_path):
     data = bytearray(shard.read_bytes())
     data[5000] ^= 1
     shard.write_bytes(data)
-    done = tool("pack", "--output", folder, "--verify")
+    done = run_tool("pack", "--output", folder, "--verify")
     assert done.returncode == 2
     assert "1 problem" in done.stderr
     assert "damaged in" in done.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import tiny_options
 from set_files import write_image, write_set
-from test_tools import tool
+from tool_server import run_tool
 
 from configs import ConfigError, load_cfg
 from datasets.make_dataloader import make_dataloader
@@ -115,7 +115,7 @@ def test_sets_of_different_protocols_are_measured_in_one_test(tiny_data, own_set
         "distmat_1.npy", "distmat_2.npy", "distmat_market1501.npy"}
     alone = market_metrics(tiny_data, own_sets, trained, tmp_path / "alone")[0]
     assert metrics["market1501"]["plain"] == alone
-    done = tool("ensemble", "--inputs", tmp_path / "out", "--distmats", "--top_k", 10, "--output",
+    done = run_tool("ensemble", "--inputs", tmp_path / "out", "--distmats", "--top_k", 10, "--output",
                 tmp_path / "e/submission.json")
     assert done.returncode == 0, done.stderr
     assert read_json(tmp_path / "e/submission.json") == read_json(tmp_path / "out/submission.json")
@@ -137,7 +137,7 @@ def test_runs_of_different_protocols_are_not_summed(tiny_data, own_sets, trained
         market_metrics(tiny_data, own_sets, trained, tmp_path / name, "TEST.DROP_SAME_CAMERA", value)
     for words in (["ensemble", "--inputs", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "s.json"],
                   ["tune_rerank", "--inputs", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "t"]):
-        done = tool(*words)
+        done = run_tool(*words)
         assert done.returncode == 2
         assert "different settings of TEST.DROP_SAME_CAMERA in market1501" in done.stderr
 
@@ -159,7 +159,7 @@ def test_file_names_that_repeat_are_told_apart_in_results(tiny_data, trained, tm
 def split(tiny_data, tmp_path_factory):
     """A split of the tiny demo set: four identities with queries, two distractors, half of them green."""
     path = tmp_path_factory.mktemp("split") / "validation.json"
-    done = tool("split_validation", "--output", path, "--identities", 4, "--distractors", 2, "--green", 0.5,
+    done = run_tool("split_validation", "--output", path, "--identities", 4, "--distractors", 2, "--green", 0.5,
                 "DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", tiny_data)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[1:]]
@@ -172,7 +172,7 @@ def test_a_split_is_not_replaced_unasked(tiny_data, split):
     before = split.read_bytes()
     words = ["split_validation", "--output", split, "--identities", 2, "--distractors", 1, "DATASETS.NAMES", "naic",
              "DATASETS.ROOT_DIR", tiny_data]
-    done = tool(*words)
+    done = run_tool(*words)
     assert (done.returncode, split.read_bytes()) == (2, before)
     assert "--force replaces it" in done.stderr
 
@@ -211,7 +211,7 @@ def test_loaders_say_whether_they_measure_on_a_validation_split(tiny_data, split
 def test_a_split_of_another_set_than_naic_has_no_domains_and_keeps_its_protocol(
         tiny_data, own_sets, trained, tmp_path):
     path = tmp_path / "split.json"
-    done = tool("split_validation", "--output", path, "--identities", 2, "--distractors", 1,
+    done = run_tool("split_validation", "--output", path, "--identities", 2, "--distractors", 1,
                 "DATASETS.NAMES", "csv", "DATASETS.ROOT_DIR", own_sets)
     assert done.returncode == 0, done.stderr
     opts = options(tiny_data, tmp_path / "out", "DATASETS.ROOT_DIR", own_sets, "DATASETS.NAMES", "tree+csv",
