@@ -19,7 +19,6 @@ from tools.benchmarks.data_measure import ROWS, Endless, Setting, measure
 from tools.benchmarks.harness import Job
 from tools.benchmarks.reports import format_data
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZE = (32, 16)
 OPTIONS = DataOptions(sizes=(SIZE,), images=16, batch=8, workers=1, seconds=0.01, repeats=1)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -166,7 +165,7 @@ def test_what_is_out_of_range_is_refused(folder, tmp_path, monkeypatch):
 def test_the_tool_measures_rendered_pictures(tmp_path):
     words = ["--sizes", "64x32", "--rows", "lineage_decode_jpeg", "loader_decoded", "--images", "32",
              "--batch", "8", "--workers", "1", "--seconds", "0.05", "--repeats", "1", "--device", "cpu"]
-    done = run_tool("benchmark", "data", *words, "--json", tmp_path / "report" / "raw.json", cwd=tmp_path)
+    done = run_tool("benchmark", "data", *words, "--json", tmp_path / "report" / "raw.json", cwd=tmp_path, seconds=400)
     assert done.returncode == 0, done.stderr
     titles = [line.strip("| ").split(" | ")[1] for line in done.stdout.splitlines() if line.startswith("| 64x32 ")]
     assert titles == ["PIL: decode JPEG", "loader alone, packed and decoded"]

@@ -1,20 +1,16 @@
 """What the benchmarks share: child processes, options, and that an interrupt leaves nothing behind."""
-import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from processes import members_of, wait_for
+from tool_server import start_tool
 
 from tools.benchmarks.harness import Job, check_names, choose_device, parse_size, run_child
 from tools.benchmarks.retrieval_measure import Setting
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_child_that_fails_is_a_runtime_error(tmp_path):
@@ -60,25 +56,23 @@ ENDLESS = {
                                   pytest.param("train", marks=pytest.mark.slow)])
 def test_an_interrupt_ends_all_processes_and_leaves_no_file(what, tmp_path):
     processes, words = ENDLESS[what]
-    for folder in ("temporary", "pictures"):
-        (tmp_path / folder).mkdir()
+    temporary = tmp_path / "temporary"
+    for folder in (temporary, tmp_path / "pictures"):
+        folder.mkdir()
     for number in range(16 if what == "data" else 0):
         cv2.imwrite(str(tmp_path / f"pictures/{number}.png"), np.full((32, 16, 3), 10 * number, np.uint8))
-    tool = subprocess.Popen(
-        [sys.executable, str(ROOT / "tools/benchmark.py"), what, *words, "--device", "cpu"], cwd=tmp_path,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # torch itself makes a folder of compiled code beside its temporary files
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "temporary"),
-             "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")})
+    # torch itself makes a folder of compiled code beside its temporary files
+    tool = start_tool("benchmark", what, *words, "--device", "cpu", cwd=tmp_path, seconds=400,
+                      env={"TMPDIR": temporary, "TORCHINDUCTOR_CACHE_DIR": tmp_path / "inductor"})
     try:
         wait_for(lambda: len(members_of(tool.pid)) >= processes or tool.poll() is not None, seconds=300)
-        assert tool.poll() is None, tool.stderr.read()
+        assert tool.poll() is None, tool.stderr()
+        assert list(temporary.iterdir())
         tool.send_signal(signal.SIGTERM)  # SIGINT is ignored in background jobs
-        stderr = tool.communicate(timeout=60)[1]
+        assert tool.wait(60) == 130
     finally:
         tool.kill()  # a child dies with it
-    assert stderr.endswith("interrupted\n")
-    assert tool.returncode == 130
-    assert "Traceback" not in stderr or what != "retrieval"  # a loader's worker may print that its parent is gone
+    assert tool.stderr().endswith("interrupted\n")
+    assert "Traceback" not in tool.stderr() or what != "retrieval"  # a worker may print that its parent is gone
     wait_for(lambda: not members_of(tool.pid), seconds=20)  # a worker looks for its parent every 5 s
-    assert not list((tmp_path / "temporary").iterdir())
+    assert not list(temporary.iterdir())

@@ -1,7 +1,5 @@
 """The benchmark: its dense baseline is right, its meters measure, and its table has every row."""
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tool_server import run_tool
 
 from processor.retrieval.metrics import evaluate_rank
 from processor.retrieval.reranking import re_ranking
@@ -30,7 +29,6 @@ from tools.benchmarks.retrieval_measure import (
     ranked,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -143,9 +141,7 @@ def test_the_tool_prints_every_row(tmp_path):
     words = ["--sizes", "300", "--dim", "16", "--square", "64", "--repeats", "1", "--device", "cpu",
              "--json", str(tmp_path / "report" / "raw.json")]
     (tmp_path / "temporary").mkdir()
-    done = subprocess.run([sys.executable, str(ROOT / "tools/benchmark.py"), "retrieval", *words], cwd=tmp_path,
-                          capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "temporary")})
+    done = run_tool("benchmark", "retrieval", *words, cwd=tmp_path, seconds=400, env={"TMPDIR": tmp_path / "temporary"})
     assert done.returncode == 0, done.stderr
     cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| 300 ")]
     assert [row[1] for row in cells] == [implementation.title for implementation in IMPLEMENTATIONS.values()]

@@ -1,14 +1,13 @@
 """The benchmark of training: its arms train alike, its clock misses nothing, and its table has every row."""
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from set_files import load_naic
+from tool_server import run_tool
 
 from datasets.registry import DATASETS
 from model.backbones import build_backbone
@@ -30,7 +29,6 @@ from tools.benchmarks.training_measure import (
 )
 from utils.meter import PhaseTimer
 
-ROOT = Path(__file__).resolve().parent.parent
 NET = "resnet18_ibn_b_w32"
 SETTING = Setting(data="", model=NET, size=(32, 16), identities=30, batch=8, device="cpu", warmup=1, steps=2, square=64)
 SMALL = {"models": (NET,), "sizes": ((32, 16),), "identities": (30,), "batch": 8, "warmup": 1, "steps": 2,
@@ -236,11 +234,9 @@ def test_the_tool_prints_every_row_and_leaves_nothing(tmp_path):
     words = ["--models", NET, "--sizes", "32x16", "--identities", "30", "--batch", "8", "--steps", "2", "--warmup", "0",
              "--repeats", "1", "--square", "64", "--device", "cpu", "--arms", "textbook_float32", "ours_float32",
              "--json", str(tmp_path / "raw.json")]
-    done = subprocess.run([sys.executable, str(ROOT / "tools/benchmark.py"), "train", *words], cwd=tmp_path,
-                          capture_output=True, text=True,
-                          # torch itself makes a folder of compiled code beside its temporary files
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "temporary"),
-                               "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")})
+    # torch itself makes a folder of compiled code beside its temporary files
+    done = run_tool("benchmark", "train", *words, cwd=tmp_path, seconds=400,
+                    env={"TMPDIR": tmp_path / "temporary", "TORCHINDUCTOR_CACHE_DIR": tmp_path / "inductor"})
     assert done.returncode == 0, done.stderr
     cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith(f"| {NET}")]
     assert [row[3] for row in cells] == ["textbook, float32", "ours, float32"]

@@ -7,6 +7,7 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
+from doctor_data import picture, png
 from PIL import Image
 
 from processor.doctor import inspection
@@ -17,20 +18,10 @@ from utils.parallel import in_processes
 RNG = np.random.default_rng(0)
 
 
-def picture(height: int = 96, width: int = 48, seed: int = 0) -> np.ndarray:
-    """A smooth random picture, uint8 [h, w, 3], RGB."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (8, 4, 3), dtype=np.uint8)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
 def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
-
-
-def png(image: np.ndarray) -> bytes:
-    return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
 
 
 # ---------------------------------------------------------------------------------------------------------- headers
@@ -68,7 +59,7 @@ def test_a_header_that_is_cut_off_or_of_another_kind_is_unknown_and_no_error():
 
 # ---------------------------------------------------------------------------------------------------------- records
 def test_a_record_tells_what_a_model_would_see():
-    record, problem = inspect_image(png(picture(96, 48)))
+    record, problem = inspect_image(png(picture(0, 96, 48)))
     assert problem == ""
     assert (record["width"], record["height"], record["good"]) == (48, 96, True)
     assert (FORMATS[record["format"]], MODES[record["mode"]]) == ("PNG", "RGB")
@@ -77,7 +68,7 @@ def test_a_record_tells_what_a_model_would_see():
 
 
 def test_one_picture_saved_twice_differs_by_bytes_and_not_by_pixels():
-    image = picture()
+    image = picture(0)
     fast, small = (inspect_image(cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes())[0]
                   for level in (0, 9))
     assert (fast["file"] != small["file"]).any()
@@ -90,7 +81,7 @@ def test_pictures_of_other_shapes_are_not_equal_though_their_bytes_are():
 
 
 def test_a_file_that_asks_for_gigabytes_is_not_decoded(monkeypatch):
-    data = bytearray(png(picture()))
+    data = bytearray(png(picture(0)))
     data[16:24] = (40_000).to_bytes(4, "big") * 2
     monkeypatch.setattr(inspection, "decode", lambda *_, **__: pytest.fail("decoded"))
     record, problem = inspect_image(bytes(data))
@@ -105,14 +96,14 @@ def different_bits(a: np.ndarray, b: np.ndarray) -> int:
 @pytest.mark.parametrize("change", ["jpeg", "half", "brighter", "noise"])
 def test_the_perceptual_hash_stays_near_when_a_picture_is_saved_otherwise(change):
     for seed in range(10):
-        image = picture(128, 64, seed) // 2
+        image = picture(seed, 128, 64) // 2
         changed = {
             "jpeg": lambda x: cv2.imdecode(cv2.imencode(".jpg", x, [cv2.IMWRITE_JPEG_QUALITY, 80])[1], 1),
             "half": lambda x: cv2.resize(x, (32, 64), interpolation=cv2.INTER_AREA),
             "brighter": lambda x: x + np.uint8(40),
             "noise": lambda x: np.clip(x + np.random.default_rng(0).normal(0, 2, x.shape), 0, 255).astype(np.uint8),
         }[change](image)
-        others = [different_bits(perceptual_hash(image), perceptual_hash(picture(128, 64, seed + other)))
+        others = [different_bits(perceptual_hash(image), perceptual_hash(picture(seed + other, 128, 64)))
                   for other in range(1, 5)]
         assert different_bits(perceptual_hash(image), perceptual_hash(changed)) < min(others) / 3
 
@@ -121,7 +112,7 @@ def test_a_picture_with_too_little_in_it_has_no_perceptual_hash():
     assert not perceptual_hash(np.full((96, 48, 3), 200, np.uint8)).any()
     noise = RNG.integers(199, 202, (96, 48, 3)).astype(np.uint8)
     assert not perceptual_hash(noise).any()
-    assert perceptual_hash(picture()).any()
+    assert perceptual_hash(picture(0)).any()
 
 
 # ------------------------------------------------------------------------------------------------- all, and restarts
@@ -129,7 +120,7 @@ def test_a_picture_with_too_little_in_it_has_no_perceptual_hash():
 def folder(tmp_path):
     """Twelve images, one of them no image."""
     for number in range(12):
-        (tmp_path / f"{number}.png").write_bytes(png(picture(seed=number)) if number != 7 else b"nothing")
+        (tmp_path / f"{number}.png").write_bytes(png(picture(number)) if number != 7 else b"nothing")
     return tmp_path
 
 
@@ -176,9 +167,9 @@ def test_a_file_from_before_1970_is_a_file(folder, monkeypatch):
 
 def test_another_run_reads_only_what_is_new_or_has_changed(folder, monkeypatch):
     before = inspect(folder)
-    (folder / "5.png").write_bytes(png(picture(seed=99)))
-    (folder / "7.png").write_bytes(png(picture(seed=7)))
-    (folder / "12.png").write_bytes(png(picture(seed=12)))
+    (folder / "5.png").write_bytes(png(picture(99)))
+    (folder / "7.png").write_bytes(png(picture(7)))
+    (folder / "12.png").write_bytes(png(picture(12)))
     read = count_reads(monkeypatch)
     after = inspect(folder, 13)
     assert read == ["5.png", "7.png", "12.png"]
