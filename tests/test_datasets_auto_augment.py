@@ -20,9 +20,15 @@ from datasets.augment.auto_augment import (
 from datasets.augment.geometry import GRAY
 from datasets.augment.tensors import to_pixels, to_planes
 
-functional = pytest.importorskip("torchvision.transforms.functional")
-
+functional = None  # torchvision's
 HEIGHT, WIDTH = 40, 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _import_torchvision():
+    """Its import takes as long as torch's: not for those who only collect tests."""
+    global functional
+    functional = pytest.importorskip("torchvision.transforms.functional")
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def images():
 # round, grey and result both.
 TORCHVISION = {
     "posterize": ([8, 6, 4], lambda x, bits: functional.posterize(x, int(bits)), 0),
-    "solarize": ([255, 128, 0], functional.solarize, 0),
+    "solarize": ([255, 128, 0], lambda x, bound: functional.solarize(x, bound), 0),
     "invert": ([0], lambda x, _: functional.invert(x), 0),
     "auto_contrast": ([0], lambda x, _: functional.autocontrast(x), 1),
     "equalize": ([0], lambda x, _: functional.equalize(x), 0),

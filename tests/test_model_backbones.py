@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import load_golden_fill
 from torch import nn
-from torchvision import models
 
 from model.backbones import BACKBONES, WEIGHTS_URLS, build_backbone, freeze_stages
+from model.backbones.resnet import BACKBONES as RESNETS
 
 GOLDEN = Path(__file__).parent / "golden"
 WITH_GOLDEN = [name for name in BACKBONES if (GOLDEN / "backbones" / f"{name}.npz").is_file()]
@@ -188,13 +188,20 @@ def test_two_training_steps_reach_every_parameter(name):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith("resnet") and hasattr(models, name)])
-def test_resnet_keys_are_torchvision_keys(name):
+@pytest.fixture
+def models():
+    """torchvision's, whose import takes as long as torch's: not for those who only collect tests."""
+    return pytest.importorskip("torchvision.models")
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_resnet_keys_and_weights_are_torchvisions(name, models):
+    assert models.get_model_weights(name).IMAGENET1K_V1.url == WEIGHTS_URLS[name]
     theirs = {k: v.shape for k, v in on_meta(getattr(models, name)).state_dict().items() if not k.startswith("fc.")}
     assert {k: v.shape for k, v in on_meta(build_backbone, name).state_dict().items()} == theirs
 
 
-def test_resnet18_computes_what_torchvision_computes():
+def test_resnet18_computes_what_torchvision_computes(models):
     theirs = models.resnet18()
     ours = build_backbone("resnet18", last_stride=2)
     ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})

@@ -7,7 +7,6 @@ from retrieval_oracle import people, slow_re_ranking, squared_distances
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse import csr_matrix
 from scipy.spatial.distance import squareform
-from sklearn.cluster import AgglomerativeClustering
 
 from processor.pseudo.clusters import (
     NOBODY,
@@ -150,6 +149,8 @@ def test_average_linkage_of_jaccard_distances_is_scikit_learns():
     feats = table()
     graph = jaccard_graph(feats, 6, 3)
     dense = dense_distances(graph)
+    from sklearn.cluster import AgglomerativeClustering  # slow to import, for one test
+
     slow = AgglomerativeClustering(None, metric="precomputed", linkage="average", distance_threshold=0.6)
     actual = labelled(feats, 0, method="agglomerative", threshold=0.6)
     assert np.array_equal(actual.identities, renumber(slow.fit_predict(dense)))

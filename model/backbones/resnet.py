@@ -8,7 +8,6 @@ from __future__ import annotations
 from functools import partial
 
 from torch import Tensor, nn
-from torchvision import models
 
 from model.backbones.base import Backbone
 
@@ -147,10 +146,13 @@ DEPTHS: dict[str, tuple[type[Block], tuple[int, ...]]] = {
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
 BACKBONES = {name: partial(ResNet, block, depths) for name, (block, depths) in DEPTHS.items()}
+
+# As torchvision has them. It is not imported for them, because that takes as long as to import torch.
+_RELEASE = "https://download.pytorch.org/models/"
 WEIGHTS_URLS = {
-    "resnet18": models.ResNet18_Weights.IMAGENET1K_V1.url,
-    "resnet34": models.ResNet34_Weights.IMAGENET1K_V1.url,
-    "resnet50": models.ResNet50_Weights.IMAGENET1K_V1.url,
-    "resnet101": models.ResNet101_Weights.IMAGENET1K_V1.url,
-    "resnet152": models.ResNet152_Weights.IMAGENET1K_V1.url,
+    "resnet18": _RELEASE + "resnet18-f37072fd.pth",
+    "resnet34": _RELEASE + "resnet34-b627a593.pth",
+    "resnet50": _RELEASE + "resnet50-0676ba61.pth",
+    "resnet101": _RELEASE + "resnet101-63fe2227.pth",
+    "resnet152": _RELEASE + "resnet152-394f9c45.pth",
 }
