@@ -1,4 +1,4 @@
-"""Packing the images of a configured data set, and checking a pack."""
+"""What is made of a configured data set before a training: a validation split, a pack of its images."""
 from __future__ import annotations
 
 import logging
@@ -18,9 +18,13 @@ from datasets.registry import parse_names
 from datasets.validation.cut import SplitRequest, cut
 from datasets.validation.split import write_split
 
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "test")  # of a pack
+
 
 def make_validation(cfg, request: SplitRequest, output: str | os.PathLike, workers: int | None = None) -> str:
-    """Cut a validation split from the training sets of a config and record it; no image is copied or moved.
+    """Cut a validation split from the training sets of a config and write it down; no image is copied or moved.
 
     Args:
         cfg: its DATASETS name the training sets; DATASETS.VALIDATION is not read.
@@ -39,11 +43,13 @@ def make_validation(cfg, request: SplitRequest, output: str | os.PathLike, worke
     return statistics(ReIDData(eval_sets=split.eval_sets))
 
 
-def share(text: str | None, cfg) -> float | None:
-    """`SplitRequest.green` from a command line: a number, "none", or None = half where NAIC is among the config's sets.
+def green_share(text: str | None, cfg) -> float | None:
+    """`SplitRequest.green` from a command line.
 
+    Args:
+        text: a number, "none", or None = half if NAIC is among the config's sets.
     Raises:
-        ValueError: it is neither.
+        ValueError: it is none of these.
     """
     if text is None:
         return 0.5 if any(reference.kind == "naic" for reference in parse_names(cfg.DATASETS.NAMES)) else None
@@ -53,10 +59,6 @@ def share(text: str | None, cfg) -> float | None:
         return float(text)
     except ValueError:
         raise ValueError(f"--green {text}: expected a share in 0..1, or none") from None
-
-logger = logging.getLogger(__name__)
-
-PARTS = ("train", "test")
 
 
 def pack_set(cfg, folder: Path, decoded: bool, parts: Sequence[str] = PARTS, threads: int | None = None,

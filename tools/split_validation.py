@@ -40,13 +40,13 @@ def main() -> None:
     add_arguments(parser)
     args, cfg = parse_config(parser)
     from datasets.validation.cut import SplitRequest  # not before the arguments are right
-    from processor.prepare import make_validation, share
+    from processor.prepare import green_share, make_validation
 
     setup_logger()
     if args.output.exists() and not args.force:
         raise FileExistsError(f"{args.output} is there already; --force replaces it, and what was measured with it "
                               "cannot be compared with any more")
-    request = SplitRequest(args.identities, args.distractors, share(args.green, cfg), args.queries, args.seed,
+    request = SplitRequest(args.identities, args.distractors, green_share(args.green, cfg), args.queries, args.seed,
                            not args.no_compare)
     print(make_validation(cfg, request, args.output, args.workers), f"-> {args.output}", sep="\n")
 
