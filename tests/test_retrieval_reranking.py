@@ -80,14 +80,6 @@ def test_duplicates_follow_the_tie_rule(small_tiles):
     assert_as_the_oracle(query, gallery, 5, 3, 0.3)
 
 
-def test_an_image_is_its_own_first_neighbour(small_tiles):
-    feat = np.ones((30, 4), np.float32)
-    result = ReRanker(feat[:5], feat[5:], 3).neighbours
-    assert result.indices[:, 0].tolist() == list(range(30))
-    assert result.indices[29].tolist() == [29, 0, 1, 2]
-    assert result.indices[1].tolist() == [1, 0, 2, 3]
-
-
 @pytest.mark.parametrize("value", [0.0, 0.1, 300.0])
 def test_equal_images_give_no_nan(small_tiles, value):
     feat = np.full((30, 5), value, np.float32)
