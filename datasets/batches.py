@@ -105,7 +105,7 @@ class ImageLoader(DataLoader):
 def _worker_init(_: int) -> None:
     cv2.setNumThreads(0)  # a worker is one process of several: OpenCV's own threads would fight over the cores
     # A signal to all processes of a terminal or a batch job is for the main one, which finishes its step with the
-    # workers' batches. They end when it tells them to, ends itself or is gone.
+    # workers' batches. They end when it asks them to, ends itself or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
