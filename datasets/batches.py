@@ -88,10 +88,14 @@ def naming_lost_workers() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        if threading.current_thread() is threading.main_thread():  # or torch would say it again as other processes end
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise LostWorker(f"a process that loads images has died ({str(error).splitlines()[0]}); if memory is short, "
-                         "lower DATALOADER.NUM_WORKERS") from error
+        raise _lost_worker(str(error).splitlines()[0]) from error
+
+
+def _lost_worker(reason: str) -> LostWorker:
+    if threading.current_thread() is threading.main_thread():  # or torch would raise again as the system signals it
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return LostWorker(f"a process that loads images has died ({reason}); if memory is short, lower "
+                      "DATALOADER.NUM_WORKERS")
 
 
 class ImageLoader(DataLoader):
@@ -99,7 +103,12 @@ class ImageLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         with naming_lost_workers():
-            yield from super().__iter__()
+            try:
+                yield from super().__iter__()
+            except (ConnectionError, EOFError) as error:  # the death may show in its connections first
+                if self.num_workers == 0 or "Original Traceback" in str(error):  # an image's: read here, or there
+                    raise
+                raise _lost_worker(f"it closed its connection: {type(error).__name__}") from error
 
 
 def _worker_init(_: int) -> None:

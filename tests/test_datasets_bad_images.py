@@ -226,5 +226,19 @@ class _Killing:
 def test_a_process_of_the_loader_that_dies_is_no_bad_image():
     samples = [Sample(f"{number}.png", 0, 0) for number in range(8)]
     loader = open_loader(_Killing(), samples, (8, 4), SequentialBatches(8, 2), workers=1)
-    with pytest.raises(LostWorker, match=r"a process that loads images has died \(DataLoader worker"):
+    with pytest.raises(LostWorker, match=r"a process that loads images has died \((DataLoader worker|it closed)"):
+        list(loader)
+
+
+class _Unreachable:
+    """A source on a network that is down."""
+
+    def read(self, key: str) -> bytes:
+        raise ConnectionResetError(f"{key}: connection reset by peer")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_connection_that_a_source_loses_is_no_dead_process(workers):
+    loader = open_loader(_Unreachable(), [Sample("1.png", 0, 0)], (8, 4), SequentialBatches(1, 1), workers)
+    with pytest.raises(ConnectionResetError, match=r"1\.png: connection reset"):
         list(loader)
