@@ -94,8 +94,8 @@ if [ "${1:-}" = test ]; then
     [ "${1:-}" != --all ] || { selection=(); shift; }
     setup requirements.txt requirements-test.txt
     "$interpreter" -m ruff check .
-    # Two processes, a file of tests each at a time; for --pdb: -n 0.
-    exec "$interpreter" -m pytest -n 2 --dist loadfile "${selection[@]}" "$@"
+    # Two processes, a file of tests each at a time, in the order of tests/conftest.py; for --pdb: -n 0.
+    exec "$interpreter" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"
 fi
 check_words "$@"
 setup requirements.txt

@@ -21,6 +21,19 @@ TINY = Sizes(ids=6, images=5, singles=1, shared=1, query_ids=6, query_images=2, 
              distractor_images=2, cameras=3, height=32, width=16)
 
 
+# The files whose tests take longest begin first, so that no process is left alone with one of them at the end.
+LONGEST_FIRST = (
+    "test_processor_pipeline", "test_tools_pseudo", "test_processor_distributed", "test_retrieval_reranking",
+    "test_model_backbones", "test_processor_resume", "test_retrieval_search", "test_processor_tuning",
+    "test_processor_stages", "test_utils_dist", "test_processor_uda",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Tiny tensors: a second thread would only wait, for long where the cores are busy."""

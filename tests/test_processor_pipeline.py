@@ -112,15 +112,28 @@ def test_a_finished_run_is_skipped_and_a_changed_input_is_not(recipe, tiny_data,
     assert again["models"] == run(settings)["models"]
 
 
+def copied(tiny_data, folder):
+    shutil.copytree(tiny_data / "MyDataSet", folder / "MyDataSet")
+    return folder
+
+
 def test_a_failing_stage_names_itself_and_its_log(recipe, tiny_data, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(tiny_data / "MyDataSet", data / "MyDataSet")
-    (data / "MyDataSet" / "train_2019_cs" / "train_list.txt").write_text("train/a.png\n")
+    data = copied(tiny_data, tmp_path / "data")
+    for image in (data / "MyDataSet" / "train_2019_cs" / "train").glob("*.png"):
+        image.write_bytes(b"no picture")
     with pytest.raises(StageFailed, match=r"stage train_tiny failed with exit code 2; its log is .*train_tiny\.log"):
         run(Settings(tmp_path / "out", "tiny", data))
     log = (tmp_path / "out" / "logs" / "train_tiny.log").read_text()
-    assert "train_list.txt:1: expected" in log
+    assert "ON_BAD_IMAGE skip" in log
     assert "Traceback" not in log
+
+
+def test_a_faulty_list_is_named_before_any_stage_runs(recipe, tiny_data, tmp_path):
+    data = copied(tiny_data, tmp_path / "data")
+    (data / "MyDataSet" / "train_2019_cs" / "train_list.txt").write_text("train/a.png\n")
+    with pytest.raises(ValueError, match=r"train_list\.txt:1: expected"):
+        run(Settings(tmp_path / "out", "tiny", data))
+    assert not (tmp_path / "out" / "logs").exists()
 
 
 def test_the_naic_recipe_tests_six_checkpoints(tmp_path):

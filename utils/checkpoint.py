@@ -137,12 +137,12 @@ def _fault(path: Path, error: Exception) -> str:
 
 def _archive_advice(path: Path) -> str:
     """What to do about a zip archive that is no checkpoint; "" for a file that may be one. Older torch runs some."""
-    if not zipfile.is_zipfile(path):
-        return ""
     try:
+        if not zipfile.is_zipfile(path):
+            return ""
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):  # a damaged one may raise any of these
         return ""
     if any(name.endswith("/constants.pkl") for name in names):
         return ("a TorchScript archive, which is a program; save its weights alone: "
