@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tool_server import draw_no_curves
 from trainings import TINY_BACKBONE, add_tiny_backbone
 
 from configs import load_cfg
@@ -38,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread():
     """Tiny tensors: a second thread would only wait, for long where the cores are busy."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves():
+    with pytest.MonkeyPatch.context() as patch:
+        draw_no_curves(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tool_server import ROOT, run_logged_by_server
 
 from processor import pipeline
 from processor.pipeline import Recipe, Settings, StageFailed, find_weights, plan, run, table
 from utils.files import read_json
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture
 def recipe(tiny_opts, tmp_path, monkeypatch):
-    """A recipe of one tiny model, as a YAML file; its path."""
+    """A recipe of one tiny model, as a YAML file; its path. What the test itself runs is forked by the server."""
+    monkeypatch.setattr(pipeline, "run_logged", run_logged_by_server)
     tree: dict = {}
     for key, value in zip(tiny_opts[::2], tiny_opts[1::2], strict=True):
         if key not in ("OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR"):
@@ -33,7 +33,7 @@ def recipe(tiny_opts, tmp_path, monkeypatch):
 
 
 def start(recipe: Path, settings: Settings) -> subprocess.Popen:
-    """Run the pipeline in a process that can be killed."""
+    """Run the pipeline in a process that can be killed, with its stages in processes as a user has them."""
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
             "from processor.pipeline import RECIPES, Recipe, Settings, run\nfrom utils.logger import setup_logger\n"
             f"setup_logger(); RECIPES['tiny'] = Recipe(({str(recipe)!r},))\n"
@@ -74,6 +74,7 @@ def test_a_killed_pipeline_ends_as_one_that_was_left_alone(recipe, tiny_data, tm
     assert results(out) == results(whole.output_root)
     log = (out / "tiny" / "train_log.txt").read_text()
     assert "going on from" in log
+    assert (out / "tiny" / "training_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import cv2
 import pytest
 import torch
 import yaml
-from tool_server import run_tool
+from tool_server import run_logged_by_server, run_tool
 
 from configs import dump_cfg, load_cfg
 from processor import pipeline
@@ -289,12 +289,7 @@ SMALL = ("DATASETS.NAMES", "tree:people", "INPUT.SIZE_TRAIN", "[32, 16]", "INPUT
 
 
 def test_a_folder_of_people_is_trained_measured_and_ranked(people, tmp_path, monkeypatch):
-    def run_in_server(command, log, cwd):
-        done = run_tool(Path(command[1]).stem, *command[2:])
-        assert done.returncode == 0, done.stderr
-        return 0
-
-    monkeypatch.setattr(pipeline, "run_logged", run_in_server)
+    monkeypatch.setattr(pipeline, "run_logged", run_logged_by_server)
     facts.forget()
     summary = run(Settings(tmp_path / "out", "own", people, opts=SMALL))
     assert [*summary["seconds"]] == ["validation", "train_own", "test_own", "ensemble"]

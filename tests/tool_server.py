@@ -46,6 +46,14 @@ def start_tool(tool, *words, cwd=ROOT, env=None, seconds=_SECONDS):
     return _server().start([str(path), *map(str, words)], cwd, env or {}, seconds)
 
 
+def run_logged_by_server(command, log, cwd):
+    """utils.process.run_logged for the stages of a pipeline, which are [interpreter, tool, word ...]."""
+    done = run_tool(Path(cwd) / command[1], *command[2:], cwd=cwd)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(done.stdout + done.stderr)
+    return done.returncode
+
+
 class Running:
     """A forked process, like subprocess.Popen; it leads a group of its own."""
 
@@ -131,13 +139,25 @@ def _import_for_tools():
     """Import what commands import late; no module behind them is left out."""
     import matplotlib.figure  # noqa: F401
     import torch
+    import torch._dynamo  # by the first optimiser
     import torch.utils.tensorboard
 
     import processor
 
     for module in pkgutil.walk_packages(processor.__path__, "processor."):
         importlib.import_module(module.name)
+    draw_no_curves(setattr)
     torch.set_num_threads(1)
+
+
+def draw_no_curves(set_attribute):
+    """Let trainings leave an empty training_curve.png: to draw it takes longer than to train for the epochs of a test.
+
+    tests/test_processor_metrics_log.py draws, and so do trainings in fresh interpreters.
+    """
+    from processor import trainer
+
+    set_attribute(trainer, "draw_curves", lambda folder: (folder / "training_curve.png").touch())
 
 
 def _run(request):
