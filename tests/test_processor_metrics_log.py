@@ -79,7 +79,9 @@ def test_a_training_leaves_its_figures_and_one_batch_as_the_model_saw_it(tiny_da
         return train_step(run, batch, epoch, iteration, timer)
 
     monkeypatch.setattr(trainer, "train_step", step)
+    monkeypatch.setattr(trainer, "draw_curves", draw_curves)  # which tests/conftest.py leaves out
     do_train(cfg)
+    assert (tmp_path / "training_curve.png").read_bytes().startswith(b"\x89PNG")
     assert not any(re.search(r"NaN|Infinity", text) for text in texts(tmp_path))
     lines = [json.loads(text) for text in texts(tmp_path)]
     figures = {"loss", "id", "triplet", "center", "acc", "grad_norm", "lr", "skipped", "images_per_second", "data_wait"}

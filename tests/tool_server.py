@@ -54,6 +54,19 @@ def run_logged_by_server(command, log, cwd):
     return done.returncode
 
 
+def run_logged_by_fork(command, log, cwd):
+    """The same in a process that the server has forked itself; a stage dies with it, as with run_logged."""
+    from utils.process import die_with_parent
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    parent, child = os.getpid(), os.fork()
+    if not child:
+        die_with_parent(parent)
+        _run({"words": [str(Path(cwd) / command[1]), *command[2:]], "cwd": cwd, "env": {}, "seconds": _SECONDS,
+              "out": os.devnull, "err": log})
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 class Running:
     """A forked process, like subprocess.Popen; it leads a group of its own."""
 
@@ -153,7 +166,7 @@ def _import_for_tools():
 def draw_no_curves(set_attribute):
     """Let trainings leave an empty training_curve.png: to draw it takes longer than to train for the epochs of a test.
 
-    tests/test_processor_metrics_log.py draws, and so do trainings in fresh interpreters.
+    tests/test_processor_metrics_log.py has one that draws.
     """
     from processor import trainer
 
