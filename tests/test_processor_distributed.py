@@ -1,14 +1,12 @@
 """Training and testing in several processes: the gradients, weights and features of one process."""
 import json
-import os
-import subprocess
 import weakref
 
 import numpy as np
 import pytest
 import torch
 from conftest import quick_options, tiny_options
-from processes import processes_by_hand, run_together, torchrun_command
+from processes import processes_by_hand, run_together
 from tool_server import ROOT
 from torch.nn.parallel import DistributedDataParallel
 from trainings import train_together
@@ -133,11 +131,11 @@ def test_two_processes_have_the_weights_of_one_after_some_steps(shared):
 def test_a_whole_run_trains_evaluates_and_tests_in_shared_work(tiny_data, tmp_path):
     opts = [*tiny_options(tiny_data, tmp_path / "model"), "SOLVER.MAX_EPOCHS", "2", "SOLVER.EVAL_PERIOD", "1",
             "DATALOADER.NUM_WORKERS", "1", "SOLVER.STEPS", "[]", "MODEL.FREEZE_EPOCHS", "1", "SOLVER.EMA_DECAY", "0.5"]
-    done = subprocess.run([*torchrun_command(2), str(ROOT / "tools" / "train.py"), *opts], capture_output=True,
-                          text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})  # as the others here
-    assert done.returncode == 0, done.stderr
-    assert "on 2 processes" in done.stderr
-    assert done.stderr.count("Epoch[2] all: ") == 1  # one process speaks
+    codes, _, errors = run_together(2, "train", *opts)
+    assert codes == [0, 0], errors
+    assert "on 2 processes" in errors[0]
+    assert errors[0].count("Epoch[2] all: ") == 1  # one process speaks
+    assert "Epoch" not in errors[1]
     lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
     weight = tmp_path / "model" / "resnet18_ibn_b_w32_2.pth"
     assert not any(key.startswith("module.") for key in read_checkpoint(weight)["model"])

@@ -1,4 +1,5 @@
 """Tuning of re-ranking and of an ensemble's weights on a validation set: figures, economy, resuming, refusals."""
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -77,24 +78,30 @@ def counted(monkeypatch):
     return calls
 
 
+@functools.cache
+def re_ranked(folder, domain, branch, parameters):
+    """The blocks of one model's branch, re-ranked by itself."""
+    bank = read_bank(folder / "features")[0][domain]
+    return list(re_ranked_blocks(*np.split(l2_normalize(bank.feats[branch]), [bank.num_query]), *parameters))
+
+
 def oracle(folders, setting) -> RankResult:
     """The ranking of a re-ranked setting, each model and branch re-ranked by itself."""
     opened = [read_bank(folder / "features")[0] for folder in folders]
     results = []
     for domain, bank in opened[0].items():
         models = []
-        for model, parameters in zip(opened, setting.re_ranking, strict=True):
-            feats = model[domain].feats
-            weights = Ranking(True, "", None, 0.7).branch_weights(feats)
-            q = bank.num_query
-            models.append(sum_blocks([re_ranked_blocks(*np.split(l2_normalize(feats[branch]), [q]), *parameters)
-                                      for branch in weights], list(weights.values())))
+        for folder, model, parameters in zip(folders, opened, setting.re_ranking, strict=True):
+            weights = Ranking(True, "", None, 0.7).branch_weights(model[domain].feats)
+            blocks = [[(rows, block.copy()) for rows, block in re_ranked(folder, domain, branch, parameters)]
+                      for branch in weights]
+            models.append(sum_blocks(blocks, list(weights.values())))
+        q = bank.num_query
         accumulator = RankAccumulator(bank.pids[:q], bank.pids[q:], bank.camids[:q], bank.camids[q:], k=10)
         for rows, distances in sum_blocks(models, setting.weights):
             accumulator.update(rows, distances)
         results.append(accumulator.result())
-    merged = merge_results(results)
-    return merged
+    return merge_results(results)
 
 
 # ------------------------------------------------------------------ figures

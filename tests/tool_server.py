@@ -169,8 +169,9 @@ def draw_no_curves(set_attribute):
     tests/test_processor_metrics_log.py has one that draws.
     """
     from processor import trainer
+    from utils.files import write_text
 
-    set_attribute(trainer, "draw_curves", lambda folder: (folder / "training_curve.png").touch())
+    set_attribute(trainer, "draw_curves", lambda folder: write_text(folder / "training_curve.png", ""))
 
 
 def _run(request):
