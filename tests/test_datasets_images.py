@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.files import images
+from datasets.files import images, jpeg
 from datasets.files.images import BadImage, FolderSource, decode, is_safe_path, list_images, resize
 
 
@@ -112,14 +112,57 @@ def test_what_is_no_image_is_named(data, problem):
         decode(data, (8, 4), "query/a.png")
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
+END_MARKS = {".png": 12, ".jpg": 2, ".bmp": 0, ".webp": 0}  # bytes that say no more than that the file ends
+
+
+@pytest.mark.parametrize("suffix", END_MARKS)
 def test_every_cut_file_is_refused(rgb, suffix, capfd):
     """OpenCV may return such a picture with a grey lower half; its last byte counts, too."""
     data = encode(rgb, suffix)
-    for length in {*range(1, len(data), max(1, len(data) // 40)), len(data) - 1}:
+    end = len(data) - END_MARKS[suffix]
+    for length in {*range(1, end, max(1, len(data) // 40)), end - 1}:
         with pytest.raises(BadImage, match=r"^x\.png: "):
             decode(data[:length], None, "x.png")
     assert "rror" not in capfd.readouterr().err or suffix == ".bmp"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_file_that_lacks_nothing_but_its_end_mark_is_whole(rgb, suffix, capfd):
+    data = encode(rgb, suffix)
+    whole = decode(data)
+    for lacking in range(1, END_MARKS[suffix] + 1):
+        np.testing.assert_array_equal(decode(data[:-lacking]), whole)
+        np.testing.assert_array_equal(decode(data[:-lacking], (24, 12)), decode(data, (24, 12)))
+    assert capfd.readouterr().err == ""
+
+
+JPEGS = {"plain": [], "progressive": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1],
+         "with restarts": [cv2.IMWRITE_JPEG_RST_INTERVAL, 2],
+         "fine": [cv2.IMWRITE_JPEG_QUALITY, 100, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]}
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, "grey"])
+def test_a_jpeg_without_its_end_mark_is_told_from_one_whose_scan_is_cut(kind):
+    image = photo(64, 48)[..., 0] if kind == "grey" else photo(64, 48)
+    data = cv2.imencode(".jpg", image, JPEGS.get(kind, []))[1].tobytes()
+    assert jpeg.find_problem(data[:-2]) is None
+    np.testing.assert_array_equal(decode(data[:-2] + bytes(64)), decode(data))
+    for lacking in (*range(3, 40), *range(40, len(data) - 700, 97)):
+        assert jpeg.find_problem(data[:-lacking]) == "the JPEG file is cut off", lacking
+    assert jpeg.find_problem(data[:-40] + bytes(4096)) == "the JPEG file is cut off"  # a download that stopped
+    scan = data.rfind(b"\xff\xda")
+    for end in ((data.rfind(b"\xff\xc4"), scan, scan + 5) if kind == "progressive" else (scan, scan + 5)):
+        assert jpeg.find_problem(data[:end]) == "the JPEG file is cut off"
+
+
+def test_a_png_without_its_last_rows_but_with_whole_chunks_is_refused(rgb):
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rgb))
+    header = struct.pack(">IIBBBBB", rgb.shape[1], rgb.shape[0], 8, 2, 0, 0, 0)
+    whole = png(header, (b"IDAT", rows[:50]), (b"IDAT", rows[50:]), (b"tEXt", b"a\0b"))
+    for lacking in (12, 17):  # IEND; half of the text as well
+        np.testing.assert_array_equal(decode(whole[:-lacking]), rgb)
+    with pytest.raises(BadImage, match="the PNG file is cut off"):
+        decode(png(header, (b"IDAT", rows[:50]))[:-12])
 
 
 def test_a_cut_jpeg_with_a_whole_thumbnail_is_refused(rgb):

@@ -147,7 +147,9 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> 
         raise BadImage(f"{place}{problem}")
     flag = _read_flag(data, size)
     if data.startswith(png.SIGNATURE):
-        data = png.inflate(data)
+        data = png.inflate(png.close(data))
+    elif data.startswith(jpeg.SIGNATURE):
+        data = jpeg.close(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:

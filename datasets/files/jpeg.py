@@ -1,13 +1,28 @@
 """JPEG files: what stands in them before the first scan, and whether they are whole."""
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator
 from typing import NamedTuple
+
+import cv2
+import numpy as np
 
 SIGNATURE = b"\xff\xd8\xff"
 _END = b"\xff\xd9"
+# What may follow a scan, each other bits: in between the restart markers, at which a decoder begins anew.
+_CONTINUATIONS = tuple(b"".join(bytes([first, *range(first % 7, 251), 0xFF, restart]) for restart in range(0xD0, 0xD8))
+                       for first in (0x00, 0x55, 0xAA, 0xE3))
+_PADDING = 8  # zeros at the end of a file are no data if there are so many
+_SILENT = threading.Lock()  # two threads would each take the other's place of nowhere for the standard error
 _SCAN = 0xDA
 # Markers that begin a frame: all of C0 … CF but the Huffman tables, JPG and the arithmetic conditioning.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# The next marker that is neither a data byte FF nor a restart.
+_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 
 
 class JpegHeader(NamedTuple):
@@ -43,7 +58,78 @@ def read_header(data: bytes) -> JpegHeader:
 
 
 def find_problem(data: bytes) -> str | None:
-    """Why a file is no whole JPEG, or None."""
+    """Why a file is no whole JPEG, or None. Without its end mark it is whole if none of its pixels is missing."""
     # In what follows the start of the scan, FF D9 is never data: it is the end of the image.
     scan = read_header(data).scan
-    return None if scan and data.rfind(_END, scan) >= 0 else "the JPEG file is cut off"
+    if scan and (data.rfind(_END, scan) >= 0 or (_has_all_scans(data) and _has_all_pixels(data))):
+        return None
+    return "the JPEG file is cut off"
+
+
+def close(data: bytes) -> bytes:
+    """The file with an end mark, for a whole one: OpenCV leaves out the last rows of a file without."""
+    return data if data.rfind(_END, read_header(data).scan) >= 0 else _trim(data) + _END
+
+
+def _trim(data: bytes) -> bytes:
+    """A file that has no end mark without half of one, and without the zeros that an interrupted download leaves."""
+    trimmed = data.rstrip(b"\0")
+    if len(data) - len(trimmed) < _PADDING:  # a scan itself may end in some
+        return data.rstrip(b"\xff")
+    return trimmed + b"\0" if trimmed.endswith(b"\xff") else trimmed
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Every coefficient of every channel is there to its last bit, by what the scans say of themselves.
+
+    A file that ends between the scans of a progressive picture, or within what stands before a scan, lacks some.
+    """
+    missing: dict[int, set[int]] = {}  # channel -> coefficients
+    position = 2
+    while position + 4 <= len(data):
+        marker, length = data[position + 1], int.from_bytes(data[position + 2:position + 4], "big")
+        segment = data[position + 4:position + 2 + length]
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        if data[position] != 0xFF or len(segment) < max(length - 2, 3 * (marker == _SCAN)):
+            return False
+        if marker in _FRAMES:
+            missing = {channel: set(range(64)) for channel in segment[6::3]}
+        position += 2 + length
+        if marker == _SCAN:
+            first, last, bits = segment[-3:]
+            if bits & 15 == 0:
+                for channel in segment[1:-3:2]:
+                    missing.get(channel, set()).difference_update(range(first, last + 1))
+            end = _AFTER_SCAN.search(data, position)
+            position = end.start() if end else len(data)
+    return bool(missing) and not any(missing.values())
+
+
+def _has_all_pixels(data: bytes) -> bool:
+    """Whatever follows the last scan does not change a pixel: a decoder that lacks data would take it for them."""
+    data = _trim(data)
+    try:
+        with _SILENT, _no_warnings():
+            pictures = [cv2.imdecode(np.frombuffer(data + more + _END, np.uint8), cv2.IMREAD_COLOR)
+                        for more in _CONTINUATIONS]
+    except cv2.error:
+        return True  # far too large, as decoding it will say
+    return all(picture is not None and np.array_equal(pictures[0], picture) for picture in pictures)
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Within: libjpeg's word on what follows a scan, which goes past Python to the standard error, goes nowhere."""
+    with contextlib.ExitStack() as stack:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is none
+            kept = None
+        if kept is not None:
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        yield
