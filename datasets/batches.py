@@ -4,21 +4,32 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
+import multiprocessing.queues
 import os
+import pickle
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datasets.bases import Sample
 from datasets.files.images import ImageSource, decode
-from datasets.sampler import Item
-from utils.process import LostWorker
+from datasets.sampler import EpochBatchSampler, Item
+from utils.process import LostWorker, Stopped
+
+logger = logging.getLogger(__name__)
+
+_SHARED = "/dev/shm"  # where torch lays the tensors that a process sends to another; 64 MiB in a container of Docker
+_AHEAD = 2  # batches of each process that are made or wait to be taken
+_CURE = "a container gets more by docker run --shm-size=8g or --ipc=host; DATALOADER.NUM_WORKERS 0 needs none"
 
 
 class Batch(NamedTuple):
@@ -48,7 +59,37 @@ class DecodedImages(Dataset):
 def collate(items: list[tuple[np.ndarray, int, str, int]]) -> Batch:
     """A batch of the items of `DecodedImages`."""
     images, pids, keys, positions = zip(*items, strict=True)
-    return Batch(torch.from_numpy(np.stack(images)), torch.tensor(pids), list(keys), np.array(positions))
+    to_tensor = torch.from_numpy if get_worker_info() is None else _Sent
+    return Batch(to_tensor(np.stack(images)), to_tensor(np.array(pids, np.int64)), list(keys), np.array(positions))
+
+
+class _Sent:
+    """An array that arrives as a tensor in the process that it is sent to: by shared memory, or else by the pipe."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        # What fails here, in a thread of the sender's queue, torch and Python drop, and the receiver waits for ever.
+        if 2**16 <= self.array.nbytes <= _free_shared() // 2:  # less is as fast in the pipe; others need room, too
+            with contextlib.suppress(RuntimeError, OSError):  # it is taken, too many files are open, no TMPDIR, ...
+                return pickle.loads, (bytes(ForkingPickler.dumps(torch.from_numpy(self.array))),)
+        return torch.from_numpy, (self.array,)
+
+
+def _free_shared() -> float:
+    """Bytes of shared memory that are free."""
+    try:
+        room = os.statvfs(_SHARED)
+    except OSError:
+        return float("inf")  # a system that keeps it elsewhere
+    return room.f_bavail * room.f_frsize
+
+
+@functools.cache
+def _warn_of_slow_batches(free: int, wanted: int) -> None:
+    logger.warning("%s has %d MiB free and the batches under way may take %d MiB: what finds no room there is copied "
+                   "through pipes, which is slower; %s", _SHARED, free, wanted, _CURE)
 
 
 class SequentialBatches:
@@ -60,6 +101,7 @@ class SequentialBatches:
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self.num_samples, self.batch_size = num_samples, batch_size
         self.rank, self.world_size = rank, world_size
+        self.width = min(num_samples, batch_size)
 
     def rows(self, rank: int) -> slice:
         """The samples of a process."""
@@ -92,23 +134,51 @@ def naming_lost_workers() -> Iterator[None]:
 
 
 def _lost_worker(reason: str) -> LostWorker:
-    if threading.current_thread() is threading.main_thread():  # or torch would raise again as the system signals it
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _ignore_deaths()
     return LostWorker(f"a process that loads images has died ({reason}); if memory is short, lower "
-                      "DATALOADER.NUM_WORKERS")
+                      f"DATALOADER.NUM_WORKERS; if {_SHARED} is: {_CURE}")
+
+
+def _ignore_deaths() -> None:
+    """torch's handler would raise at the end of any worker that the system signals from now on."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class ImageLoader(DataLoader):
-    """A DataLoader; if one of its processes dies, LostWorker is what comes of it."""
+    """A DataLoader; if its processes cannot be started or one of them dies, LostWorker is what comes of it."""
 
     def __iter__(self) -> Iterator[Any]:
         with naming_lost_workers():
             try:
-                yield from super().__iter__()
+                yield from self._begin()
             except (ConnectionError, EOFError) as error:  # the death may show in its connections first
                 if self.num_workers == 0 or "Original Traceback" in str(error):  # an image's: read here, or there
                     raise
                 raise _lost_worker(f"it closed its connection: {type(error).__name__}") from error
+            except (Stopped, KeyboardInterrupt):
+                self.end()
+                raise
+
+    def _begin(self) -> Iterator[Any]:
+        try:
+            if self.num_workers and self._iterator is None:
+                multiprocessing.Event()  # takes a file in _SHARED; without room, torch would leave a traceback, too
+            return super().__iter__()
+        except ConnectionError:
+            raise
+        except OSError as error:
+            raise LostWorker(f"no process that loads images can be started ({error}); if {_SHARED} has no room: {_CURE}"
+                             ) from error
+
+    def end(self) -> None:
+        """Kill the processes: one whose read never returns, of a network that is down, would be waited for."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            _ignore_deaths()
+            for worker in iterator._workers:
+                worker.kill()
+            iterator._shutdown = True  # or torch would wait for each, and for the rest of what it was sending
 
 
 def _worker_init(_: int) -> None:
@@ -117,6 +187,13 @@ def _worker_init(_: int) -> None:
     # workers' batches. They end when it asks them to, ends itself or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_without_sending)
+
+
+def _end_without_sending(error: Exception, _: object) -> None:
+    """End this process, whose batch cannot be sent: Python would go on without it, and the receiver wait for ever."""
+    sys.stderr.write(f"a process that loads images cannot send its batch: {type(error).__name__}: {error}\n")
+    os._exit(1)
 
 
 @functools.cache
@@ -125,15 +202,16 @@ def _end_workers_at_exit() -> None:
     import multiprocessing.util  # its hook is registered at its import; of hooks, the last registered runs first
 
     def end() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for a failure
+        _ignore_deaths()
         for child in multiprocessing.active_children():
             child.kill()
     atexit.register(end)
 
 
-def open_loader(source: ImageSource, samples: list[Sample], size: Sequence[int], batches: Iterable[list[Item]],
-                workers: int, make: Callable[..., ImageLoader] = ImageLoader) -> ImageLoader:
-    """A loader of decoded images.
+def open_loader(source: ImageSource, samples: list[Sample], size: Sequence[int],
+                batches: SequentialBatches | EpochBatchSampler, workers: int,
+                make: Callable[..., ImageLoader] = ImageLoader) -> ImageLoader:
+    """A loader of decoded images; a warning if there is little shared memory for its processes.
 
     Args:
         size: (height, width) of every image.
@@ -144,7 +222,12 @@ def open_loader(source: ImageSource, samples: list[Sample], size: Sequence[int],
     workers = min(workers, os.cpu_count() or 1)  # more would only wait for a core
     if workers:
         _end_workers_at_exit()
+        together = workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        wanted, free = together * (_AHEAD + 1) * batches.width * 3 * size[0] * size[1], _free_shared()
+        if wanted > free:
+            _warn_of_slow_batches(int(free) >> 20, wanted >> 20)
     return make(
         DecodedImages(source, samples, tuple(size)), batch_sampler=batches, num_workers=workers, collate_fn=collate,
         pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_worker_init,
+        prefetch_factor=_AHEAD if workers else None,
     )

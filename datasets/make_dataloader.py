@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from datasets.augment.channels import with_shuffled_channels
 from datasets.bad_images import ReplacingLoader
@@ -34,7 +33,7 @@ class TestLoader:
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    loader: DataLoader
+    loader: ImageLoader
     batches: SequentialBatches
     samples: list[Sample]
     num_query: int
@@ -52,7 +51,7 @@ class DataLoaders:
     """
 
     data: ReIDData
-    train: DataLoader | None = None
+    train: ImageLoader | None = None
     sampler: EpochBatchSampler | None = None
     augment: TrainAugment | None = None
     normalize: Normalize | None = None
@@ -60,6 +59,12 @@ class DataLoaders:
     no_test_reason: str = ""
     measured_on: str = ""
     on_validation: bool = False
+
+    def end(self) -> None:
+        """Kill the processes that load images, whatever they are at."""
+        for loader in (self.train, *(test.loader for test in self.test.values())):
+            if loader is not None:
+                loader.end()
 
 
 # ------------------------------------------------------------------ makers: what is read of the config

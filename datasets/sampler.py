@@ -22,7 +22,7 @@ class EpochBatchSampler:
 
     def __init__(self, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         assert batch_size % world_size == 0, "configs.checks.batch_problem has looked"
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.width = batch_size, seed, batch_size // world_size
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start_batch = 0, 0
 
@@ -36,8 +36,7 @@ class EpochBatchSampler:
 
     def _share(self) -> slice:
         """This rank's columns of a batch: a contiguous run, so that groups of one identity stay together."""
-        width = self.batch_size // self.world_size
-        return slice(self.rank * width, (self.rank + 1) * width)
+        return slice(self.rank * self.width, (self.rank + 1) * self.width)
 
     def __iter__(self) -> Iterator[list[Item]]:
         table = self.epoch_table()

@@ -31,11 +31,12 @@ from utils.dist import ALONE, Workers
 from utils.files import remove_leftovers, write_text
 from utils.logger import user_message
 from utils.meter import PhaseTimer
-from utils.process import RunLock, Stopped, StopRequest
+from utils.process import LostWorker, RunLock, Stopped, StopRequest
 from utils.versions import commit
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE = 5.0  # seconds that one of several processes still waits for images, so that all end after the same step
 _EVALUATED = ("rank1", "mAP", "mINP", "naic_score")  # what the metrics log keeps of an evaluation
 
 
@@ -127,9 +128,13 @@ def _train_epochs(run: Training, epochs: int, batches: int) -> None:
         log = MetricsLog(out, epochs, epochs * run.batches + batches)
     with StopRequest() as stop:
         monitor = Monitor(log, stop, time.monotonic())
-        for epoch in range(epochs + 1, run.cfg.SOLVER.MAX_EPOCHS + 1):
-            train_epoch(run, monitor, epoch, batches if epoch == epochs + 1 else 0)
-            finish_epoch(run, monitor, epoch)
+        try:
+            for epoch in range(epochs + 1, run.cfg.SOLVER.MAX_EPOCHS + 1):
+                train_epoch(run, monitor, epoch, batches if epoch == epochs + 1 else 0)
+                finish_epoch(run, monitor, epoch)
+        except BaseException:
+            run.loaders.end()  # or a hung one would be waited for
+            raise
     if log is not None:
         log.close()
 
@@ -153,7 +158,7 @@ def train_epoch(run: Training, monitor: Monitor, epoch: int, start: int = 0) -> 
     if start == 0:
         run.meter.reset()
     with _bar(run, epoch, start) as bar, logging_redirect_tqdm(), naming_lost_workers():
-        for iteration, batch in zip(count(start + 1), _timed_batches(run, timer)):
+        for iteration, batch in _timed_batches(run, monitor.stop, timer, epoch, start):
             values, ok = train_step(run, batch, epoch, iteration, timer)
             run.meter.update(values, ok)
             if monitor.log is not None and (epoch, iteration) == (1, 1):
@@ -171,17 +176,27 @@ def train_epoch(run: Training, monitor: Monitor, epoch: int, start: int = 0) -> 
                     cfg.SOLVER.IMS_PER_BATCH / seconds)
 
 
-def _timed_batches(run: Training, timer: PhaseTimer) -> Iterator[Batch]:
-    """The loader's batches; the time until each is there is the phase `data`, the time after its step `between`.
+def _timed_batches(run: Training, stop: StopRequest, timer: PhaseTimer, epoch: int,
+                   start: int) -> Iterator[tuple[int, Batch]]:
+    """The loader's batches after `start`, numbered from 1 in the epoch.
 
+    The time until each is there is the phase `data`, the time after its step `between`.
     Raises:
         BadImage, OSError: an image cannot be read; the message names it.
+        Stopped: a signal came and the batch does not; a checkpoint is written.
     """
     timer.end("start")
     batches = iter(run.loaders.train)
-    while True:
+    for iteration in count(start + 1):
         try:
-            batch = next(batches, None)
+            with stop.at_once(_PATIENCE if run.workers.size > 1 else 0):
+                batch = next(batches, None)
+        except Stopped as stopped:
+            if not run.workers.is_main:
+                raise LostWorker(f"{stopped} came while process {run.workers.rank} waited for images; the first one "
+                                 "cannot save its step, and --resume goes on from the checkpoint before") from stopped
+            save_position(run, epoch - 1, iteration - 1)
+            raise
         except (BadImage, OSError) as error:
             if run.cfg.DATALOADER.ON_BAD_IMAGE == "skip":
                 raise
@@ -190,7 +205,7 @@ def _timed_batches(run: Training, timer: PhaseTimer) -> Iterator[Batch]:
         if batch is None:
             return
         timer.end("data")
-        yield batch
+        yield iteration, batch
         timer.end("between")
 
 

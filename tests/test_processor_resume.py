@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -123,6 +124,19 @@ def test_a_signal_to_all_its_processes_ends_a_run_with_a_checkpoint(whole, tiny_
     assert code == EXIT_STOPPED, errors
     assert errors.splitlines()[-1] == f"stopped ({signal}); the checkpoint is written, --resume goes on from it"
     assert position(tmp_path) == (1, 3)  # the step at work was finished
+    code, errors = train(["--resume", *words])
+    assert code == 0, errors
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_signal_ends_a_run_whose_images_do_not_come_any_more(whole, tiny_data, tmp_path):
+    words = options(tiny_data, tmp_path, *NEVER, "DATALOADER.NUM_WORKERS", 2)
+    begun = time.monotonic()
+    code, errors = train(words, "no batch, then SIGTERM", ("train_step", 1, 1))
+    assert time.monotonic() - begun < 15  # torch would wait for the hung ones for longer
+    assert code == EXIT_STOPPED, errors
+    epochs, batches = position(tmp_path)
+    assert (epochs, batches) < (0, BATCHES)
     code, errors = train(["--resume", *words])
     assert code == 0, errors
     assert_same_end(tmp_path, whole)

@@ -5,11 +5,13 @@ integers ...], "rank": in which process} in JSON, says what befalls it, the othe
 """
 import io
 import json
+import multiprocessing
 import os
 import runpy
 import shutil
 import signal
 import sys
+import threading
 import time
 
 import torch
@@ -69,6 +71,12 @@ def _be_told_to_stop_in_long_work():
     time.sleep(_LONGEST)
 
 
+def _be_told_to_stop_while_no_batch_comes():
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGSTOP)
+    threading.Timer(0.8, _send, [signal.SIGTERM]).start()
+
+
 _DEEDS = {
     "kill": lambda: _send(signal.SIGKILL),
     "kill in the next write": _die_in_the_next_write,
@@ -76,6 +84,7 @@ _DEEDS = {
     "SIGINT to the group": lambda: _send(signal.SIGINT, group=True),
     "SIGINT twice": _interrupt_twice,
     "SIGTERM, then nothing": _be_told_to_stop_in_long_work,
+    "no batch, then SIGTERM": _be_told_to_stop_while_no_batch_comes,
 }
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -130,7 +131,7 @@ def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = Tr
 EXIT_STOPPED = 75  # "try again later" of sysexits.h: what was done is kept, and the same command with --resume goes on
 
 
-class Stopped(Exception):
+class Stopped(BaseException):  # no Exception, for it is raised at any place, also where mistakes are dealt with
     """A run that got a signal to end has written its checkpoint; the message is the signal's name."""
 
 
@@ -145,7 +146,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = ""
-        self._at_once = False
+        self._came, self._patience = 0.0, None  # when the signal came; seconds after which it raises Stopped
+        self._again: threading.Timer | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -159,19 +161,37 @@ class StopRequest:
 
     def _receive(self, number: int, _: object) -> None:
         again = bool(self.requested)
+        self._came = self._came or time.monotonic()
         self.requested = signal.Signals(number).name
-        if self._at_once:
-            raise Stopped(self.requested)
+        self._raise_in_time()
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
 
+    def _raise_in_time(self) -> None:
+        """Raise Stopped if the patience is over; send the signal again later if not, or if that is swallowed.
+
+        Python swallows what handlers raise while a process is forked.
+        """
+        if self._patience is None or not self.requested:
+            return
+        left = self._came + self._patience - time.monotonic()
+        self._again = threading.Timer(max(left, 1.0), signal.pthread_kill, (threading.get_ident(), signal.SIGTERM))
+        self._again.daemon = True
+        self._again.start()
+        if left <= 0:
+            raise Stopped(self.requested)
+
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within: a signal raises Stopped at once, not at the end of a step; for work in which nothing can be lost."""
-        self._at_once = True
+    def at_once(self, patience: float = 0.0) -> Iterator[None]:
+        """Within: a signal raises Stopped so many seconds after it came, not at the end of a step.
+
+        For work in which nothing can be lost, or that may never end.
+        """
+        self._patience = patience
         try:
-            if self.requested:
-                raise Stopped(self.requested)
+            self._raise_in_time()
             yield
         finally:
-            self._at_once = False
+            self._patience = None
+            if self._again is not None:
+                self._again.cancel()
