@@ -103,6 +103,24 @@ def test_a_process_that_dies_is_named_with_what_it_was_at(any_work_is_worth_a_pr
         list(in_processes(os._exit, [7] * 40, 40, 2, doing="exits", batch=4))
 
 
+def test_a_process_that_never_answers_is_not_waited_for(any_work_is_worth_a_process, monkeypatch):
+    monkeypatch.setattr(parallel, "_PATIENCE", 0.1)
+    results = in_processes(time.sleep, [0, *[100] * 9], 10, 2, doing="sleeps", batch=1)
+    next(results)
+    begun = time.monotonic()
+    results.close()
+    assert time.monotonic() - begun < 5
+
+
+def test_processes_that_cannot_be_started_are_said_with_the_cure(any_work_is_worth_a_process, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", full)
+    with pytest.raises(LostWorker, match=r"can be started \(\[Errno 28\].*/dev/shm.*--workers 1"):
+        list(in_processes(abs, [1, 2], 2, 2, doing="counts"))
+
+
 WORK = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])

@@ -14,6 +14,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -29,6 +30,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _MOST = 16  # more threads than this wait for Python itself
 _PROCESS_WORTH = 500  # images; decoding fewer takes less time than starting a process
+_PATIENCE = 5.0  # seconds in which a process may end what it is at
 _UNDER_WAY = 4  # batches of each process that are made or wait to be: as it takes one, the next are there
 
 
@@ -93,7 +95,7 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item], coun
     What is too little work for a second process is done in this one. Processes are spawned, not forked, because a
     fork of a process that holds threads (OpenCV's, torch's) can hang; so a script that comes here needs an
     `if __name__ == "__main__":`. They die with this process, and an interrupt is for this one alone: it takes no more
-    items, and waits for the batches under way.
+    items, and waits some seconds for the batches under way.
 
     Args:
         function: picklable; each process gets it once, with all that it holds.
@@ -104,7 +106,7 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item], coun
         batch: items that a process takes at a time.
         cost: how many times as long as decoding a small image an item takes.
     Raises:
-        LostWorker: a process was killed; the items it may have been at are named.
+        LostWorker: a process was killed; the items it may have been at are named. Or none can be started.
         Exception: what `function` raises, where the result would come.
     """
     workers = min(workers, int(count * cost) // _PROCESS_WORTH)
@@ -112,7 +114,7 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item], coun
         yield from map(function, items)
         return
     waiting, running = iter(items), deque()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (function, os.getpid())) as pool:
+    with contextlib.closing(_Pool(workers, function)) as pool:
         def submit() -> None:
             if members := list(islice(waiting, batch)):
                 with _sigint_blocked():  # it starts processes
@@ -130,8 +132,26 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item], coun
             raise LostWorker(
                 f"a process that {doing} was killed, at {running[0][0]} or one of {_UNDER_WAY * workers * batch} after "
                 "it; if memory is short, take fewer processes (--workers), and run the command again") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+
+class _Pool(ProcessPoolExecutor):
+    """Processes that call a function; `close` ends them, also one whose read never returns."""
+
+    def __init__(self, workers: int, function: Callable):
+        try:
+            super().__init__(workers, multiprocessing.get_context("spawn"), _begin, (function, os.getpid()))
+        except OSError as error:  # locks between processes are files in shared memory
+            raise LostWorker(f"no process can be started ({error}); make room in /dev/shm, or take --workers 1"
+                             ) from error
+
+    def close(self) -> None:
+        processes = list((self._processes or {}).values())
+        self.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline and any(process.is_alive() for process in processes):
+            time.sleep(0.01)
+        for process in processes:
+            process.kill()
 
 
 @contextlib.contextmanager
