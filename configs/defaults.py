@@ -15,7 +15,20 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from configs.rules import Bool, Choice, DeviceIds, Float, Int, ListOf, NamedShare, Obsolete, OrAuto, Row, Str
+from configs.rules import (
+    Bool,
+    Choice,
+    DeviceIds,
+    Float,
+    Int,
+    ListOf,
+    NamedFolders,
+    NamedShare,
+    Obsolete,
+    OrAuto,
+    Row,
+    Str,
+)
 
 SHARE = Float(0, 1)
 SIZE = Row({"height": Int(1), "width": Int(1)})
@@ -133,7 +146,8 @@ _C.INPUT.GRAYSCALE_PROB = 0.0, SHARE
 # ---------------------------------------------------------------- DATASETS
 _C.DATASETS = SimpleNamespace()
 # Data sets to train on, names of datasets.registry.DATASETS joined with +: naic | market1501 | dukemtmc | msmt17 |
-# cuhk03 | cuhk03_labeled | veri | tree:FOLDER (a folder for each identity) | csv:FILE (path,pid,camid,split).
+# cuhk03 | cuhk03_labeled | veri | vehicleid (its test list of 800 vehicles; others: vehicleid_1600 ...) |
+# tree:FOLDER (a folder for each identity) | csv:FILE (path,pid,camid,split).
 _C.DATASETS.NAMES = "market1501", Str()
 # Data sets to test on, likewise; "" = those of NAMES that have a test part.
 _C.DATASETS.TEST_NAMES = "", Str(empty=True)
@@ -142,6 +156,8 @@ _C.DATASETS.TEST_NAMES = "", Str(empty=True)
 _C.DATASETS.VALIDATION = "", Str(empty=True)
 # Folder that holds the folders of the data sets (NAIC: that with MyDataSet/ in it), or the folder of a single set.
 _C.DATASETS.ROOT_DIR = "../data", Str()
+# Sets that lie elsewhere, such as ['market1501=/data/a', 'people=/data/b']: as ROOT_DIR, for the set of that name.
+_C.DATASETS.ROOTS = [], NamedFolders()
 # True: colour jitter (.5, .5, .5, .2) and scale .9-1.1 as well.
 _C.DATASETS.HARD_AUG = False, Bool()
 # True: every training identity appears a second time as another, whose channels are permuted (twice the classes).

@@ -217,6 +217,24 @@ class NamedShare:
         return "a name and a number > 0, such as train_2019_cs:2.5"
 
 
+@dataclass(frozen=True)
+class NamedFolders:
+    """A list of texts NAME=FOLDER, each name once; a single one may stand without brackets."""
+
+    def parse(self, raw: Any) -> list[str]:
+        alone = isinstance(raw, str) and raw.strip()[:1] not in ("(", "[")
+        pairs = [Str().parse(item).partition("=") for item in ([raw] if alone else _items(raw))]
+        value = {name.strip(): folder.strip() for name, _, folder in pairs}
+        if not all(name and folder for name, folder in value.items()):
+            raise ValueError
+        if len(value) < len(pairs):
+            raise ValueError("a name is there twice")
+        return [f"{name}={folder}" for name, folder in value.items()]
+
+    def __str__(self) -> str:
+        return "a list of NAME=FOLDER, such as ['market1501=/data/market', 'naic=/data/naic']"
+
+
 def _items(raw: Any) -> list:
     """The items of a list, a tuple, or of a text in () or [] such as "(256, 128)"; quotes of items are taken off."""
     if isinstance(raw, (list, tuple)):

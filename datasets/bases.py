@@ -4,8 +4,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class Places:
 
     Attributes:
         root: the folder that holds them.
+        roots: name of a set -> the folder that holds it instead.
         train_sets: of NAIC, names of datasets.naic.TRAIN_SETS in any order; empty = all four.
         test_dir: NAIC's test folder, inside MyDataSet/.
         derived_dir: the folder of derived lists (cleaned lists, domain lists), looked at after NAIC's folders, and
@@ -119,6 +121,11 @@ class Places:
     derived_dir: str | os.PathLike | None = None
     unlabel_dir: str | os.PathLike = ""
     skip: bool = False
+    roots: Mapping[str, str | os.PathLike] = field(default_factory=dict)
+
+    def root_of(self, name: str) -> Path:
+        """The folder that holds a set."""
+        return Path(self.roots.get(name, self.root))
 
 
 class Problems:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -12,11 +12,11 @@ import numpy as np
 
 from datasets.augment.channels import with_shuffled_channels
 from datasets.bad_images import ReplacingLoader
-from datasets.bases import UNKNOWN_CAMID, Places, QueryGallery, ReIDData, Sample
+from datasets.bases import UNKNOWN_CAMID, Places, QueryGallery, Reference, ReIDData, Sample
 from datasets.batches import ImageLoader, SequentialBatches, open_loader
 from datasets.files.images import ImageSource, MountedSource
 from datasets.files.pack_reader import open_packed
-from datasets.registry import PSEUDO, ChosenSets, parse_names
+from datasets.registry import PSEUDO, ChosenSets, parse_names, parse_roots
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, ShuffledBatchSampler
 from datasets.sets.unlabelled import Unlabelled
 from datasets.transforms import Normalize, Recipe, TrainAugment
@@ -68,22 +68,24 @@ class DataLoaders:
 
 
 # ------------------------------------------------------------------ makers: what is read of the config
-def make_places(cfg) -> Places:
-    """Where the configured sets lie."""
+def make_places(cfg, references: Sequence[Reference] = ()) -> Places:
+    """Where the configured sets lie; references: those whose names DATASETS.ROOTS may have, beside the public ones."""
     derived = Path(cfg.DATASETS.DERIVED_DIR or Path(cfg.OUTPUT_DIR).parent / "derived")
     return Places(cfg.DATASETS.ROOT_DIR, tuple(cfg.DATASETS.TRAIN_SETS), cfg.DATASETS.TEST_DIR, derived,
-                  cfg.DATASETS.UNLABEL_DIR, skip=cfg.DATALOADER.ON_BAD_IMAGE == "skip")
+                  cfg.DATASETS.UNLABEL_DIR, skip=cfg.DATALOADER.ON_BAD_IMAGE == "skip",
+                  roots=parse_roots(cfg.DATASETS.ROOTS, references))
 
 
 def make_sets(cfg) -> ChosenSets:
     """The configured sets; nothing is read yet.
 
     Raises:
-        ValueError: DATASETS.NAMES or TEST_NAMES names an unknown set.
+        ValueError: DATASETS.NAMES, TEST_NAMES or ROOTS names an unknown set.
     """
     named = parse_names(cfg.DATASETS.NAMES)
     tested = parse_names(cfg.DATASETS.TEST_NAMES, "DATASETS.TEST_NAMES") if cfg.DATASETS.TEST_NAMES else named
-    return ChosenSets(named, tested, make_places(cfg), cfg.DATASETS.USE_UNLABEL, cfg.DATASETS.VALIDATION)
+    places = make_places(cfg, [*named, *tested])
+    return ChosenSets(named, tested, places, cfg.DATASETS.USE_UNLABEL, cfg.DATASETS.VALIDATION)
 
 
 def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, world_size: int = 1) -> DataLoaders:
@@ -117,12 +119,12 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         loaders.train = _train_loader(source, data.train, cfg.INPUT.SIZE_TRAIN, loaders.sampler,
                                       cfg.DATALOADER.NUM_WORKERS, sets.places.skip)
         loaders.augment = TrainAugment(mean, std, make_recipe(cfg), cfg.SOLVER.SEED, channels)
-    by_file_name = _file_names_tell_apart(data.eval_sets)
+    name_of = _names_of_results(data.eval_sets)
     for domain, pair in data.eval_sets.items():
         samples = [*pair.query, *pair.gallery]
         batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH, rank, world_size)
         loader = open_loader(source, samples, cfg.INPUT.SIZE_TEST, batches, cfg.DATALOADER.NUM_WORKERS)
-        names = [Path(sample.key).name if by_file_name else sample.key for sample in samples]
+        names = [name_of(domain, sample.key) for sample in samples]
         loaders.test[domain] = TestLoader(loader, batches, samples, len(pair.query), pair.has_truth, names,
                                           _drops_same_camera(cfg.TEST.DROP_SAME_CAMERA, domain, pair))
     return loaders
@@ -171,16 +173,24 @@ def _pids(samples: list[Sample]) -> np.ndarray:
     return np.array([sample.pid for sample in samples])
 
 
-def _file_names_tell_apart(eval_sets: dict[str, QueryGallery]) -> bool:
-    """True: no two queries and no two gallery images have the same file name, so that results may use it.
+def _names_of_results(eval_sets: dict[str, QueryGallery]) -> Callable[[str, str], str]:
+    """(evaluation, key) -> what results call an image: the first that tells all queries and all gallery images apart.
 
-    So it is in NAIC, whose answers hold file names. If it is not, results use keys.
+    Its file name, as in NAIC, whose answers hold file names; else its key; else, where an image stands in several
+    evaluations, the evaluation and the key.
     """
-    for part in ("query", "gallery"):
-        names = [Path(sample.key).name for pair in eval_sets.values() for sample in getattr(pair, part)]
-        if len(set(names)) < len(names):
-            return False
-    return True
+    def by_file(_: str, key: str) -> str:
+        return Path(key).name
+
+    def by_key(_: str, key: str) -> str:
+        return key
+
+    for name_of in (by_file, by_key):
+        sides = [[name_of(domain, sample.key) for domain, pair in eval_sets.items() for sample in getattr(pair, side)]
+                 for side in ("query", "gallery")]
+        if all(len(set(names)) == len(names) for names in sides):
+            return name_of
+    return "{}/{}".format
 
 
 def _drops_same_camera(choice: bool | str, name: str, pair: QueryGallery) -> bool:

@@ -106,7 +106,7 @@ def load_naic(_: Reference, places: Places, parts: Collection[str] = ("train", "
     unknown = sorted(set(parts) - {"train", "test"})
     if unknown:
         raise ValueError(f"parts={unknown}: choose from 'train' and 'test'")
-    data = data_root(places.root)
+    data = data_root(places.root_of("naic"))
     derived = Path(places.derived_dir) if places.derived_dir else None
     train = ReIDData()
     if "train" in parts:
@@ -138,7 +138,7 @@ def unlabel_folder(_: Reference, places: Places) -> Path:
     """Where the pseudo-labelled set lies: as `places` name it, else beside the other sets, else the derived folder."""
     if places.unlabel_dir:
         return Path(places.unlabel_dir)
-    root = Path(places.root)
+    root = places.root_of("naic")
     beside = (root / FOLDER if (root / FOLDER).is_dir() else root) / UNLABEL.folder
     derived = Path(places.derived_dir) / UNLABEL.folder if places.derived_dir else beside
     return derived if derived.is_dir() and not beside.is_dir() else beside

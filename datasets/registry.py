@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from datasets.bases import UNKNOWN_CAMID, Places, Reference, ReIDData
+from datasets.bases import UNKNOWN_CAMID, Places, Reference, ReIDData, format_names
 from datasets.files.images import FolderSource, ImageSource, MountedSource, is_safe_path
 from datasets.naic import TRAIN_SETS, UNLABEL, data_root, load_naic, load_unlabel, unlabel_folder
 from datasets.sets.custom import DEFAULT_PLACES, csv_folder, load_csv, load_tree, tree_folder
@@ -43,7 +43,7 @@ class DatasetEntry(NamedTuple):
 
 PSEUDO = Reference(UNLABEL.folder, UNLABEL.folder)  # DATASETS.USE_UNLABEL
 DATASETS: dict[str, DatasetEntry] = {
-    "naic": DatasetEntry(load_naic, lambda _, places: data_root(places.root)),
+    "naic": DatasetEntry(load_naic, lambda _, places: data_root(places.root_of("naic"))),
     **dict.fromkeys(LAYOUTS, DatasetEntry(load_public, public_folder)),
     "tree": DatasetEntry(load_tree, tree_folder),
     "csv": DatasetEntry(load_csv, csv_folder),
@@ -88,12 +88,31 @@ def _parse_name(text: str, whole: str, key: str) -> Reference:
     return Reference(kind, name, place if colon else DEFAULT_PLACES[kind])
 
 
+def parse_roots(texts: Sequence[str], references: Sequence[Reference] = ()) -> dict[str, str]:
+    """DATASETS.ROOTS, texts NAME=FOLDER, as {name of a set: its root}.
+
+    Args:
+        references: the sets in use; another name must be that of a public set, so that a site's roots fit any recipe.
+    Raises:
+        ValueError: a name is none of these.
+    """
+    roots = dict(text.split("=", 1) for text in texts)
+    known = {"naic", *LAYOUTS, *(reference.name for reference in references)}
+    unknown = format_names(set(roots) - known)
+    if references and unknown:
+        raise ValueError(f"DATASETS.ROOTS names {unknown}, which is none of the sets in use "
+                         f"({', '.join(dict.fromkeys(reference.name for reference in references))}) nor one of "
+                         f"{', '.join(sorted({'naic', *LAYOUTS}))}")
+    return roots
+
+
 # ------------------------------------------------------------------ data
 def find_folders(references: Sequence[Reference], places: Places) -> dict[str, Path]:
     """{what a set's keys begin with: its folder}, for `open_folders`.
 
     Raises:
         OSError: a set is not there.
+        ValueError: it is there twice.
     """
     return {reference.mount: DATASETS[reference.kind].folder(reference, places) for reference in references}
 
@@ -108,6 +127,7 @@ def load_sets(references: Sequence[Reference], places: Places,
         ValueError, OSError: a set cannot be read, or has nothing to train on, or no set has anything to test on.
     """
     folders = find_folders(references, places)
+    _check_apart(references, folders, parts)
     loaded = []
     for reference in references:
         data, folder = DATASETS[reference.kind].load(reference, places, parts), folders[reference.mount]
@@ -119,6 +139,22 @@ def load_sets(references: Sequence[Reference], places: Places,
     if "test" in parts and not any(data.eval_sets for data in loaded):
         raise ValueError(f"nothing to test on: no query and gallery images in {', '.join(map(str, folders.values()))}")
     return combine(loaded), folders
+
+
+def _check_apart(references: Sequence[Reference], folders: Mapping[str, Path], parts: Collection[str]) -> None:
+    """No public set is trained on twice, or taken for another; test lists of one set may be measured together.
+
+    Raises:
+        ValueError: two sets are read from one folder.
+    """
+    first: dict[Path, Reference] = {}
+    for reference in references:
+        if reference.kind in LAYOUTS:
+            other = first.setdefault(folders[reference.mount].resolve(), reference)
+            homes = {LAYOUTS[other.kind].homes, LAYOUTS[reference.kind].homes}
+            if other != reference and ("train" in parts or len(homes) > 1):
+                raise ValueError(f"{other.name} and {reference.name} are both read from {folders[reference.mount]}; "
+                                 "name one of them, or say where each lies: DATASETS.ROOTS \"['NAME=FOLDER', …]\"")
 
 
 def combine(parts: Sequence[ReIDData]) -> ReIDData:

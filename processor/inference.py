@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ _SHAPES_FEATURES = ("MODEL.LAST_STRIDE", "MODEL.POOLING_METHOD", "MODEL.GEM_P", 
                     "INPUT.PIXEL_STD")
 CPU = torch.device("cpu")
 MakeArray = Callable[[str, tuple[int, int]], np.ndarray]
+MakeDomainArray = Callable[[str, str, tuple[int, int]], np.ndarray]
 
 
 def ranking_of(cfg) -> Ranking:
@@ -81,6 +82,38 @@ def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, f
         for rank in range(workers.size):
             for feat in feats.values():
                 workers.broadcast(torch.from_numpy(feat[test.batches.rows(rank)]), rank)
+    return _make_bank(test, feats)
+
+
+def extract_banks(model: ReIDModel, tests: dict[str, TestLoader], normalize: Normalize, flip: bool,
+                  precision: Precision, make_array: MakeDomainArray | None = None,
+                  workers: Workers = ALONE) -> Iterator[tuple[str, FeatureBank]]:
+    """(domain, its FeatureBank) of each evaluation; those that have the same images share one walk.
+
+    Args:
+        make_array: (domain, branch, (N, D)) -> the array to fill, see `extract_features`.
+        The others: as `extract_features`.
+    """
+    walked: dict[frozenset[str], tuple[dict[str, int], FeatureBank]] = {}
+    for domain, test in tests.items():
+        keys = [sample.key for sample in test.samples]
+        make = partial(make_array, domain) if make_array else None
+        row_of, first = walked.get(frozenset(keys), ({}, None))
+        if first is None:
+            bank = extract_features(model, test, normalize, flip, precision, make, domain, workers)
+            walked[frozenset(keys)] = {key: row for row, key in enumerate(keys)}, bank
+        else:
+            bank = _make_bank(test, {branch: make(branch, feat.shape) if make else np.empty_like(feat)
+                                     for branch, feat in first.feats.items()})
+            rows = [row_of[key] for key in keys]
+            for branch, feat in bank.feats.items():
+                if workers.is_main or not make:
+                    feat[:] = first.feats[branch][rows]
+        yield domain, bank
+
+
+def _make_bank(test: TestLoader, feats: dict[str, np.ndarray]) -> FeatureBank:
+    """The bank of an evaluation with these features."""
     return FeatureBank(
         feats,
         pids=np.array([sample.pid for sample in test.samples]),
@@ -98,12 +131,9 @@ def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision, 
     """
     ranking = replace(ranking_of(cfg), re_ranking=None, query_expansion=0, database_augmentation=0)
     compute = compute_of(cfg, str(precision.device), workers)
-    domains = {}
-    for domain, test in loaders.test.items():
-        if test.has_truth:
-            bank = extract_features(model, test, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, title=domain,
-                                    workers=workers)
-            domains[domain] = [bank_source("model", bank, ranking, compute)]
+    tests = {domain: test for domain, test in loaders.test.items() if test.has_truth}
+    banks = extract_banks(model, tests, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, workers=workers)
+    domains = {domain: [bank_source("model", bank, ranking, compute)] for domain, bank in banks}
     return rank_domains(domains, [1.0], cfg.TEST.TOP_K, workers=workers).metrics()
 
 
@@ -179,6 +209,6 @@ def write_bank(cfg, model: ReIDModel, tests: dict[str, TestLoader], folder: Path
     writer = BankWriter(folder, workers)
     for domain, test in tests.items():
         logger.info("%s: %d queries, %d gallery images", domain, test.num_query, len(test.samples) - test.num_query)
-        writer.add(domain, extract_features(model, test, normalize, cfg.TEST.FLIP_FEATS, precision,
-                                            partial(writer.array, domain), title=domain, workers=workers))
+    for domain, bank in extract_banks(model, tests, normalize, cfg.TEST.FLIP_FEATS, precision, writer.array, workers):
+        writer.add(domain, bank)
     writer.finish(ranking_of(cfg), **about)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from configs import chain_of_files, load_cfg
 from datasets.naic import data_root, find_test_parts
-from datasets.registry import DATASETS, Places, Reference, parse_names
+from datasets.registry import DATASETS, Places, Reference, parse_names, parse_roots
 from processor.stages import facts
 from processor.stages.earlier import digests, folder_listing, training_lists
 from processor.stages.stage import (
@@ -100,6 +100,7 @@ class _Run:
 
     Attributes:
         root: DATASETS.ROOT_DIR.
+        naic_root: the folder that holds MyDataSet/: that, or what DATASETS.ROOTS says.
         opts: KEY VALUE pairs of every stage that takes a config.
         prepared: names of the stages that make data to train on.
     """
@@ -107,6 +108,7 @@ class _Run:
     settings: Settings
     recipe: Recipe
     root: Path
+    naic_root: Path
     opts: tuple[str, ...]
     prepared: tuple[str, ...] = ()
 
@@ -137,7 +139,7 @@ def plan(settings: Settings) -> list[Stage]:
     seed = () if settings.seed is None else ("SOLVER.SEED", str(settings.seed))
     cfg = load_cfg(REPOSITORY / recipe.configs[0], [*seed, *settings.opts])
     root, stages = _find_root(settings, cfg), []
-    run = _Run(settings, recipe, root,
+    run = _Run(settings, recipe, root, _places(cfg, root).root_of("naic"),
                ("DATASETS.ROOT_DIR", str(root), "DATASETS.DERIVED_DIR", str(out / "derived"), *seed, *settings.opts))
     if settings.data_root is None and root == out / "demo_data":
         words = [] if settings.seed is None else ["--seed", str(settings.seed)]
@@ -156,7 +158,7 @@ def plan(settings: Settings) -> list[Stage]:
 
 
 def _with_opts(run: _Run, *opts: str, prepared: tuple[str, ...] = ()) -> _Run:
-    return _Run(run.settings, run.recipe, run.root, (*run.opts, *opts), prepared)
+    return _Run(run.settings, run.recipe, run.root, run.naic_root, (*run.opts, *opts), prepared)
 
 
 def _tested(cfg) -> list[Reference]:
@@ -176,10 +178,10 @@ def _find_root(settings: Settings, cfg) -> Path:
     """
     if settings.data_root is not None:
         return settings.data_root
-    names = parse_names(cfg.DATASETS.NAMES)
-    if _kinds([*names, *_tested(cfg)]) == {"naic"}:
+    names, elsewhere = parse_names(cfg.DATASETS.NAMES), parse_roots(cfg.DATASETS.ROOTS)
+    if _kinds([*names, *_tested(cfg)]) == {"naic"} and "naic" not in elsewhere:
         return settings.output_root / "demo_data"
-    places = [reference.place for reference in names if reference.place]
+    places = [reference.place for reference in names if reference.place and reference.name not in elsewhere]
     roots = [root.resolve() for root in (settings.caller, REPOSITORY / cfg.DATASETS.ROOT_DIR) if root is not None]
     root = next((root for root in roots if all((root / place).exists() for place in places)), None)
     if root is None:
@@ -188,9 +190,13 @@ def _find_root(settings: Settings, cfg) -> Path:
     return root
 
 
+def _places(cfg, root: Path) -> Places:
+    return Places(root, roots=parse_roots(cfg.DATASETS.ROOTS))
+
+
 def _has_test_part(cfg, root: Path) -> bool:
     """Whether any tested set has query and gallery pictures; only sets of one's own are looked at."""
-    places = Places(root)
+    places = _places(cfg, root)
     return any(reference.kind not in ("tree", "csv") or DATASETS[reference.kind].load(reference, places, ("test",)
                                                                                        ).eval_sets
                for reference in _tested(cfg))
@@ -217,7 +223,7 @@ def _my_data_set(root: Path) -> Path:
 
 def _split_stage(run: _Run) -> Stage:
     """Split NAIC's test pictures by domain."""
-    folder = _my_data_set(run.root) / run.cfg(run.recipe.configs[0]).DATASETS.TEST_DIR
+    folder = _my_data_set(run.naic_root) / run.cfg(run.recipe.configs[0]).DATASETS.TEST_DIR
     parts = [folder / "query", folder / "gallery"]
     command = ["tools/split_domains.py", "--data_dir_query", str(parts[0]), "--data_dir_gallery", str(parts[1]),
                "--save_dir", str(run.derived)]
@@ -243,7 +249,7 @@ def _model_stages(run: _Run, config: str, before: tuple[str, ...]) -> tuple[list
             list(checkpoints.values()), facts.training_settings(cfg), partial(facts.training_data, cfg), run.prepared,
             partial(_find_begin, cfg),
             lambda: digests(*chain_of_files(REPOSITORY / config),
-                            *training_lists(_my_data_set(run.root), run.derived)))]
+                            *training_lists(_my_data_set(run.naic_root), run.derived)))]
     else:
         train, checkpoints = [], find_weights(run.settings.weights, model, cfg.MODEL.NAME, epochs)
     after = (*before, *(stage.name for stage in train))
@@ -280,7 +286,7 @@ def _test_stage(run: _Run, config: str, name: str, checkpoint: Path, after: tupl
     def lists() -> list[Path]:
         if "naic" not in _kinds(_tested(cfg)) or cfg.DATASETS.VALIDATION:
             return []
-        my_data_set = _my_data_set(run.root)
+        my_data_set = _my_data_set(run.naic_root)
         truths = [my_data_set / cfg.DATASETS.TEST_DIR / "ground_truth.json", my_data_set / "ground_truth.json"]
         return [*sorted(_domain_lists(run.derived)), *truths]
 

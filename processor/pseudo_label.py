@@ -67,7 +67,7 @@ def unlabelled_images(cfg, query: Sequence[str] = (), gallery: Sequence[str] = (
         OSError, ValueError: as `find_unlabelled`.
     """
     if not query and not gallery:
-        folder = data_root(cfg.DATASETS.ROOT_DIR) / cfg.DATASETS.TEST_DIR
+        folder = data_root(make_places(cfg).root_of("naic")) / cfg.DATASETS.TEST_DIR
         query, gallery = ([folder / part] for part in PARTS)
     return find_unlabelled(query, gallery)
 

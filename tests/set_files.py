@@ -63,6 +63,13 @@ IMAGES: dict[str, dict[str, dict[str, tuple[str, int]]]] = {
             "0005_c003_00084385_0.jpg": ("5", 3)}),
     },
 }
+_OF_VEHICLEID = {path: (pid, 0) for pid in ("700", "701", "702") for path in (
+    f"image/{int(pid) * 10 + number:07d}.jpg" for number in range(3))}
+IMAGES |= {name: {
+    "train": _in("image", {"0000001.jpg": ("2", 0), "0000002.jpg": ("2", 0),
+                           "0000003.jpg": ("5", 0), "0000004.jpg": ("5", 0)}),
+    "test": _OF_VEHICLEID,  # divided at random
+} for name in LAYOUTS if name.startswith("vehicleid")}
 _OTHER_FILES = {  # what else lies in a download
     "market1501": ("readme.txt", "bounding_box_test/Thumbs.db", "gt_bbox/0001_c1s1_001051_00.jpg",
                    "gt_query/0001_c1s1_001051_00_good.mat"),
@@ -73,10 +80,10 @@ JUNK = "bounding_box_test/-1_c1s1_000401_03.jpg"  # of Market-1501
 
 def write_set(root: Path, name: str, home: str = "") -> Path:
     """A miniature of a set below `root`, in its published folder or in `home`; returns that folder."""
-    folder = root / (home or LAYOUTS[name].homes[0])
+    folder = root / (home or LAYOUTS[name].homes[0]) / LAYOUTS[name].inner
     for number, path in enumerate(path for split in IMAGES[name].values() for path in split):
         pid = path.rsplit("/", 1)[1].split("_")[0]
-        write_image(folder / path, int(pid), number)
+        write_image(folder / path, int(pid.removesuffix(".jpg")), number)
     if name == "market1501":
         write_image(folder / JUNK, 99, 0)
     for file in _OTHER_FILES.get(name, ()):
@@ -84,6 +91,12 @@ def write_set(root: Path, name: str, home: str = "") -> Path:
         (folder / file).touch()
     if name == "msmt17":
         write_msmt17_lists(folder)
+    if LAYOUTS[name].trials:
+        for split, rule in ((split, LAYOUTS[name].splits[split]) for split in ("train", "query")):
+            images = IMAGES[name]["train" if split == "train" else "test"]
+            lines = [f"{path[6:-4]} {pid}\n" for path, (pid, _) in images.items()]
+            (folder / "train_test_split").mkdir(exist_ok=True)
+            (folder / rule.lists[0]).write_text("".join(lines))
     return folder
 
 

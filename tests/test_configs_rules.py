@@ -92,6 +92,8 @@ def test_the_tree_has_sections_of_leaves_and_no_deeper_level():
     ("DATASETS.TRAIN_SETS", "['2019_cs', \"2020_fs\"]", ["2019_cs", "2020_fs"]),
     ("DATASETS.TRAIN_SETS", "(2019_cs)", ["2019_cs"]),
     ("DATALOADER.SET_SHARES", "['train_2019_cs:1', market1501: 2.5]", ["train_2019_cs:1", "market1501:2.5"]),
+    ("DATASETS.ROOTS", "['market1501=/data/a b', veri = c=d]", ["market1501=/data/a b", "veri=c=d"]),
+    ("DATASETS.ROOTS", "naic=/data", ["naic=/data"]),
 ])
 def test_a_value_becomes_the_keys_type(key, raw, expected):
     value = coerce(key, raw)
@@ -130,6 +132,9 @@ def test_a_value_becomes_the_keys_type(key, raw, expected):
     ("DATASETS.TRAIN_SETS", "[2019_cs, 2019_cs]", "an item is there twice"),
     ("DATASETS.TRAIN_SETS", ["2021_cs"], "2019_cs | 2019_fs | 2020_cs | 2020_fs"),
     ("DATALOADER.SET_SHARES", ["market1501"], "a name and a number > 0, such as"),
+    ("DATASETS.ROOTS", "/data", "a list of NAME=FOLDER, such as"),
+    ("DATASETS.ROOTS", ["veri="], "a list of NAME=FOLDER, such as"),
+    ("DATASETS.ROOTS", ["veri=/a", "veri=/b"], "a name is there twice"),
     ("DATALOADER.SET_SHARES", ["market1501:0"], "a name and a number > 0"),
     ("DATALOADER.SET_SHARES", [":1"], "a name and a number > 0"),
 ])

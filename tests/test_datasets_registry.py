@@ -9,7 +9,7 @@ from set_files import load_naic, write_image, write_set
 from datasets.bases import Places, Reference
 from datasets.files.images import FolderSource, MountedSource
 from datasets.naic import unlabel_folder
-from datasets.registry import DATASETS, PSEUDO, DatasetEntry, combine, load_sets, open_folders, parse_names
+from datasets.registry import DATASETS, PSEUDO, DatasetEntry, combine, load_sets, open_folders, parse_names, parse_roots
 from datasets.sets.numbering import number_training
 
 
@@ -90,6 +90,56 @@ def test_a_bad_name_is_refused_with_the_key_that_holds_it(text, fault):
 
 
 # ------------------------------------------------------------------ together
+def test_two_sets_below_a_torchreid_root_are_combined(tmp_path):
+    write_set(tmp_path, "market1501", "market1501/Market-1501-v15.09.15")
+    write_set(tmp_path, "dukemtmc", "dukemtmc-reid/DukeMTMC-reID")
+    data, folders = load("market1501+dukemtmc", tmp_path)
+    assert folders == {"market1501": tmp_path / "market1501/Market-1501-v15.09.15",
+                       "dukemtmc": tmp_path / "dukemtmc-reid/DukeMTMC-reID"}
+    assert (data.num_classes, list(data.eval_sets)) == (4, ["market1501", "dukemtmc"])
+
+
+def test_sets_may_lie_under_roots_of_their_own(root, tiny_data, tmp_path):
+    """As a folder that holds the set, or the set's own; keys, names and everything else stay the same."""
+    names, derived = "naic+market1501+dukemtmc+tree:people", tiny_data / "derived"
+    together = load(names, root, derived_dir=derived)[0]
+    places = {name: tmp_path.parent / f"{tmp_path.name}_{name}" for name in ("naic", "market1501", "people", "none")}
+    for name, folder in (("naic", "MyDataSet"), ("market1501", "Market-1501-v15.09.15"), ("people", "people")):
+        places[name].mkdir()
+        (root / folder).rename(places[name] / folder)
+    data, folders = load(names, root, derived_dir=derived, roots=places)
+    assert data == together
+    assert folders["people"] == places["people"] / "people"
+    assert folders["dukemtmc"] == root / "DukeMTMC-reID"
+    with pytest.raises(FileNotFoundError, match=r"no dukemtmc in .*none: expected"):
+        load("dukemtmc", root, roots={"dukemtmc": places["none"]})
+
+
+def test_a_csv_may_lie_under_a_root_of_its_own(root, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("people", "people.csv"):
+        (root / name).rename(tmp_path / "elsewhere" / name)
+    assert load("csv:people.csv", root, ("train",), roots={"people": tmp_path / "elsewhere"})[0].num_classes == 2
+
+
+def test_roots_name_sets_in_use_or_public_ones():
+    references = parse_names("naic+tree:people")
+    assert parse_roots(["people=/a", "veri=/b=c"], references) == {"people": "/a", "veri": "/b=c"}
+    with pytest.raises(ValueError, match=r"ROOTS names market, which is none of the sets in use \(naic, people"):
+        parse_roots(["market=/a"], references)
+
+
+@pytest.mark.parametrize("names", ["market1501+dukemtmc", "vehicleid+vehicleid_1600"])
+def test_a_folder_is_trained_on_as_one_set(names, tmp_path):
+    name = names.split("+")[0]
+    folder = write_set(tmp_path, name)
+    if name == "vehicleid":
+        (folder / "train_test_split/test_list_1600.txt").write_text("0007000 700\n0007001 700\n")
+        assert len(load(names, folder, ("test",))[0].eval_sets) == 20
+    with pytest.raises(ValueError, match=rf"{names.replace('+', ' and ')} are both read from {folder}; .*ROOTS"):
+        load(names, folder, ("train",))
+
+
 def test_naic_alone_is_what_it_was(tiny_data):
     data, folders = load("naic", tiny_data, derived_dir=tiny_data / "derived")
     assert data == load_naic(tiny_data, derived_dir=tiny_data / "derived")

@@ -13,6 +13,7 @@ from tool_server import ROOT, Running, run_logged_by_server, start_tool
 
 from processor import pipeline
 from processor.pipeline import Recipe, Settings, StageFailed, find_weights, plan, run, table
+from tools.pipeline import read_settings
 from utils.files import read_json
 
 
@@ -161,6 +162,21 @@ def test_the_naic_recipe_tests_six_checkpoints(tmp_path):
     ]
     assert len(stages[-1].command[stages[-1].command.index("--inputs") + 1:-2]) == 6
     assert not (tmp_path / "out").exists()
+
+
+def test_naic_under_a_root_of_its_own_is_the_same_data(recipe, tiny_data, tmp_path):
+    here = plan(Settings(tmp_path / "out", "tiny", tiny_data))
+    there = plan(Settings(tmp_path / "out", "tiny", opts=("DATASETS.ROOTS", f"naic={tiny_data}"), caller=tmp_path))
+    assert [stage.name for stage in here] == [stage.name for stage in there]
+    for one, other in zip(here[:2], there[:2], strict=True):  # the split by domain and the training
+        assert one.facts() == other.facts()
+
+
+def test_roots_are_seen_from_where_the_pipeline_was_called(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("CALLED_FROM", str(tmp_path))
+    settings = read_settings(["DATASETS.ROOTS", "['naic=data', 'people=/nowhere', 'veri=none']"], force=False)
+    assert settings.opts == ("DATASETS.ROOTS", f"[naic={tmp_path / 'data'}, people=/nowhere, veri=none]")
 
 
 @pytest.mark.parametrize("place", [

@@ -13,14 +13,15 @@ from tool_server import run_tool
 
 from configs import ConfigError, load_cfg
 from datasets.make_dataloader import make_dataloader
-from processor import trainer
+from processor import inference, trainer
 from processor.evaluation.feature_bank import read_bank
-from processor.inference import do_inference
+from processor.inference import do_inference, extract_features
 from processor.retrieval.distance import distance
 from processor.retrieval.metrics import RankAccumulator
 from processor.trainer import do_train
 from utils.checkpoint import read_checkpoint
 from utils.files import read_json
+from utils.precision import make_precision
 
 
 @pytest.fixture
@@ -100,6 +101,36 @@ def _tensor(array):
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def test_trials_share_their_features_and_their_mean_is_measured(tiny_data, trained, tmp_path, monkeypatch):
+    write_set(tmp_path, "vehicleid")
+    opts = options(tiny_data, tmp_path / "out", "DATASETS.ROOT_DIR", tmp_path, "DATASETS.NAMES", "vehicleid",
+                   "TEST.WEIGHT", trained)
+    walks = []
+    monkeypatch.setattr(inference, "extract_features",
+                        lambda *args: walks.append(args[1]) or extract_features(*args))
+    metrics = do_inference(load_cfg(None, opts))
+    trials = [name for name in metrics if name != "all"]
+    assert (len(trials), len(walks)) == (10, 1)
+    for figure in ("mAP", "rank1", "mINP"):
+        mean = np.mean([metrics[name]["plain"][figure] for name in trials])
+        assert metrics["all"]["plain"][figure] == pytest.approx(mean)
+    loaders = make_dataloader(load_cfg(None, opts), train=False)
+    banks = read_bank(tmp_path / "out/features")[0]
+    first = dict(zip((sample.key for sample in loaders.test[trials[0]].samples), banks[trials[0]].feats["global"],
+                     strict=True))
+    for name, bank in banks.items():
+        assert (bank.feats["global"] == [first[sample.key] for sample in loaders.test[name].samples]).all()
+    answer = read_json(tmp_path / "out/submission.json")
+    assert len(answer) == 10 * 6
+    assert all(len(gallery) == 3 and {name.split("/")[0] for name in gallery} == {query.split("/")[0]}
+               for query, gallery in answer.items())
+    cfg = load_cfg(None, opts)
+    in_training = inference.evaluate(cfg, inference.load_trained(cfg, trained), loaders,
+                                     make_precision(inference.CPU, False))
+    assert in_training["all"]["plain"]["mAP"] == pytest.approx(metrics["all"]["plain"]["mAP"])
+    assert len(walks) == 2
 
 
 def test_sets_of_different_protocols_are_measured_in_one_test(tiny_data, own_sets, trained, tmp_path):

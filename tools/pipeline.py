@@ -8,7 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from configs import coerce
 from configs.defaults import RULES
+from datasets.registry import parse_roots
 from processor.pipeline import Settings, StageFailed, run, survey, table
 from processor.stages.stage import RESUME, RUN, STOP, refusal
 from utils.logger import run_tool, setup_logger
@@ -57,8 +59,15 @@ def _pairs(words: list[str], caller: Path) -> list[tuple[str, str]]:
     if len(words) % 2:
         what = f"{words[-1]} has no value" if words[-1] in RULES else f"{words[-1]!r} has no pair"
         raise ValueError(f"expected KEY VALUE pairs, got {len(words)} words: {what}")
-    return [(key, str(caller / value) if key in _PATHS and (caller / value).exists() else value)
-            for key, value in zip(words[::2], words[1::2], strict=True)]
+    return [(key, _placed(key, value, caller)) for key, value in zip(words[::2], words[1::2], strict=True)]
+
+
+def _placed(key: str, value: str, caller: Path) -> str:
+    """The value of a key; a path that is there, seen from where run.sh was called, is made absolute."""
+    if key == "DATASETS.ROOTS":
+        roots = parse_roots(coerce(key, value))
+        return f"[{', '.join(f'{name}={_placed(_PATHS[0], folder, caller)}' for name, folder in roots.items())}]"
+    return str(caller / value) if key in _PATHS and (caller / value).exists() else value
 
 
 def print_plan(settings: Settings) -> None:

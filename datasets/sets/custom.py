@@ -34,8 +34,9 @@ DEFAULT_PLACES = {"tree": "tree", "csv": "data.csv"}  # kind -> below the root, 
 
 def tree_folder(reference: Reference, places: Places) -> Path:
     """ROOT/FOLDER; ROOT itself if `tree` alone is asked for and there is no ROOT/tree."""
-    folder = Path(places.root) / reference.place
-    return Path(places.root) if reference.place == DEFAULT_PLACES["tree"] and not folder.is_dir() else folder
+    root = places.root_of(reference.name)
+    folder = root / reference.place
+    return root if reference.place == DEFAULT_PLACES["tree"] and not folder.is_dir() else folder
 
 
 def load_tree(reference: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
@@ -97,7 +98,7 @@ def _folders(folder: Path, problems: Problems) -> list[str]:
 
 def csv_folder(reference: Reference, places: Places) -> Path:
     """The folder of the CSV, which its paths begin at."""
-    return (Path(places.root) / reference.place).parent
+    return (places.root_of(reference.name) / reference.place).parent
 
 
 def load_csv(reference: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
@@ -111,7 +112,7 @@ def load_csv(reference: Reference, places: Places, parts: Collection[str] = ("tr
         FileNotFoundError: there is no such file.
         ValueError: a line is malformed, or names an image that is not there or not inside the file's folder (all).
     """
-    path = Path(places.root) / reference.place
+    path = places.root_of(reference.name) / reference.place
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: DATASETS.NAMES csv:FILE names it, below DATASETS.ROOT_DIR")
     problems = Problems()

@@ -1,124 +1,31 @@
-"""The public re-ID sets, as their authors laid them out on disk: one table, one parser.
+"""The public re-ID sets: a reader for all layouts of `datasets.sets.layouts`.
 
-    ROOT/Market-1501-v15.09.15/  bounding_box_train/ query/ bounding_box_test/    0002_c1s1_000451_03.jpg
-    ROOT/DukeMTMC-reID/          bounding_box_train/ query/ bounding_box_test/    0001_c2_f0046182.jpg
-    ROOT/cuhk03-np/detected/     bounding_box_train/ query/ bounding_box_test/    0001_c1_1.png
-    ROOT/VeRi/                   image_train/ image_query/ image_test/            0002_c002_00030600_0.jpg
-    ROOT/MSMT17_V1/              train/ test/  list_train.txt list_val.txt list_query.txt list_gallery.txt with lines
-                                               0000/0000_000_01_0303morning_0008_0.jpg 0
-
-A set's folder may also have one of the other names that are common for it (`Layout.homes`), or be ROOT itself. File
-names hold identity and camera; cameras keep their published numbers, which all begin at 1.
-
-**Evaluation.** In every one of these sets the gallery images of the query's own identity and camera are left out of
-its ranking. Market-1501 also has junk (-1), which is ignored, and distractors (0), which stay.
+**Trials.** VehicleID's test list is divided at random: a picture of each vehicle is the gallery and all others are
+queries, so that each query has one match. Ten divisions are measured, each as an evaluation of its own; they have
+equally many queries, so that the figures of all queries together are the mean of the ten. What is drawn is a function
+of trial and vehicle, and the same on every machine.
 """
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-from datasets.bases import Places, Problems, Reference, ReIDData
+import numpy as np
+
+from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData
 from datasets.files.images import is_safe_path, scan_images
+from datasets.sets.homes import describe_entries, find_home, public_folder
+from datasets.sets.layouts import LAYOUTS, Counts, Layout, Split
 from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted, read_lines
 from datasets.sets.numbering import JUNK, SetImage, to_data, wanted_splits
+from utils.files import read_json
+
+__all__ = ["LAYOUTS", "Counts", "load_public", "public_folder"]
 
 logger = logging.getLogger(__name__)
-
-
-class Counts(NamedTuple):
-    """How much there is of something; cameras None: not published."""
-
-    images: int
-    identities: int
-    cameras: int | None
-
-
-class Split(NamedTuple):
-    """How a split of a set lies on disk.
-
-    Attributes:
-        folders: its image folder, by the names that it has in different releases.
-        published: what there must be, without junk.
-        lists: files beside the folder that name its images, `PATH PID` a line; empty: every image in the folder.
-        prefix: put before its pids, where test identities are counted from 0 again.
-    """
-
-    folders: tuple[str, ...]
-    published: Counts
-    lists: tuple[str, ...] = ()
-    prefix: str = ""
-
-
-class Layout(NamedTuple):
-    """How a set lies on disk.
-
-    Attributes:
-        homes: its folder below ROOT, by its usual names, the published one first.
-        splits: of "train", "query" and "gallery".
-        name: what its file names look like, with groups `pid` (unless lists have it) and `camid`.
-        source: who published it.
-    """
-
-    homes: tuple[str, ...]
-    splits: dict[str, Split]
-    name: re.Pattern
-    source: str
-
-
-def _market_like(train: Counts, query: Counts, gallery: Counts) -> dict[str, Split]:
-    """Market-1501's folders, which others took over."""
-    return {"train": Split(("bounding_box_train",), train), "query": Split(("query",), query),
-            "gallery": Split(("bounding_box_test",), gallery)}
-
-
-def _cuhk03(boxes: str) -> tuple[str, ...]:
-    return tuple(f"{home}/{boxes}" for home in ("cuhk03-np", "CUHK03-NP", "cuhk03_np", "CUHK03_np", "cuhk03", "CUHK03"))
-
-
-_CAMERA = r"(?P<camid>0*[1-9]\d*)"  # from 1: 0 would mean that it is unknown
-_CUHK03_NAME = re.compile(rf"(?P<pid>\d+)_c{_CAMERA}_\d+\..+")
-_CUHK03_SOURCE = ("Li et al., DeepReID, CVPR 2014, in the new protocol of Zhong et al., Re-ranking Person "
-                  "Re-identification with k-reciprocal Encoding, CVPR 2017")
-
-LAYOUTS: dict[str, Layout] = {
-    "market1501": Layout(
-        ("Market-1501-v15.09.15", "market1501", "Market-1501", "Market1501", "market-1501", "market"),
-        _market_like(Counts(12936, 751, 6), Counts(3368, 750, 6), Counts(15913, 751, 6)),
-        re.compile(rf"(?P<pid>{JUNK}|\d+)_c{_CAMERA}s\d+_.+"),
-        "Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015"),
-    "dukemtmc": Layout(
-        ("DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmc-reid", "dukemtmc", "DukeMTMC", "duke"),
-        _market_like(Counts(16522, 702, 8), Counts(2228, 702, 8), Counts(17661, 1110, 8)),
-        re.compile(rf"(?P<pid>\d+)_c{_CAMERA}_f\d+\..+"),
-        "Zheng et al., Unlabeled Samples Generated by GAN Improve the Person Re-identification Baseline in vitro, "
-        "ICCV 2017"),
-    "msmt17": Layout(
-        ("MSMT17_V1", "MSMT17", "msmt17", "MSMT17_V2", "msmt17/MSMT17_V1", "msmt17/MSMT17_V2", "MSMT17/MSMT17_V1",
-         "MSMT17/MSMT17_V2"),
-        # The paper's training set is both lists; some papers train on list_train.txt alone (30,248 images).
-        {"train": Split(("train", "mask_train_v2"), Counts(32621, 1041, 15), ("list_train.txt", "list_val.txt")),
-         "query": Split(("test", "mask_test_v2"), Counts(11659, 3060, 15), ("list_query.txt",), "test_"),
-         "gallery": Split(("test", "mask_test_v2"), Counts(82161, 3060, 15), ("list_gallery.txt",), "test_")},
-        re.compile(rf"\d+_\d+_{_CAMERA}_.+"),
-        "Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-Identification, CVPR 2018"),
-    "cuhk03": Layout(
-        _cuhk03("detected"), _market_like(Counts(7365, 767, 2), Counts(1400, 700, 2), Counts(5332, 700, 2)),
-        _CUHK03_NAME, _CUHK03_SOURCE),
-    "cuhk03_labeled": Layout(
-        _cuhk03("labeled"), _market_like(Counts(7368, 767, 2), Counts(1400, 700, 2), Counts(5328, 700, 2)),
-        _CUHK03_NAME, _CUHK03_SOURCE),
-    "veri": Layout(
-        ("VeRi", "veri", "VeRi-776", "veri-776", "VeRi_with_plate", "VeRi/VeRi_with_plate"),
-        {"train": Split(("image_train",), Counts(37778, 576, 20)),
-         "query": Split(("image_query",), Counts(1678, 200, None)),
-         "gallery": Split(("image_test",), Counts(11579, 200, None))},
-        re.compile(rf"(?P<pid>\d+)_c{_CAMERA}_\d+_\d+\..+"),
-        "Liu et al., Large-scale Vehicle Re-identification in Urban Surveillance Videos, ICME 2016"),
-}
 
 
 def load_public(reference: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
@@ -128,43 +35,46 @@ def load_public(reference: Reference, places: Places, parts: Collection[str] = (
 
     Args:
         reference: its kind is of LAYOUTS.
-        places: `root`: the folder that holds the set's own, or that folder itself. `skip`: if parts are "train" alone,
-            leave out, with a warning, files and lines that are none of the set's.
+        places: the set's root: the folder that holds the set's own, or that folder itself. `skip`: if parts are "train"
+            alone, leave out, with a warning, files and lines that are none of the set's.
         parts: of "train" and "test"; only what is asked for is looked at.
     Raises:
         FileNotFoundError: the set, one of its folders or one of its lists is missing.
-        ValueError: a file or a line of a list is none of the set's, or leaves its folder (all faults).
+        ValueError: two folders hold the set; a file or a line of a list is none of the set's, or leaves its folder (all
+            faults).
     """
-    name, home = reference.kind, public_folder(reference, places)
-    layout = LAYOUTS[name]
+    name, (home, layout) = reference.kind, find_home(reference, places)
     splits = {split: layout.splits[split] for split in wanted_splits(parts)}
     folders = _find_folders(name, home, splits)
     problems = Problems()
-    images = {split: list(_read_split(layout, rule, home, folders[split], problems))
-              for split, rule in splits.items()}
-    problems.raise_or_skip(f"{name} in {home}", "Rename or remove what does not belong there; complete what is "
-                           "missing.", parts, places.skip)
+    images = {split: list(_read_split(layout, split, home, folders[split], problems)) for split in splits}
+    problems.raise_or_skip(f"{name} in {home}", f"A right name is {layout.example}. Rename or remove what does not "
+                           "belong there; complete what is missing. tree:FOLDER and csv:FILE take pictures of any name "
+                           "(docs/data.md).", parts, places.skip)
+    trials = _draw_trials(images["query"], layout.trials) if layout.trials and "query" in images else []
     for split, rule in splits.items():
-        _compare(name, split, images[split], rule.published, home)
-    return to_data(name, images)
+        _compare(name, split, (trials[0] if trials else images).get(split, images[split]), rule.published, home)
+    if not trials:
+        return to_data(name, images)
+    return replace(to_data(name, {"train": images.get("train", [])}), eval_sets={
+        f"{name}_trial{number:02d}": pair for number, trial in enumerate(trials, 1)
+        for pair in to_data(name, trial).eval_sets.values()})
 
 
-def public_folder(reference: Reference, places: Places) -> Path:
-    """The set's own folder.
+def _draw_trials(images: Sequence[SetImage], count: int) -> list[dict[str, list[SetImage]]]:
+    """Divisions of test images, each {"query": …, "gallery": …}."""
+    from utils.seed import uniform  # torch takes seconds to import
 
-    Raises:
-        FileNotFoundError: neither root nor a folder with a usual name of the set in it looks like the set.
-    """
-    name, root = reference.kind, Path(places.root)
-    layout = LAYOUTS[name]
-    inside = {folder for split in layout.splits.values() for folder in split.folders}
-    for home in (*(root / home for home in layout.homes), root):
-        if any((home / folder).is_dir() for folder in inside):
-            return home
-    train, test = (layout.splits[split].folders[0] for split in ("train", "gallery"))
-    raise FileNotFoundError(
-        f"no {name} in {root}: expected {layout.homes[0]}/ there (or {', '.join(layout.homes[1:])}) with {train}/, "
-        f"{test}/, …; set DATASETS.ROOT_DIR to the folder that holds it")
+    by_pid: dict[str, list[SetImage]] = defaultdict(list)
+    for image in sorted(set(images)):
+        by_pid[image.pid].append(image)
+    trials = []
+    for trial in range(count):
+        draws = uniform(0, trial, np.array([int(pid) for pid in by_pid]), "gallery of a trial", 1)[:, 0]
+        gallery = [members[int(share * len(members))] for share, members in zip(draws, by_pid.values(), strict=True)]
+        queries = set(images).difference(gallery)
+        trials.append({"query": sorted(queries), "gallery": gallery})
+    return trials
 
 
 def _find_folders(name: str, home: Path, splits: dict[str, Split]) -> dict[str, str]:
@@ -180,12 +90,14 @@ def _find_folders(name: str, home: Path, splits: dict[str, Split]) -> dict[str, 
         missing += [] if there else [f"{' or '.join(rule.folders)}/"]
         missing += [file for file in rule.lists if not (home / file).is_file()]
     if missing:
-        raise FileNotFoundError(f"{name} in {home} is incomplete: no {', no '.join(dict.fromkeys(missing))}")
+        raise FileNotFoundError(f"{name} in {home} is incomplete: no {', no '.join(dict.fromkeys(missing))}; it has "
+                                f"{describe_entries(home)}; complete it")
     return folder_of
 
 
-def _read_split(layout: Layout, rule: Split, home: Path, folder: str, problems: Problems) -> Iterator[SetImage]:
+def _read_split(layout: Layout, split: str, home: Path, folder: str, problems: Problems) -> Iterator[SetImage]:
     """The images of a split; what is none of the set's is added to `problems`."""
+    rule = layout.splits[split]
     if not rule.lists:
         for file, problem in sorted(scan_images(home / folder)):
             match = layout.name.fullmatch(file)
@@ -196,17 +108,46 @@ def _read_split(layout: Layout, rule: Split, home: Path, folder: str, problems: 
             else:
                 yield SetImage(f"{folder}/{file}", rule.prefix + _number(match["pid"]), int(match["camid"]))
         return
-    images = ImageFolder(home / folder)
-    for file in rule.lists:
+    images, pid_of = ImageFolder(home / folder), {}
+    for place, path, pid, text in _read_lists(layout, split, home, problems):
+        match = layout.name.fullmatch(path.rpartition("/")[2])
+        groups = match.groupdict() if match else {}
+        pid = groups.get("pid", pid if pid.isascii() and pid.isdigit() else "")
+        if match is None or not pid:
+            problems.add(f"{place}: expected 'PATH PID' with a name of this set, got {quoted(text)}")
+        elif fault := images.problem(path) if is_safe_path(path) else OUTSIDE:
+            problems.add(f"{place}: {fault}: {quoted(path)} in {images.path}")
+        elif pid_of.setdefault(path, pid) != pid:
+            problems.add(f"{place}: {quoted(path)} is {pid} here and {pid_of[path]} above")
+        else:
+            yield SetImage(f"{folder}/{path}", rule.prefix + _number(pid), int(groups.get("camid", UNKNOWN_CAMID)))
+
+
+def _read_lists(layout: Layout, split: str, home: Path, problems: Problems) -> Iterator[tuple[str, str, str, str]]:
+    """(place, path, pid, text) of each line of a split's lists."""
+    for file in layout.splits[split].lists:
+        if file.endswith(".json"):
+            yield from _read_json_list(home / file, split)
+            continue
         for number, line in read_lines(home / file, file, problems):
-            path, _, pid = line.rpartition(" ")
-            match = layout.name.fullmatch(path.rpartition("/")[2])
-            if match is None or not (pid.isascii() and pid.isdigit()):
-                problems.add(f"{file}:{number}: expected 'PATH PID' with a name of this set, got {quoted(line)}")
-            elif fault := images.problem(path) if is_safe_path(path) else OUTSIDE:
-                problems.add(f"{file}:{number}: {fault}: {quoted(path)} in {images.path}")
-            else:
-                yield SetImage(f"{folder}/{path}", rule.prefix + _number(pid), int(match["camid"]))
+            path, _, pid = line.replace("\t", " ").rpartition(" ")
+            path = path.strip()
+            yield f"{file}:{number}", path if path.endswith(layout.suffix) else path + layout.suffix, pid, line
+
+
+def _read_json_list(path: Path, split: str) -> Iterator[tuple[str, str, str, str]]:
+    """The images of a split in torchreid's JSON of splits, [{"train": [[PATH, LABEL, CAMERA], …], …}].
+
+    PATH is absolute on the machine that wrote it, and LABEL counts anew in each split: file names say who it is.
+    """
+    content = read_json(path)
+    try:
+        files = [row[0].replace("\\", "/").rpartition("/")[2] for row in content[0][split]]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError(f"{path}: not torchreid's list of splits, [{{\"{split}\": [[PATH, LABEL, CAMERA], …], …}}]"
+                         ) from None
+    for number, file in enumerate(files):
+        yield f"{path.name}: {split} {number}", file, "", file
 
 
 def _number(pid: str) -> str:
@@ -217,15 +158,17 @@ def _number(pid: str) -> str:
 def _compare(name: str, split: str, images: list[SetImage], published: Counts, home: Path) -> None:
     """Warn if a split is not as large as it was published."""
     used = [image for image in images if image.pid != JUNK]
-    counts = Counts(len(used), len({image.pid for image in used}), len({image.camid for image in used}))
+    cameras = {image.camid for image in used} - {UNKNOWN_CAMID}
+    counts = Counts(len(used), len({image.pid for image in used}), len(cameras) or None)
     if all(wanted in (count, None) for count, wanted in zip(counts, published, strict=True)):
         return
-    less = any(wanted is not None and count < wanted for count, wanted in zip(counts, published, strict=True))
+    less = any(wanted is not None and (count or 0) < wanted for count, wanted in zip(counts, published, strict=True))
     verdict = "the download is incomplete" if less else "it holds more than the published set"
     logger.warning("%s: %s in %s has %s, published are %s: %s", name, split, home, _describe(counts),
                    _describe(published), verdict)
 
 
 def _describe(counts: Counts) -> str:
+    images = "" if counts.images is None else f"{counts.images:,} images of "
     cameras = "" if counts.cameras is None else f" from {counts.cameras} cameras"
-    return f"{counts.images:,} images of {counts.identities:,} identities{cameras}"
+    return f"{images}{counts.identities:,} identities{cameras}"

@@ -20,7 +20,7 @@ from utils.files import epoch_checkpoints
 logger = logging.getLogger(__name__)
 
 # Keys that may differ between a checkpoint and the run that goes on from it: they do not change the weights.
-_FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR", "DATASETS.TEST_",
+_FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.DERIVED_DIR", "DATASETS.TEST_",
               "DATASETS.PACKED", "DATASETS.UNLABEL_DIR", "DATALOADER.NUM_WORKERS", "UDA.", "MODEL.THRESH",
               "DATASETS.VALIDATION", "DATALOADER.ON_BAD_IMAGE", "SOLVER.CHECKPOINT_", "SOLVER.LOG_PERIOD",
               "SOLVER.EVAL_PERIOD", "SOLVER.BEST_METRIC", "SOLVER.MAX_SKIPPED_STEPS", "SOLVER.DETERMINISTIC",
