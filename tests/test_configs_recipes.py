@@ -120,6 +120,7 @@ VARIANTS = [
     ("dukemtmc/r50", "market1501/r50", {"DATASETS.NAMES"}),
     ("cuhk03/r50_ibn_a", "msmt17/r50_ibn_a", {"DATASETS.NAMES"}),
     ("veri/r50_ibn_a", "msmt17/r50_ibn_a", {"DATASETS.NAMES", "INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST"}),
+    ("vehicleid/r50_ibn_a", "veri/r50_ibn_a", {"DATASETS.NAMES"}),
     ("naic/s101_pcb", "naic/s101", {"MODEL.IF_USE_PCB"}),
     ("naic/winner_s200", "naic/winner_s101", {"MODEL.NAME", "MODEL.PRETRAIN_PATH"}),
     ("naic/r50_rpp_3_joint", "naic/r50_rpp_2_induce", {"MODEL.PRETRAIN_PATH", "MODEL.PRETRAIN_ALLOW",
@@ -217,6 +218,7 @@ STRONG_BASELINE = {
     ("msmt17/r50_ibn_a", "resnet50_ibn_a", False, [256, 128]),
     ("cuhk03/r50_ibn_a", "resnet50_ibn_a", False, [256, 128]),
     ("veri/r50_ibn_a", "resnet50_ibn_a", False, [256, 256]),
+    ("vehicleid/r50_ibn_a", "resnet50_ibn_a", False, [256, 256]),
 ])
 def test_the_recipes_of_the_public_sets_are_the_strong_baselines(name, net, center, size):
     cfg = flatten_cfg(load_cfg(ROOT / f"configs/{name}.yml"))
