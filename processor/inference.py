@@ -13,6 +13,7 @@ import torch
 from configs import flatten_cfg, load_cfg_text
 from datasets.make_dataloader import DataLoaders, TestLoader, make_dataloader
 from datasets.transforms import Normalize
+from model.embedding import embed_views
 from model.make_model import ReIDModel, make_model, place_model
 from model.pretrained import MODEL_HEADS, load_weights
 from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
@@ -71,12 +72,11 @@ def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, f
     done = test.batches.rows(workers.rank).start
     for batch in progress(test.loader, title, "batch"):
         images = normalize(batch.images.to(precision.device, non_blocking=True))
-        views = [images, images.flip(3)] if flip else [images]
         with precision.autocast():
-            outputs = [model(view) for view in views]
+            outputs = embed_views(model, images, flip)
         rows = slice(done, done + len(batch.pids))
-        for branch in outputs[0]:
-            feats[branch][rows] = torch.stack([output[branch].float() for output in outputs]).mean(0).cpu().numpy()
+        for branch, output in outputs.items():
+            feats[branch][rows] = output.cpu().numpy()
         done = rows.stop
     if make_array is None:
         for rank in range(workers.size):

@@ -1,0 +1,93 @@
+"""A trained model from its file alone: a checkpoint, whose config is in it, or a model folder."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from configs import flatten_cfg, load_cfg, load_cfg_text
+from datasets.transforms import Normalize
+from model.embedding import EmbeddingNet
+from model.make_model import ReIDModel, make_model
+from model.pretrained import MODEL_HEADS, load_weights
+from processor.evaluation.feature_bank import Ranking
+from processor.export.model_folder import (
+    RESIZING,
+    ModelInfo,
+    feature_weights,
+    read_info,
+    read_weights,
+    with_model_id,
+)
+from utils.checkpoint import read_checkpoint
+
+# The keys that say what the network is. All others are of training, of data, or of how it is run.
+ARCHITECTURE = (
+    "MODEL.NAME", "MODEL.LAST_STRIDE", "MODEL.NECK", "MODEL.POOLING_METHOD", "MODEL.GEM_P", "MODEL.GEM_LEARN_P",
+    "MODEL.IF_USE_PCB", "MODEL.MERGE_PCB_FEAT", "MODEL.PCB_GATE", "MODEL.PCB_RPP", "TEST.NECK_FEAT", "TEST.USE_LOCAL",
+    "TEST.PCB_GLOBAL_FEAT_ENSEMBLE", "TEST.USE_PCB_MERGE_FEAT", "TEST.PCB_PART_FEAT",
+)
+
+
+class TrainedModel(NamedTuple):
+    """model: on the CPU, in eval mode, its classifiers random. info: what it is, and what its pictures are."""
+
+    model: ReIDModel
+    info: ModelInfo
+
+    def network(self) -> EmbeddingNet:
+        """Pictures in, rows out."""
+        steps = self.info.preprocessing
+        return EmbeddingNet(self.model, Normalize(steps["mean"], steps["std"]), steps["flip"], self.info.weights)
+
+
+def open_trained(file: str | Path) -> TrainedModel:
+    """A model from a checkpoint of tools/train.py or a folder of tools/export.py; nothing else is needed.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the folder is no model folder.
+        ValueError: the file is damaged, or has no config in it and therefore does not say what model it is of.
+    """
+    path = Path(file)
+    if path.is_dir():
+        info = read_info(path)
+        model = _build(info)
+        load_weights(model, read_weights(path, info), path, skip=MODEL_HEADS)
+        return TrainedModel(model.eval(), info)
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint.get("config"), str):
+        raise ValueError(f"{path}: holds weights without the config that they were trained with, so that neither the "
+                         "network nor its pictures are known; name a checkpoint that tools/train.py wrote")
+    cfg = load_cfg_text(checkpoint["config"], str(path))
+    model = make_model(cfg, num_class=1, pretrained=False)
+    # A model may have been trained with a branch that a test leaves out.
+    load_weights(model, checkpoint, path, skip=MODEL_HEADS, allow_unexpected=("pcb.local.*",))
+    return TrainedModel(model.eval(), describe_model(cfg, model, _origin(cfg, checkpoint, path)))
+
+
+def describe_model(cfg, model: ReIDModel, trained_on: dict[str, Any]) -> ModelInfo:
+    """What is known of a configured model with its weights."""
+    values = flatten_cfg(cfg)
+    weights = Ranking(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, None, cfg.TEST.LOCAL_WEIGHT).branch_weights(
+        model.embedding_dims)
+    info = ModelInfo(
+        model_id="", architecture={key: values[key] for key in ARCHITECTURE},
+        preprocessing={"size": list(cfg.INPUT.SIZE_TEST), "color": "RGB", "mean": list(cfg.INPUT.PIXEL_MEAN),
+                       "std": list(cfg.INPUT.PIXEL_STD), "flip": cfg.TEST.FLIP_FEATS, "resizing": RESIZING},
+        branches={name: {"dim": dim, "weight": weights[name]} for name, dim in model.embedding_dims.items()},
+        evaluation={"mixed_precision": cfg.SOLVER.FP16, "dtype": cfg.SOLVER.AMP_DTYPE,
+                    "batch_size": cfg.TEST.IMS_PER_BATCH, "channels_last": cfg.MODEL.CHANNELS_LAST},
+        trained_on=trained_on,
+    )
+    return with_model_id(info, feature_weights(model))
+
+
+def _origin(cfg, checkpoint: dict, path: Path) -> dict[str, Any]:
+    return {"sets": cfg.DATASETS.NAMES, "identities": len(checkpoint.get("pid_names", ())),
+            "epoch": checkpoint.get("epoch"), "checkpoint": path.name,
+            "commit": checkpoint.get("versions", {}).get("commit", "unknown")}
+
+
+def _build(info: ModelInfo) -> ReIDModel:
+    """The network that model.json describes, its weights random."""
+    options = [word for key, value in info.architecture.items() for word in (key, value)]
+    return make_model(load_cfg(None, [*options, "MODEL.PRETRAIN_CHOICE", "none"]), num_class=1, pretrained=False)
