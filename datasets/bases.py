@@ -15,6 +15,17 @@ UNKNOWN_PID = -1  # a test image without ground truth
 UNKNOWN_CAMID = 0  # the data set does not say which camera took the picture
 
 
+def trial_name(set_name: str, number: int) -> str:
+    """What one of several random trials of a set's evaluation is called; `set_of_trial` is the way back."""
+    return f"{set_name}_trial{number:02d}"
+
+
+def set_of_trial(evaluation: str) -> str:
+    """The set that an evaluation is a trial of, or "" if it is none."""
+    name, _, number = evaluation.rpartition("_trial")
+    return name if len(number) == 2 and number.isdecimal() else ""
+
+
 class Sample(NamedTuple):
     """One image. A tuple, not a dataclass: there are close to a million of them.
 
@@ -182,7 +193,7 @@ def format_names(names: Iterable[str], limit: int = 3) -> str:
 def statistics(data: ReIDData) -> str:
     """A table of images, identities and cameras, for the log; '-': the data set does not say.
 
-    An identity belongs to one set.
+    An identity belongs to one set. The trials of an evaluation are alike, and one stands for all.
     """
     by_set: dict[str, list[Sample]] = defaultdict(list)
     for sample in data.train:
@@ -190,7 +201,8 @@ def statistics(data: ReIDData) -> str:
     rows = [(name, *_counts(samples)) for name, samples in by_set.items()]
     if len(by_set) > 1:
         rows.append(("train, all", *_counts(data.train)))
-    for name, pair in data.eval_sets.items():
+    alike = {set_of_trial(name) or name: pair for name, pair in data.eval_sets.items()}
+    for name, pair in alike.items():
         rows.append((f"{name} query", *_counts(pair.query)))
         rows.append((f"{name} gallery", *_counts(pair.gallery)))
     table = [("subset", "images", "identities", "cameras"), *rows]

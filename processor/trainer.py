@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs import dump_cfg
+from datasets.bases import set_of_trial
 from datasets.batches import Batch, naming_lost_workers
 from datasets.files.images import BadImage, is_inside
 from processor.evaluation.ranking import describe
@@ -318,7 +319,8 @@ def evaluate_epoch(run: Training, monitor: Monitor, epoch: int) -> bool:
         return False
     figures = {}
     for domain, by_kind in metrics.items():
-        logger.info("Epoch[%d] %s: %s on %s", epoch, domain, describe(by_kind["plain"]), run.loaders.measured_on)
+        if not set_of_trial(domain):
+            logger.info("Epoch[%d] %s: %s on %s", epoch, domain, describe(by_kind["plain"]), run.loaders.measured_on)
         figures.update({f"{domain}/{name}": value for name, value in by_kind["plain"].items() if name in _EVALUATED})
     if not figures:
         return False

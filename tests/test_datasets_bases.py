@@ -1,7 +1,7 @@
 """Samples, the collected error, and the statistics table."""
 import pytest
 
-from datasets.bases import Problems, QueryGallery, ReIDData, Sample, format_names, statistics
+from datasets.bases import Problems, QueryGallery, ReIDData, Sample, format_names, set_of_trial, statistics, trial_name
 
 
 def test_statistics_count_each_set_and_each_side():
@@ -24,6 +24,14 @@ def test_statistics_show_no_identities_without_truth():
     pair = QueryGallery([Sample("t/query/q.png", -1, 0)], [Sample("t/gallery/g.png", -1, 0)], False)
     assert [line.split()[2:] for line in statistics(ReIDData(eval_sets={"normal": pair})).splitlines()[1:]] == [
         ["1", "-", "-"], ["1", "-", "-"]]
+
+
+def test_one_trial_stands_for_all_in_the_statistics():
+    pair = QueryGallery([Sample("v/1.jpg", 0, 0)], [Sample("v/2.jpg", 0, 0)], True, ["v/5"])
+    data = ReIDData(eval_sets={trial_name("v", number): pair for number in (1, 2)})
+    assert [line.split()[:3] for line in statistics(data).splitlines()[1:]] == [["v", "query", "1"],
+                                                                               ["v", "gallery", "1"]]
+    assert [set_of_trial(name) for name in (*data.eval_sets, "v", "v_trial", "v_trial1")] == ["v", "v", "", "", ""]
 
 
 def test_class_count_and_names_must_agree():

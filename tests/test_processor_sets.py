@@ -103,7 +103,8 @@ def _tensor(array):
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def test_trials_share_their_features_and_their_mean_is_measured(tiny_data, trained, tmp_path, monkeypatch):
+def test_trials_share_their_features_and_their_mean_is_measured(tiny_data, trained, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     write_set(tmp_path, "vehicleid")
     opts = options(tiny_data, tmp_path / "out", "DATASETS.ROOT_DIR", tmp_path, "DATASETS.NAMES", "vehicleid",
                    "TEST.WEIGHT", trained)
@@ -111,11 +112,14 @@ def test_trials_share_their_features_and_their_mean_is_measured(tiny_data, train
     monkeypatch.setattr(inference, "extract_features",
                         lambda *args: walks.append(args[1]) or extract_features(*args))
     metrics = do_inference(load_cfg(None, opts))
-    trials = [name for name in metrics if name != "all"]
-    assert (len(trials), len(walks)) == (10, 1)
+    trials = [f"vehicleid_trial{number:02d}" for number in range(1, 11)]
+    assert list(metrics) == ["all", "vehicleid", *trials]
+    assert len(walks) == 1
     for figure in ("mAP", "rank1", "mINP"):
         mean = np.mean([metrics[name]["plain"][figure] for name in trials])
-        assert metrics["all"]["plain"][figure] == pytest.approx(mean)
+        assert metrics["vehicleid"]["plain"][figure] == metrics["all"]["plain"][figure] == pytest.approx(mean)
+    assert "vehicleid, plain: rank1 " in caplog.text
+    assert "trial" not in "".join(line for line in caplog.text.splitlines() if "rank1" in line)
     loaders = make_dataloader(load_cfg(None, opts), train=False)
     banks = read_bank(tmp_path / "out/features")[0]
     first = dict(zip((sample.key for sample in loaders.test[trials[0]].samples), banks[trials[0]].feats["global"],
@@ -131,6 +135,17 @@ def test_trials_share_their_features_and_their_mean_is_measured(tiny_data, train
                                      make_precision(inference.CPU, False))
     assert in_training["all"]["plain"]["mAP"] == pytest.approx(metrics["all"]["plain"]["mAP"])
     assert len(walks) == 2
+
+
+def test_each_of_several_test_lists_has_its_mean(tiny_data, trained, tmp_path):
+    folder = write_set(tmp_path, "vehicleid") / "train_test_split"
+    lines = (folder / "test_list_800.txt").read_text().splitlines(True)
+    (folder / "test_list_1600.txt").write_text("".join(lines[:6]))
+    metrics = do_inference(load_cfg(None, options(
+        tiny_data, tmp_path / "out", "DATASETS.ROOT_DIR", tmp_path, "DATASETS.NAMES", "vehicleid",
+        "DATASETS.TEST_NAMES", "vehicleid+vehicleid_1600", "TEST.WEIGHT", trained)))
+    assert list(metrics)[:3] == ["all", "vehicleid", "vehicleid_1600"]
+    assert [metrics[name]["plain"]["num_valid"] for name in list(metrics)[:3]] == [10 * (6 + 4), 10 * 6, 10 * 4]
 
 
 def test_sets_of_different_protocols_are_measured_in_one_test(tiny_data, own_sets, trained, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData
+from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData, trial_name
 from datasets.files.images import is_safe_path, scan_images
 from datasets.sets.homes import describe_entries, find_home, public_folder
 from datasets.sets.layouts import LAYOUTS, Counts, Layout, Split
@@ -57,7 +57,7 @@ def load_public(reference: Reference, places: Places, parts: Collection[str] = (
     if not trials:
         return to_data(name, images)
     return replace(to_data(name, {"train": images.get("train", [])}), eval_sets={
-        f"{name}_trial{number:02d}": pair for number, trial in enumerate(trials, 1)
+        trial_name(name, number): pair for number, trial in enumerate(trials, 1)
         for pair in to_data(name, trial).eval_sets.values()})
 
 

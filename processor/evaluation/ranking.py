@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.bases import set_of_trial
 from processor.evaluation.agreement import common_setting
 from processor.evaluation.comparison import PER_QUERY, per_query_table
 from processor.evaluation.sources import DOMAIN_LABELS, DomainSource, Truth
@@ -33,13 +34,20 @@ class Ranked:
     per_query: dict[str, dict[str, dict]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, dict[str, dict]]:
-        """{domain or 'all': {'plain' | 're_ranked': figures}}; 'all' weighs the domains by their valid queries."""
+        """{domain, set with trials or 'all': {'plain' | 're_ranked': figures}}; of several domains together, each
+        weighs as many as it has valid queries."""
         if not self.results:
             return {}
+        members = {"all": list(self.results)}
+        for domain in self.results:
+            if name := set_of_trial(domain):
+                members.setdefault(name, []).append(domain)
+        members |= {domain: [domain] for domain in self.results}
         kinds = list(next(iter(self.results.values())))
-        merged = {kind: merge_results([by_kind[kind] for by_kind in self.results.values()]) for kind in kinds}
-        return {domain: {kind: {**result.to_dict(), "ci95": intervals(result)} for kind, result in by_kind.items()}
-                for domain, by_kind in {"all": merged, **self.results}.items()}
+        merged = {name: {kind: merge_results([self.results[domain][kind] for domain in domains]) for kind in kinds}
+                  for name, domains in members.items()}
+        return {name: {kind: {**result.to_dict(), "ci95": intervals(result)} for kind, result in by_kind.items()}
+                for name, by_kind in merged.items()}
 
 
 # ------------------------------------------------------------------ ranking
@@ -159,7 +167,7 @@ def write_results(submission: Path, ranked: Ranked, workers: Workers = ALONE, **
         write_json(figures, {**about, **metrics})
         write_json(per_query, ranked.per_query)
         for domain, by_kind in metrics.items():
-            for kind, values in by_kind.items():
+            for kind, values in by_kind.items() if not set_of_trial(domain) else ():
                 logger.info("%s, %s: %s", domain, kind.replace("_", "-"), describe(values))
     else:
         for path in (figures, per_query):
