@@ -70,13 +70,14 @@ def prepare_folder(cfg, resume: str = "none", force: bool = False) -> None:
         if aside := move_aside(out):
             logger.warning("%s is now %s", out, aside)
     elif resume != "auto" and checkpoint_files(out) and (resume == "none" or not is_inside(resume, out)):
+        way = ""
         try:
             why = f"--resume would go on from {checkpoint_folder(cfg).find('auto')[0].name}"
         except OtherConfiguration as error:
-            why = f"they belong to another configuration ({'; '.join(error.changes)})"
+            why, way = f"they belong to another configuration ({'; '.join(error.changes)})", error.way
         except ValueError:
             why = "none of them can be gone on from"
-        raise used(out, why)
+        raise used(out, why, way)
 
 
 def do_train(cfg, resume: str = "none", workers: Workers = ALONE) -> Path:
@@ -140,14 +141,16 @@ def _train_epochs(run: Training, epochs: int, batches: int) -> None:
         log.close()
 
 
-def dry_run(cfg, workers: Workers = ALONE) -> str:
+def dry_run(cfg, workers: Workers = ALONE, resume: str = "none") -> str:
     """What `do_train` would do and take, from a few steps (see `measure`); nothing is written.
 
     Raises:
         ValueError, OSError: what `do_train` would raise before its first step.
     """
-    with contextlib.closing(build(cfg, workers=workers)) as run:
-        return measure(run)
+    begin = checkpoint_folder(cfg).find(resume)
+    with contextlib.closing(build(cfg, pretrained=begin is None, workers=workers)) as run:
+        epochs, batches = (0, 0) if begin is None else restore(run, *begin)
+        return measure(run, epochs * run.batches + batches)
 
 
 def train_epoch(run: Training, monitor: Monitor, epoch: int, start: int = 0) -> None:

@@ -45,8 +45,15 @@ class WarmupLR(LambdaLR):
         super().__init__(optimizer, lambda epochs_done: warmup(epochs_done) * decay(epochs_done), last_epoch)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As LambdaLR; the states of checkpoints written before this class was one have no `lr_lambdas`."""
+        """As LambdaLR, but the groups' lr is that of this schedule, which may go on otherwise than the saved one.
+
+        The states of checkpoints written before this class was one have no `lr_lambdas`.
+        """
         super().load_state_dict({"lr_lambdas": [None] * len(self.lr_lambdas), **state_dict})
+        self._last_lr = [lr * factor(self.last_epoch)
+                         for lr, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
 
 
 class WarmupMultiStepLR(WarmupLR):

@@ -1,5 +1,6 @@
 """Which checkpoints a training leaves, and which of them it goes on from when some are damaged or not its own."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import torch
 from conftest import quick_options, split_of
 from trainings import TINY_BACKBONE, assert_same_state, flat
 
-from configs import load_cfg
+from configs import dump_cfg, load_cfg
 from processor import trainer
-from processor.trainer import do_train
+from processor.trainer import do_train, dry_run
 from processor.training.build import checkpoint_folder
+from processor.training.checkpoints import OtherConfiguration
 from processor.training.step import train_step
 from utils import checkpoint as checkpoint_files
 from utils.checkpoint import CHECKSUM, read_checkpoint, save_checkpoint
@@ -182,6 +184,61 @@ def test_another_configuration_is_refused_by_its_keys(tiny_data, folder):
     for resume in ("auto", str(folder / OF_EPOCH.format(1))):
         with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR was 0\.0003 and is 0\.5; SOLVER\.EMA_DECAY was 0\.9"):
             do_train(cfg, resume)
+
+
+def test_a_training_made_longer_ends_in_the_bits_of_one_that_was_long_from_the_start(tiny_data, whole, tmp_path):
+    do_train(cfg_of(tiny_data, tmp_path, "SOLVER.MAX_EPOCHS", 2, "SOLVER.STEPS", "[2]"))
+    longer = cfg_of(tiny_data, tmp_path)
+    with pytest.raises(ValueError, match=r"SOLVER\.STEPS was \[2\]"):  # an epoch ago, were it not for the next line
+        do_train(cfg_of(tiny_data, tmp_path, "SOLVER.STEPS", "[1, 3]"), resume="auto")
+    assert dry_run(longer, resume="auto").splitlines()[3].endswith("= 28, of which 14 are taken")
+    last = do_train(longer, resume="auto")
+    assert_same_state(read_checkpoint(last), read_checkpoint(whole / last.name))
+
+
+COSINE = {"LR_SCHEDULER": "cosine"}
+
+
+@pytest.mark.parametrize(("then", "now", "refused"), [
+    ({}, {"MAX_EPOCHS": 9}, ""),
+    ({}, {"MAX_EPOCHS": 9, "STEPS": "[3, 6]"}, ""),
+    ({}, {"STEPS": "[5]", "GAMMA": 0.5}, ""),  # in the third epoch none has been
+    ({}, {"MAX_EPOCHS": 3}, ""),
+    ({}, {"MAX_EPOCHS": 2}, "MAX_EPOCHS was 4 and is 2"),
+    ({}, {"STEPS": "[2]"}, r"STEPS was \[3\] and is \[2\]"),
+    ({}, {"WARMUP_EPOCHS": 2}, "WARMUP_EPOCHS was 1 and is 2"),
+    ({}, {"MAX_EPOCHS": 9, "BASE_LR": 0.1}, "BASE_LR was 0.0003 and is 0.1$"),  # the epochs are no obstacle
+    ({}, {"IMS_PER_BATCH": 8}, "IMS_PER_BATCH was 16 and is 8"),
+    (COSINE, {**COSINE, "MAX_EPOCHS": 9}, "MAX_EPOCHS was 4 and is 9"),
+    ({**COSINE, "WARMUP_EPOCHS": 3}, {**COSINE, "WARMUP_EPOCHS": 3, "MAX_EPOCHS": 9}, ""),
+    ({"WARMUP_EPOCHS": 3}, {**COSINE, "WARMUP_EPOCHS": 3}, ""),
+])
+def test_the_schedule_may_change_from_here_on(tiny_data, folder, then, now, refused):
+    def words(values):
+        return [word for key, value in values.items() for word in (f"SOLVER.{key}", value)]
+
+    was = dump_cfg(cfg_of(tiny_data, folder, *words(then)))
+    rewrite(folder / LATEST, lambda state: state.update(config=was))
+    checkpoints = checkpoint_folder(cfg_of(tiny_data, folder, *words(now)))
+    if not refused:
+        assert checkpoints.find("auto")[0].name == LATEST
+        return
+    with pytest.raises(OtherConfiguration) as error:
+        checkpoints.find("auto")
+    assert re.search(refused, "; ".join(error.value.changes))
+    assert f"MODEL.PRETRAIN_CHOICE finetune MODEL.PRETRAIN_PATH {folder / LATEST} to" in str(error.value)
+
+
+def test_a_training_that_fine_tunes_as_the_message_says_starts(tiny_data, folder, tmp_path):
+    other = ("SOLVER.IMS_PER_BATCH", 8, "SOLVER.MAX_EPOCHS", 1, "SOLVER.STEPS", "[]", "SOLVER.WARMUP_EPOCHS", 0,
+             "SOLVER.EVAL_PERIOD", 0)
+    with pytest.raises(OtherConfiguration) as error:
+        do_train(cfg_of(tiny_data, folder, *other), resume="auto")
+    words = re.search(r"\(with (.*) to begin", str(error.value))[1].split()
+    assert do_train(cfg_of(tiny_data, tmp_path / "other", *other, *words)).is_file()
+    with pytest.raises(OtherConfiguration) as error:
+        do_train(cfg_of(tiny_data, folder, "MODEL.NECK", "no", *other), resume="auto")
+    assert "finetune" not in str(error.value)
 
 
 def test_other_lists_are_refused_though_they_have_the_same_name(tiny_data, folder, tmp_path):

@@ -156,6 +156,16 @@ def test_a_stopped_training_goes_on_after_a_move(recipe, actor, data, tmp_path):
                                                                                   "ensemble"]
 
 
+def test_a_recipe_with_more_epochs_goes_on_from_the_last_one(done, actor):
+    longer = changed(done, opts=("SOLVER.MAX_EPOCHS", "9"))
+    verdict = {stage.name: verdict for stage, verdict in survey(longer)}["train_tiny"]
+    assert verdict == ("go on", "from tiny/latest.pth")
+    assert actor.again(longer) == ["train --resume", "test", "ensemble"]
+    assert actor.again(longer) == []
+    with pytest.raises(ValueError, match=r"train_tiny: .* SOLVER\.MAX_EPOCHS was 9 and is 5\. Undo"):
+        actor.again(changed(done, opts=("SOLVER.MAX_EPOCHS", "5")))
+
+
 # ------------------------------------------------------------------ what is never overwritten
 @pytest.mark.parametrize("stopped", [False, True])
 def test_another_training_does_not_overwrite_what_is_there(recipe, actor, data, tmp_path, stopped):

@@ -62,7 +62,7 @@ def main() -> None:
         if not args.dry_run:
             do_train(cfg, resume, workers)
             return
-        plan = dry_run(cfg, workers)
+        plan = dry_run(cfg, workers, resume)
         if workers.is_main:
             print(plan)
             try:

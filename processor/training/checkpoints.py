@@ -10,10 +10,15 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import torch
+from torch.optim import SGD
 
 from configs import flatten_cfg, load_cfg_text
 from processor.training.used_folder import checkpoint_files
+from solver.make_optimizer import make_scheduler
 from utils.checkpoint import link_checkpoint, read_checkpoint
 from utils.files import epoch_checkpoints
 
@@ -25,6 +30,11 @@ _FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.DERIVED_DIR", "D
               "DATASETS.VALIDATION", "DATALOADER.ON_BAD_IMAGE", "SOLVER.CHECKPOINT_", "SOLVER.LOG_PERIOD",
               "SOLVER.EVAL_PERIOD", "SOLVER.BEST_METRIC", "SOLVER.MAX_SKIPPED_STEPS", "SOLVER.DETERMINISTIC",
               "MODEL.PRETRAIN_", "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "INPUT.SIZE_TEST")
+# Keys that may differ as long as the lr of every epoch so far is the same: a training may be made longer.
+_SCHEDULE_KEYS = ("SOLVER.MAX_EPOCHS", "SOLVER.LR_SCHEDULER", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.MIN_LR",
+                  "SOLVER.WARMUP_")
+# Keys of which no weight has its name or shape, so that fine-tuning can begin from a model with other values.
+_TUNABLE_KEYS = ("SOLVER.", "INPUT.", "DATASETS.", "DATALOADER.NUM_INSTANCE")
 _BOUND_KEYS = ("TEST.PCB_GLOBAL_FEAT_ENSEMBLE",)  # begins like a free one, but decides what the model has
 
 
@@ -39,12 +49,22 @@ def describe_changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 class OtherConfiguration(ValueError):
-    """A checkpoint whose run had other values of keys that shape the weights: `changes`, a text each."""
+    """A checkpoint whose run had other values of keys that shape the weights.
+
+    changes: a text each. way: how to begin from its weights, "" if that cannot be.
+    """
 
     def __init__(self, path: Path, changes: list[str]):
-        super().__init__(f"{path} belongs to another configuration ({'; '.join(changes)}); use another OUTPUT_DIR, or "
-                         "train anew with --force, which moves that folder aside")
-        self.changes = changes
+        self.changes, tunable = changes, all(change.startswith(_TUNABLE_KEYS) for change in changes)
+        self.way = describe_finetuning(path) if tunable else ""
+        super().__init__(f"{path} belongs to another configuration ({'; '.join(changes)}); go on with the values that "
+                         f"were, use another OUTPUT_DIR{self.way}, or train anew with --force, which moves that folder "
+                         "aside")
+
+
+def describe_finetuning(path: Path) -> str:
+    """What to add to "another OUTPUT_DIR", so that a training begins from a checkpoint's weights."""
+    return f" (with MODEL.PRETRAIN_CHOICE finetune MODEL.PRETRAIN_PATH {path} to begin from these weights)"
 
 
 @dataclass(frozen=True)
@@ -136,7 +156,22 @@ class CheckpointFolder:
     def _changes(self, path: Path, checkpoint: dict) -> list[str]:
         """The keys that shape the weights and were other than now when a checkpoint was written."""
         then = flatten_cfg(load_cfg_text(checkpoint["config"], str(path)))
-        return describe_changes(then, {key: value for key, value in self.config.items() if shapes_weights(key)})
+        begun = checkpoint["epoch"] + bool(checkpoint.get("batches", 0))
+        may_differ = begun <= self.max_epochs and _same_lr(then, self.config, begun)
+        return describe_changes(then, {key: value for key, value in self.config.items() if shapes_weights(key)
+                                       and not (may_differ and key.startswith(_SCHEDULE_KEYS))})
+
+
+def _same_lr(then: dict[str, Any], now: dict[str, Any], epochs: int) -> bool:
+    """Whether two configs have the same schedule in the first epochs."""
+    if all(then.get(key) == value for key, value in now.items() if key.startswith(_SCHEDULE_KEYS)):
+        return True
+    factors = []
+    for values in (then, now):
+        solver = {key.removeprefix("SOLVER."): value for key, value in values.items() if key.startswith("SOLVER.")}
+        schedule = make_scheduler(SimpleNamespace(SOLVER=SimpleNamespace(**solver)), SGD([torch.zeros(1)], lr=1.0))
+        factors.append([schedule.lr_lambdas[0](epoch) for epoch in range(epochs)])
+    return factors[0] == factors[1]
 
 
 def _read_whole(path: Path) -> tuple[Path, dict] | None:

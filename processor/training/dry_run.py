@@ -14,9 +14,11 @@ from utils.meter import PhaseTimer
 _STEPS = 3  # measured after one that warms up
 
 
-def measure(run: Training) -> str:
+def measure(run: Training, taken: int = 0) -> str:
     """Run a step to warm up and up to three to measure, and an evaluation batch; all processes of the run call it.
 
+    Args:
+        taken: steps that need not be taken any more.
     Returns:
         A text for a terminal ("" in all processes but the first): images, identities, steps, parameters, memory,
         expected hours.
@@ -24,7 +26,7 @@ def measure(run: Training) -> str:
     timer, steps = _measure_steps(run)
     if not run.workers.is_main:
         return ""
-    lines = [describe_run(run), "", *_describe_steps(run, timer, steps), *_describe_evaluation(run),
+    lines = [describe_run(run), "", *_describe_steps(run, timer, steps, taken), *_describe_evaluation(run),
              *_describe_memory(run)]
     return "\n".join(lines)
 
@@ -46,7 +48,7 @@ def _measure_steps(run: Training) -> tuple[PhaseTimer, int]:
     return timer, steps
 
 
-def _describe_steps(run: Training, timer: PhaseTimer, steps: int) -> list[str]:
+def _describe_steps(run: Training, timer: PhaseTimer, steps: int, taken: int) -> list[str]:
     cfg, data = run.cfg, run.loaders.data
     total = cfg.SOLVER.MAX_EPOCHS * run.batches
     seconds = timer.total / steps
@@ -57,11 +59,11 @@ def _describe_steps(run: Training, timer: PhaseTimer, steps: int) -> list[str]:
         f"training    {len(data.train):,} images of {data.num_classes:,} identities, "
         f"{cfg.INPUT.SIZE_TRAIN[0]} x {cfg.INPUT.SIZE_TRAIN[1]} pixels",
         f"steps       {cfg.SOLVER.MAX_EPOCHS} epochs x {run.batches:,} {kind} batches of {cfg.SOLVER.IMS_PER_BATCH} = "
-        f"{total:,}",
+        f"{total:,}{f', of which {taken:,} are taken' if taken else ''}",
         f"parameters  {learning:,} learn in the first epoch, by {cfg.SOLVER.OPTIMIZER_NAME}",
         f"a step      {seconds:.3f} s, {cfg.SOLVER.IMS_PER_BATCH / seconds:.1f} images/s ({phases}; mean of {steps}, "
         f"{cfg.DATALOADER.NUM_WORKERS} loader processes)",
-        f"expected    {total * seconds / 3600:.2f} hours for the steps",
+        f"expected    {(total - taken) * seconds / 3600:.2f} hours for the steps",
     ]
 
 

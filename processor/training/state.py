@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from configs import dump_cfg
 from processor.training.build import Training
+from processor.training.checkpoints import describe_finetuning
 from utils.checkpoint import link_checkpoint, save_checkpoint
 from utils.versions import commit, versions
 
@@ -62,7 +63,8 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
         ValueError: it was trained on other lists.
     """
     if checkpoint["data_digest"] != run.data_digest:
-        raise ValueError(f"{path} was trained on other training lists than those there are now; train from epoch 1")
+        raise ValueError(f"{path} was trained on other training lists than those there are now; train in another "
+                         f"OUTPUT_DIR{describe_finetuning(path)}, or anew with --force, which moves this one aside")
     run.model.load_state_dict(checkpoint["model"])
     run.criterion.load_state_dict(checkpoint["criterion"])
     for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):

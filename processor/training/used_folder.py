@@ -15,12 +15,15 @@ def checkpoint_files(folder: str | os.PathLike) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*.pth") if re.fullmatch(r"latest|best|.+_\d+", path.stem))
 
 
-def used(folder: str | os.PathLike, why: str) -> FileExistsError:
-    """The error of a training from epoch 1 in a folder with checkpoints; why: whether one can go on from them."""
+def used(folder: str | os.PathLike, why: str, way: str = "") -> FileExistsError:
+    """The error of a training from epoch 1 in a folder with checkpoints.
+
+    why: whether one can go on from them. way: what to add to "another OUTPUT_DIR".
+    """
     names = [path.name for path in checkpoint_files(folder)]
     names = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return FileExistsError(f"{folder} holds checkpoints ({names}) that this training would overwrite: {why}. Keep them "
-                           "with another OUTPUT_DIR, or let --force move the folder aside to "
+                           f"with another OUTPUT_DIR{way}, or let --force move the folder aside to "
                            f"{next_sibling(folder)} and train anew")
 
 
