@@ -19,11 +19,13 @@ import numpy as np
 from datasets.files.images import BadImage, decode, resize
 from processor.export.model_folder import ModelInfo
 from processor.export.runtimes import OnnxRuntime, Runtime, TorchRuntime
+from processor.retrieval.calibration import probability
 from processor.trained_model import open_trained
 from utils.precision import Precision, cpu_has_bfloat16, make_precision, select_device
 
 Item = str | os.PathLike | bytes | np.ndarray
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+HOW_TO_CALIBRATE = "measure thresholds with python tools/calibrate.py --run OUTPUT_DIR --model DIR"
 _LEAST_SIDE = 2  # pixels; of less there is nothing to see
 _SMALL_FILE = 1024  # bytes, within which a picture of less has room
 _AHEAD = 2  # batches that are decoded while one is computed
@@ -153,9 +155,20 @@ class Embedder:
         known = {float(rate): cosine for rate, cosine in self.info.thresholds.get("cosine", {}).items()}
         if fpr not in known:
             rates = f"has thresholds for {', '.join(map(str, sorted(known)))} alone" if known else "is not calibrated"
-            raise ValueError(f"no threshold for a false positive rate of {fpr}: the model {rates}; python "
-                             f"tools/calibrate.py --run OUTPUT_DIR --model DIR --fpr {fpr} measures one")
+            raise ValueError(f"no threshold for a false positive rate of {fpr}: the model {rates}; "
+                             f"{HOW_TO_CALIBRATE} --fpr {fpr}")
         return known[fpr]
+
+    def probability(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """How likely rows are of the same person if same and different are equally likely beforehand.
+
+        Raises:
+            ValueError: the model is not calibrated.
+        """
+        if "probability" not in self.info.thresholds:
+            raise ValueError(f"the model is not calibrated: {HOW_TO_CALIBRATE}")
+        distance = np.sqrt(np.maximum(2 - 2 * self.similarity(a, b), 0))
+        return probability(distance, **self.info.thresholds["probability"])
 
     # -------------------------------------------------------------- batches
     def _raw(self):

@@ -19,6 +19,7 @@ from model.pretrained import MODEL_HEADS, load_weights
 from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
 from processor.evaluation.ranking import rank_domains, write_results
 from processor.evaluation.sources import Compute, bank_source
+from processor.trained_model import describe_model
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
 from utils.files import sha256_of
@@ -189,7 +190,8 @@ def _extract_tests(cfg, device: torch.device, folder: Path, workers: Workers) ->
         raise ValueError(f"{loaders.measured_on} has no query and gallery images: nothing to rank")
     logger.info("measuring on %s", loaders.measured_on)
     about = {"evaluation": {"top_k": cfg.TEST.TOP_K}, "weight": weight.name, "weight_sha256": sha256_of(weight),
-             "model": cfg.MODEL.NAME, "size": list(cfg.INPUT.SIZE_TEST)}
+             "model": cfg.MODEL.NAME, "size": list(cfg.INPUT.SIZE_TEST), "measured_on": loaders.measured_on,
+             "model_id": describe_model(cfg, model, {}).model_id}
     write_bank(cfg, model, loaders.test, folder, about, workers)
 
 
