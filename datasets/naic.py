@@ -151,9 +151,11 @@ def data_root(root: str | os.PathLike) -> Path:
         FileNotFoundError: neither root/MyDataSet nor root looks like it.
     """
     root = Path(root)
-    if (root / FOLDER).is_dir():
-        return root / FOLDER
     known = [train_set.folder for train_set in (*TRAIN_SETS.values(), UNLABEL)]
+    if (root / FOLDER).is_dir():
+        twice = root / FOLDER / FOLDER  # a zip that was unpacked into a folder of its own name
+        is_outer = any((root / FOLDER / name).is_dir() for name in known) or not twice.is_dir()
+        return root / FOLDER if is_outer else twice
     if root.is_dir() and (root.name == FOLDER or any((root / name).is_dir() for name in known)
                           or any((child / "query").is_dir() for child in root.iterdir())):
         return root

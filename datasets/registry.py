@@ -11,6 +11,7 @@ A new kind of set is a file with two functions, and a line of DATASETS.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -96,7 +97,7 @@ def parse_roots(texts: Sequence[str], references: Sequence[Reference] = ()) -> d
     Raises:
         ValueError: a name is none of these.
     """
-    roots = dict(text.split("=", 1) for text in texts)
+    roots = {name: os.path.expanduser(folder) for name, _, folder in (text.partition("=") for text in texts)}
     known = {"naic", *LAYOUTS, *(reference.name for reference in references)}
     unknown = format_names(set(roots) - known)
     if references and unknown:

@@ -547,3 +547,11 @@ def test_nothing_is_written_into_the_data(root):
     before = sorted(root.rglob("*"))
     load_naic(root, derived_dir=root / "derived")
     assert sorted(root.rglob("*")) == before
+
+
+def test_a_data_set_that_was_unpacked_into_a_folder_of_its_own_name_is_found(tiny_data, tmp_path):
+    (tmp_path / "MyDataSet").mkdir()
+    (tmp_path / "MyDataSet/MyDataSet").symlink_to(tiny_data / "MyDataSet")
+    assert data_root(tmp_path) == data_root(tmp_path / "MyDataSet") == tmp_path / "MyDataSet/MyDataSet"
+    (tmp_path / "MyDataSet/train_2020_cs").mkdir()
+    assert data_root(tmp_path) == tmp_path / "MyDataSet"

@@ -1,6 +1,7 @@
 """Names of data sets, several sets together, and where their images come from."""
 from __future__ import annotations
 
+import os
 import pickle
 
 import pytest
@@ -124,6 +125,7 @@ def test_a_csv_may_lie_under_a_root_of_its_own(root, tmp_path):
 
 def test_roots_name_sets_in_use_or_public_ones():
     references = parse_names("naic+tree:people")
+    assert parse_roots(["people=~/a"]) == {"people": os.path.expanduser("~/a")}
     assert parse_roots(["people=/a", "veri=/b=c"], references) == {"people": "/a", "veri": "/b=c"}
     with pytest.raises(ValueError, match=r"ROOTS names market, which is none of the sets in use \(naic, people"):
         parse_roots(["market=/a"], references)

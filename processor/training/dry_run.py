@@ -81,7 +81,8 @@ def _describe_evaluation(run: Training) -> list[str]:
         outputs = run.model(run.loaders.normalize(batch.images.to(run.precision.device)))
     shapes = ", ".join(f"{branch} {feat.shape[1]}" for branch, feat in outputs.items())
     seconds = float(outputs["global"].sum() * 0) + time.perf_counter() - begun  # the sum waits for the device
-    images = sum(len(part.samples) for part in tests)
+    # Evaluations of the same images share their features, see `extract_banks`.
+    images = sum(map(len, {frozenset(sample.key for sample in part.samples) for part in tests}))
     expected = images * views * seconds / len(batch.pids)
     return [f"evaluation  {images:,} images in {len(tests)} domains after every {_epochs(run)}, "
             f"features ({shapes}) in about {expected:.0f} s"]
