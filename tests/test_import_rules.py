@@ -11,7 +11,7 @@ ALLOWED = {
     "configs": (), "utils": (),
     "datasets": ("utils",), "model": ("utils",), "loss": ("utils",), "solver": ("utils",),
     "processor": ("configs", "datasets", "model", "loss", "solver", "utils"),
-    "processor/retrieval": ("utils",),
+    "processor/retrieval": ("utils",), "processor/gallery": ("processor.retrieval", "utils"),
     "tools": ("configs", "datasets", "model", "loss", "solver", "processor", "utils"),
 }
 # Folder -> the only siblings that it may import, where the room above would allow them all.

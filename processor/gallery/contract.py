@@ -1,0 +1,194 @@
+"""What every engine of a gallery gives, and what it refuses before anything is written.
+
+A row is a vector of length 1 with an id and facts: camera, time, set, identity, the picture's name, and free JSON.
+Engines differ in where rows lie (a folder, a cluster), never in what a method means: the same tests run over all.
+"""
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+
+UNKNOWN = -1  # a camera, a time or an identity that is not known
+NEAR_ONE = 1e-5  # how far from 1 a vector's length may be
+# The facts of a row: {name: what an absent one is}. Numbers are int64; time is in ms since 1970; data is JSON text.
+FACTS: dict[str, int | str] = {"camera": UNKNOWN, "time": UNKNOWN, "identity": UNKNOWN, "set": "", "name": "",
+                               "data": "{}"}
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which rows: all conditions that are given hold.
+
+    Attributes:
+        cameras, identities, sets: the row's is one of these.
+        since, until: ms; since <= time < until.
+    """
+
+    cameras: Collection[int] | None = None
+    since: int | None = None
+    until: int | None = None
+    identities: Collection[int] | None = None
+    sets: Collection[str] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every row fulfils it."""
+        return all(getattr(self, field.name) is None for field in fields(self))
+
+    def mask(self, facts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[N] bool: the rows with these facts (camera, time, identity, set) that fulfil it.
+
+        >>> Where(cameras=[2], until=9).mask({"camera": np.array([2, 2, 1]), "time": np.array([5, 9, 5])}).tolist()
+        [True, False, False]
+        """
+        kept = np.ones(len(next(iter(facts.values()))), bool)
+        for name, values in (("camera", self.cameras), ("identity", self.identities), ("set", self.sets)):
+            if values is not None:
+                kept &= np.isin(facts[name], list(values))
+        if self.since is not None:
+            kept &= facts["time"] >= self.since
+        if self.until is not None:
+            kept &= facts["time"] < self.until
+        return kept
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows that an engine takes for the nearest.
+
+    Attributes:
+        ids: [Q, n] int64, best first; -1 if there are not so many.
+        scores: [Q, n] float32 dot products as the engine has them, descending; -inf if there are not so many.
+        error: |score - true dot product| <= error.
+        complete: no row that fulfils the filter was skipped; an approximate search is not complete.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    error: float
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a scan: ids [n] int64, vectors [n, D] float32, facts {name: [n]} as FACTS has them."""
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    facts: dict[str, np.ndarray]
+
+
+class Gallery(Protocol):
+    """An open gallery; a context manager that closes it.
+
+    dim: D. model: the model_id that its vectors are of, "" = not known.
+    """
+
+    dim: int
+    model: str
+
+    def add(self, ids: Sequence[int], vectors: np.ndarray, facts: Mapping[str, Sequence], *,
+            replace: bool = False) -> None:
+        """Add rows, all or none; they are durable when it returns.
+
+        Args:
+            ids: [n], 0 <= id < 2**63.
+            vectors: [n, D] of length 1.
+            facts: {name of FACTS: [n]}; what is absent is not known.
+            replace: rows with a known id take its place; else a known id is an error.
+        Raises:
+            ValueError: see `check_rows`; nothing was written.
+        """
+        ...
+
+    def remove(self, ids: Sequence[int] | None = None, where: Where | None = None) -> int:
+        """Remove rows by id, or those that fulfil `where`; the number of rows that were there.
+
+        Raises:
+            ValueError: neither is given, or both.
+        """
+        ...
+
+    def assign(self, ids: Sequence[int], **facts: Any) -> int:
+        """Give rows another identity, set, camera, time, name or data, one value for all; the number of rows."""
+        ...
+
+    def candidates(self, queries: np.ndarray, n: int, where: Where | None = None, exact: bool = True) -> Candidates:
+        """The n best rows for each query [Q, D] by dot product."""
+        ...
+
+    def fetch(self, ids: Sequence[int]) -> Batch:
+        """Rows by id, in this order, the vectors with the bits that were added.
+
+        Raises:
+            KeyError: an id is not there; the message names the first.
+        """
+        ...
+
+    def scan(self, where: Where | None = None, batch: int = 8192) -> Iterator[Batch]:
+        """All rows that fulfil `where`, by ascending id, as they were when it began."""
+        ...
+
+    def count(self, where: Where | None = None) -> int:
+        """How many rows fulfil `where`."""
+        ...
+
+    def close(self) -> None:
+        """Release files and connections; closing again does nothing."""
+        ...
+
+
+# ------------------------------------------------------------------ what is refused
+def check_rows(ids: Sequence[int], vectors: np.ndarray, facts: Mapping[str, Sequence],
+               dim: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """The rows as arrays: ids [n] int64, vectors [n, D] float32, facts {every name of FACTS: [n]}.
+
+    Raises:
+        ValueError: a wrong shape, an id twice or out of range, a vector that is not finite or not of length 1 (within
+            NEAR_ONE), an unknown fact, or a fact's value of another kind; the first bad row is named.
+    """
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        raise ValueError(f"ids: expected a list of whole numbers, got {ids.dtype} of shape {ids.shape}")
+    if len(bad := np.flatnonzero((ids < 0) | (ids > 2**63 - 1))):
+        raise ValueError(f"ids: {ids[bad[0]]} is not in 0 .. 2**63 - 1")
+    ids = ids.astype(np.int64)
+    if len(np.unique(ids)) < len(ids):
+        values, counts = np.unique(ids, return_counts=True)
+        raise ValueError(f"ids: {values[counts > 1][0]} comes twice")
+    return ids, check_vectors(vectors, dim, len(ids)), _check_facts(facts, len(ids))
+
+
+def check_vectors(vectors: np.ndarray, dim: int, count: int | None = None) -> np.ndarray:
+    """[n, D] float32, contiguous; for rows and for queries.
+
+    Raises:
+        ValueError: as `check_rows`.
+    """
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or vectors.shape[1] != dim or (count is not None and len(vectors) != count):
+        raise ValueError(f"vectors: expected [{'n' if count is None else count}, {dim}], got {list(vectors.shape)}")
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    if len(bad := np.flatnonzero(~(np.abs(lengths - 1) <= NEAR_ONE))):  # NaN is bad, too
+        raise ValueError(f"vectors: row {bad[0]} has length {lengths[bad[0]]:.6g}, expected 1; Embedder.embed gives "
+                         "such rows")
+    return vectors
+
+
+def _check_facts(facts: Mapping[str, Sequence], count: int) -> dict[str, np.ndarray]:
+    unknown = set(facts) - set(FACTS)
+    if unknown:
+        raise ValueError(f"facts: {', '.join(sorted(unknown))} is none of {', '.join(FACTS)}")
+    checked = {}
+    for name, default in FACTS.items():
+        values = np.asarray(facts[name] if name in facts else [default] * count, dtype=None if count else object)
+        if values.shape != (count,):
+            raise ValueError(f"facts: {name} has shape {list(values.shape)}, expected [{count}]")
+        wanted = "iu" if isinstance(default, int) else "UO"
+        if count and values.dtype.kind not in wanted:
+            raise ValueError(f"facts: {name} is {values.dtype}, expected {'int64' if wanted == 'iu' else 'text'}")
+        checked[name] = values.astype(np.int64 if wanted == "iu" else object)
+    return checked
