@@ -76,12 +76,15 @@ class ReIDData:
         num_classes: number of training identities, `len(pid_names)`.
         pid_names: class index -> stable identity name.
         eval_sets: name -> evaluation; NAIC: "green" and "normal", as far as both query and gallery have images.
+        singles: (key, identity, camid) of training images that are left out because their identity has no other; of a
+            single set that is not NAIC.
     """
 
     train: list[Sample] = field(default_factory=list)
     num_classes: int = 0
     pid_names: list[str] = field(default_factory=list)
     eval_sets: dict[str, QueryGallery] = field(default_factory=dict)
+    singles: list[tuple[str, str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         assert self.num_classes == len(self.pid_names), (self.num_classes, len(self.pid_names))

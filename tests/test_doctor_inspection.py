@@ -10,6 +10,7 @@ import pytest
 from doctor_data import picture, png
 from PIL import Image
 
+from datasets.files.images import FolderSource
 from processor.doctor import inspection
 from processor.doctor.image_header import FORMATS, MODES, read_header
 from processor.doctor.inspection import RECORD, RecordStore, inspect_image, inspect_images, perceptual_hash
@@ -126,7 +127,8 @@ def folder(tmp_path):
 
 def inspect(folder, count=12, store="records.sqlite", made_for="test", workers=1):
     with RecordStore(folder / store, made_for) as records:
-        return inspect_images(folder, count, lambda index: f"{index}.png", records, workers, progress=False)
+        return inspect_images(FolderSource(folder), count, lambda index: f"{index}.png", records, workers,
+                              progress=False)
 
 
 def count_reads(monkeypatch) -> list[str]:

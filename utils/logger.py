@@ -1,11 +1,12 @@
 """Logging of a tool: short lines on the terminal, everything in a file."""
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from utils.process import EXIT_STOPPED, LostWorker, Stopped
@@ -52,6 +53,18 @@ def setup_logger(output_dir: str | Path | None = None, filename: str = "log.txt"
     for noisy in ("matplotlib", "PIL", "tensorboard", "h5py"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return root
+
+
+@contextlib.contextmanager
+def silence(name: str) -> Iterator[None]:
+    """Within: the logger `name` and those below it say nothing."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def user_message(error: BaseException) -> str:

@@ -45,6 +45,14 @@ class ImageSource(Protocol):
         ...
 
 
+class FileSource(ImageSource, Protocol):
+    """A source whose images are files."""
+
+    def path(self, key: str) -> str:
+        """Where the file of an image lies."""
+        ...
+
+
 class FolderSource:
     """Image files below a folder.
 
@@ -72,11 +80,15 @@ class FolderSource:
         """
         if not is_safe_path(key):
             raise ValueError(f"image key {key!r} leads out of {self.root}; keys are relative, with forward slashes")
-        path = os.path.join(self.root, key)
+        path = self.path(key)
         if os.path.islink(path) and not (is_inside(path, self.root) or is_inside(path, os.path.dirname(path))):
             raise BadImage(f"image key {key!r} is a link that leads out of {self.root}")
         with open(path, "rb") as image:
             return image.read()
+
+    def path(self, key: str) -> str:
+        """Where the file of an image lies."""
+        return os.path.join(self.root, key)
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self.root)!r})"
@@ -232,11 +244,25 @@ class MountedSource:
         Raises:
             ValueError: besides, no source is mounted for the key.
         """
+        source, rest = self._find(key)
+        return source.read(rest)
+
+    def path(self, key: str) -> str:
+        """Where the file of an image lies, if its set is one of files.
+
+        Raises:
+            ValueError: no source is mounted for the key.
+        """
+        source, rest = self._find(key)
+        return source.path(rest)
+
+    def _find(self, key: str) -> tuple[ImageSource, str]:
+        """The source of an image, and its key there."""
         first, _, rest = key.partition("/")
         if first in self.sources and first:
-            return self.sources[first].read(rest)
+            return self.sources[first], rest
         if "" in self.sources:
-            return self.sources[""].read(key)
+            return self.sources[""], key
         raise ValueError(f"image key {key!r} begins with none of the sets {', '.join(self.sources)}")
 
     def __repr__(self) -> str:

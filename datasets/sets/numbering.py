@@ -84,10 +84,13 @@ def to_data(name: str, images: Mapping[str, Sequence[SetImage]]) -> ReIDData:
     neither as a match nor as a mistake. The evaluation is called `name`.
     """
     kept = {split: [image for image in members if image.pid != JUNK] for split, members in images.items()}
-    kept["train"] = drop_singles(name, kept.get("train", []))
+    labelled = kept.get("train", [])
+    kept["train"] = drop_singles(name, labelled)
+    several = {image.pid for image in kept["train"]}
+    kept["singles"] = [image for image in labelled if image.pid not in several]
     named = {split: [(f"{name}/{path}", f"{name}/{pid}", camid) for path, pid, camid in members]
              for split, members in kept.items()}
-    data = number_training(named["train"])
+    data = replace(number_training(named["train"]), singles=named["singles"])
     if named.get("query") and named["gallery"]:
         pid_names = list(class_indices(pid_name for split in ("query", "gallery") for _, pid_name, _ in named[split]))
         data = replace(data, eval_sets={name: number_evaluation(named["query"], named["gallery"], pid_names)})

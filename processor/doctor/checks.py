@@ -117,9 +117,12 @@ def _check_copies(inventory: Inventory, records: np.ndarray, copies: _Copies, fi
         add("test picture in training", copies.in_set)
     if len(train) > 1:
         add("picture in two sets", train)
-    if len(test) > 1:
+    if len(test) > 1 and len({inventory.sets[position].reference for position in test}) == 1:
         add("query in gallery", test)
-    for together in [*({position} for position in sorted(train)), *([test] if test else [])]:  # with the same numbering
+    by_numbering: dict[str, set[int]] = {}
+    for position in sorted(copies.in_set):
+        by_numbering.setdefault(inventory.numberings[position], set()).add(position)
+    for together in by_numbering.values():
         people = {identity for identity, position in zip(copies.identities, copies.sets, strict=True)
                   if position in together}
         if len(people - {NO_IDENTITY}) > 1:
@@ -146,11 +149,6 @@ class _Link:
     images: tuple[int, int]
 
 
-def _numbering(inventory: Inventory, image: int) -> int:
-    """Which numbering of people an image's identity is of: each training set's, or that of the test sets together."""
-    return -1 if inventory.in_test[image] else int(inventory.set_of[image])
-
-
 def _link(inventory: Inventory, copies: _Copies, links: dict[tuple[int, int], _Link]) -> None:
     """Count a picture for each pair of identities, in ascending order, that it links."""
     example: dict[int, int] = {}  # identity -> its first image
@@ -160,7 +158,7 @@ def _link(inventory: Inventory, copies: _Copies, links: dict[tuple[int, int], _L
     if len(example) > _MAX_IDENTITIES:
         return
     for a, b in combinations(sorted(example), 2):
-        if _numbering(inventory, example[a]) != _numbering(inventory, example[b]):
+        if inventory.numbering(example[a]) != inventory.numbering(example[b]):
             links.setdefault((a, b), _Link(0, (example[a], example[b]))).pictures += 1
 
 
@@ -171,13 +169,13 @@ def _check_links(inventory: Inventory, links: dict[tuple[int, int], _Link], find
     other's set. What else is shared contradicts: a wrong label, or a person under two identities. Example: a shares
     three pictures with x, one with y, all of one set; then a = x is a person, and a = y is a contradiction.
     """
-    partners: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)  # (identity, numbering) -> (n, other)
+    partners: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)  # (identity, numbering) -> (n, other)
     for (a, b), link in links.items():
-        numbering_a, numbering_b = (_numbering(inventory, image) for image in link.images)
+        numbering_a, numbering_b = map(inventory.numbering, link.images)
         partners[a, numbering_b].append((link.pictures, b))
         partners[b, numbering_a].append((link.pictures, a))
     for (a, b), link in sorted(links.items()):
-        numbering_a, numbering_b = (_numbering(inventory, image) for image in link.images)
+        numbering_a, numbering_b = map(inventory.numbering, link.images)
         rivals = [(number, identity, other)
                   for identity, numbering, partner in ((a, numbering_b, b), (b, numbering_a, a))
                   for number, other in partners[identity, numbering] if other != partner]

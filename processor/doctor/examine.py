@@ -5,26 +5,29 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from datasets.bases import Places
 from datasets.naic import TEST_DIR
+from datasets.registry import ChosenSets, parse_names
 from processor.doctor.checks import check_equal, check_images, check_near
 from processor.doctor.clean_lists import EQUAL_BY, apply_equal_list, find_equal, write_clean_lists, write_equal_lists
 from processor.doctor.duplicates import MAX_BITS
 from processor.doctor.findings import Findings
 from processor.doctor.inspection import Inspected, RecordStore, inspect_images
-from processor.doctor.inventory import Inventory, read_inventory
+from processor.doctor.inventory import Inventory
 from processor.doctor.page import write_page
+from processor.doctor.reading import read_inventory
 from processor.doctor.report import Report, format_text, report_dict, set_figures
 from utils.files import write_json, write_text
 from utils.process import RunLock
 
 RECORDS = "doctor_records.sqlite"
-_FORMAT = 1  # of the records: those of another number are dropped
+_FORMAT = 2  # of the records: those of another number are dropped
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,8 @@ class DoctorOptions:
     """What the doctor does beside reading the lists and the images.
 
     Attributes:
-        train_sets, test_dir, derived_dir: as DATASETS.TRAIN_SETS, TEST_DIR and DERIVED_DIR; no sets = those that exist.
+        train_sets, test_dir, derived_dir: as DATASETS.TRAIN_SETS, TEST_DIR and DERIVED_DIR, of NAIC alone; no sets =
+            those that exist.
         lists_only: True: no image is opened.
         near_bits: most different bits of 256 of near-duplicates, 0 … MAX_BITS; None: they are not looked for.
         write_clean_lists: True: write the cleaned lists and the lists of equal paths, from the sets' own lists.
@@ -69,13 +73,13 @@ class DoctorOptions:
             raise ValueError("cleaned lists are made from the sets' own lists; leave out the folder of derived ones")
 
 
-def examine(root: str | os.PathLike, output: str | os.PathLike, options: DoctorOptions) -> Report:
-    """Examine a data set and write doctor.txt, doctor.json, doctor.html and the lists asked for.
+def examine(data: str | os.PathLike | ChosenSets, output: str | os.PathLike, options: DoctorOptions) -> Report:
+    """Examine data sets and write doctor.txt, doctor.json, doctor.html and the lists asked for.
 
     The images' records stay in doctor_records.sqlite, so that another run reads new and changed images only.
 
     Args:
-        root: the folder that holds MyDataSet/, or MyDataSet itself.
+        data: the sets that a config names; or, of NAIC alone, the folder that holds MyDataSet/, or MyDataSet itself.
         output: the folder for all that is written.
     Raises:
         ValueError: two options contradict each other, or an existing list cannot be applied.
@@ -85,8 +89,7 @@ def examine(root: str | os.PathLike, output: str | os.PathLike, options: DoctorO
     output = Path(output)
     findings = Findings()
     cleaning = options.write_clean_lists or bool(options.equal_lists)
-    inventory = read_inventory(root, findings, train_sets=options.train_sets, test_dir=options.test_dir,
-                               derived_dir=output if cleaning else options.derived_dir, ignore_cleaned=cleaning)
+    inventory = read_inventory(_choose_sets(data, options, output if cleaning else None), findings, cleaning)
     equal: dict[str, set[str]] = defaultdict(set)
     for path in options.equal_lists:  # before the images are read: a list that does not fit is refused at once
         for name, files in apply_equal_list(inventory, path).items():
@@ -103,15 +106,29 @@ def examine(root: str | os.PathLike, output: str | os.PathLike, options: DoctorO
         report.clean_lists += write_clean_lists(inventory, inspected, equal, output)
         write_text(output / "doctor.txt", format_text(report))
         write_json(output / "doctor.json", report_dict(report))
-        write_page(output / "doctor.html", report, inventory.data)
+        write_page(output / "doctor.html", report, inventory.source)
     return report
 
 
+def _choose_sets(data: str | os.PathLike | ChosenSets, options: DoctorOptions, derived: Path | None) -> ChosenSets:
+    """What is examined; derived: the folder for cleaned lists, None = none are written."""
+    naic = parse_names("naic")
+    places = Places("", tuple(options.train_sets), options.test_dir, options.derived_dir)
+    sets = data if isinstance(data, ChosenSets) else ChosenSets(naic, naic, replace(places, root=data))
+    if derived is None:
+        return sets
+    if naic[0] not in sets.named:
+        raise ValueError("cleaned lists are made of NAIC's training sets, and none of them is among the sets here: "
+                         f"{', '.join(reference.name for reference in sets.named)}")
+    return replace(sets, places=replace(sets.places, derived_dir=derived))
+
+
 def _inspect(inventory: Inventory, output: Path, options: DoctorOptions) -> Inspected:
-    made_for = f"format {_FORMAT}, OpenCV {cv2.__version__}, {os.path.realpath(inventory.data)}"
+    roots = ", ".join(map(os.path.realpath, inventory.source.roots))
+    made_for = f"format {_FORMAT}, OpenCV {cv2.__version__}, {roots}"
     workers = min(16, os.cpu_count() or 1) if options.workers is None else options.workers
     with RecordStore(output / RECORDS, made_for) as store:
-        return inspect_images(inventory.data, len(inventory), inventory.key, store, workers, options.progress)
+        return inspect_images(inventory.source, len(inventory), inventory.key, store, workers, options.progress)
 
 
 def _compare(inventory: Inventory, inspected: Inspected | None, findings: Findings, options: DoctorOptions) -> Report:

@@ -18,6 +18,8 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     # ------------------------------------------------------------------------------------------ stops a training
     "incomplete set": Kind(STOPS, "sets without their list or image folder", "Complete the set's folder."),
+    "unreadable set": Kind(STOPS, "sets or parts of sets that are not as their layout says", "So a training would end; "
+                           "what can be read of them was examined all the same."),
     "not text": Kind(STOPS, "list lines that are not UTF-8", "Save the list as UTF-8."),
     "malformed line": Kind(STOPS, "malformed list lines", "A line is NAME:PID or NAME PID, with a PID of digits."),
     "outside": Kind(STOPS, "names that leave their folder", "A name may not climb out of its image folder, by .., an "
@@ -33,7 +35,8 @@ KINDS: dict[str, Kind] = {
     "unreadable image": Kind(STOPS, "images that cannot be read", "Damaged, empty, of another kind than PNG, JPEG, BMP "
                              "or WebP, or far too large: get them again, or take them out of the list."),
     "nothing to train on": Kind(STOPS, "data sets without an identity of two images", "Training needs two images of an "
-                                "identity: an identity with one is dropped."),
+                                "identity: an identity with one is dropped. Here is what was looked for and what lies "
+                                "there."),
     "wrong truth": Kind(STOPS, "test files that do not fit the test folder", "The ground truth and the domain lists "
                         "must name the images of query/ and gallery/ exactly."),
     # ------------------------------------------------------------------------------------------- spoils a result
@@ -54,6 +57,8 @@ KINDS: dict[str, Kind] = {
     "near-duplicate": Kind(SPOILS, "nearly equal pictures of two identities, or of training and test", "The same "
                            "picture in another size, compression or brightness, by its perceptual hash: look at them. "
                            "If they are one picture, a label is wrong or the test is in the training."),
+    "no match": Kind(SPOILS, "queries without a match in the gallery", "They are in no figure. Where a person was seen "
+                     "by the query's own camera only, TEST.DROP_SAME_CAMERA false lets these pictures count."),
     "odd size": Kind(SPOILS, "images of an odd size", "A side below 16 pixels, four times as large or as small as "
                      "usual in their set, or of quite another shape: often a wrong file or a failed crop."),
     "odd mode": Kind(SPOILS, "images that are not 8-bit RGB", "They are converted when they are read; transparency and "

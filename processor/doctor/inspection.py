@@ -17,7 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from datasets.files.images import BadImage, FolderSource, decode
+from datasets.files.images import BadImage, FileSource, decode
 from datasets.sets.domains import domain_of
 from processor.doctor.image_header import FORMATS, MODES, read_header
 from utils.parallel import in_processes
@@ -54,13 +54,13 @@ class Inspected(NamedTuple):
     problems: dict[int, str]
 
 
-def inspect_images(root: Path, count: int, key_of: Callable[[int], str], store: RecordStore, workers: int = 1,
-                   progress: bool = True) -> Inspected:
+def inspect_images(source: FileSource, count: int, key_of: Callable[[int], str], store: RecordStore,
+                   workers: int = 1, progress: bool = True) -> Inspected:
     """Inspect the images `key_of(0)` … `key_of(count - 1)`; those that the store knows, and that did not change, are
     not read again. The records are saved every other second, so that a killed run goes on.
 
     Args:
-        root: the folder that keys are relative to.
+        source: where the images' files are.
         workers: processes that read and decode; the result is the same.
         progress: True: a bar on a terminal, now and then a log line elsewhere.
     Raises:
@@ -77,14 +77,14 @@ def inspect_images(root: Path, count: int, key_of: Callable[[int], str], store: 
 
     for index in range(count):
         known = store.find(key_of(index))
-        if known is not None and _is_unchanged(root / key_of(index), known[0]):
+        if known is not None and _is_unchanged(source.path(key_of(index)), known[0]):
             note(index, *known)
         else:
             unknown.append(index)
     if len(unknown) < count:
         logger.info("%d of %d images are known from an earlier run", count - len(unknown), count)
     started = saved = time.monotonic()
-    results = in_processes(partial(inspect_file, FolderSource(root)), map(key_of, unknown), len(unknown), workers,
+    results = in_processes(partial(inspect_file, source), map(key_of, unknown), len(unknown), workers,
                            doing="reads images")
     rows = show_progress(results, "reading", "image", total=len(unknown)) if progress else results
     try:
@@ -103,7 +103,7 @@ def inspect_images(root: Path, count: int, key_of: Callable[[int], str], store: 
     return Inspected(records, problems)
 
 
-def _is_unchanged(path: Path, record: bytes) -> bool:
+def _is_unchanged(path: str, record: bytes) -> bool:
     try:
         status = os.stat(path)
     except OSError:
@@ -112,10 +112,10 @@ def _is_unchanged(path: Path, record: bytes) -> bool:
     return (status.st_size, status.st_mtime_ns) == (record["size"], record["changed"])
 
 
-def inspect_file(source: FolderSource, key: str) -> tuple[bytes, str]:
+def inspect_file(source: FileSource, key: str) -> tuple[bytes, str]:
     """The record (of RECORD, as bytes) of one image file, and why it cannot be read or ""."""
     try:
-        status = os.stat(source.root / key)  # before it is read: a file that changes meanwhile is read again next time
+        status = os.stat(source.path(key))  # before it is read: a file that changes meanwhile is read again next time
         if status.st_size > MAX_BYTES:
             raise BadImage(f"{status.st_size:,} bytes; more than {MAX_BYTES:,} are not taken")
         record, problem = inspect_image(source.read(key))

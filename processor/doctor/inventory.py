@@ -1,6 +1,6 @@
-"""Which images a NAIC data set has, by its lists and folders; what is wrong with the lists goes to the findings.
+"""The images of data sets, and which NAIC has by its lists and folders; what is wrong there goes to the findings.
 
-The lists are read by the same code as in a training, which refuses them at their faults; here what is good stays.
+NAIC's lists are read by the same code as in a training, which refuses them at their faults; here what is good stays.
 """
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files.images import is_safe_path, scan_images
-from datasets.naic import TEST_DIR, TRAIN_SETS, UNLABEL, TrainSet, cleaned_lists, data_root, list_label
+from datasets.bases import Places
+from datasets.files.images import FileSource, is_safe_path, scan_images
+from datasets.naic import TRAIN_SETS, UNLABEL, TrainSet, cleaned_lists, list_label
 from datasets.sets import naic_lists
 from datasets.sets.domains import PARTS, unlistable
 from datasets.sets.list_files import quoted
@@ -33,14 +34,16 @@ class ImageSet:
     """One set of images.
 
     Attributes:
-        name: 2019_cs … 2020_fs, unlabel, query, gallery.
-        folder: the image folder, which its keys begin with.
+        name: 2019_cs … 2020_fs, unlabel, query, gallery; of another set with the set's name, "market1501 query".
+        folder: what its keys begin with: NAIC's image folder, another set's name.
         is_test: query and gallery.
         files: below the folder, without those that the lists name wrongly.
         identities: [n] int32, index into Inventory.identities, or NO_IDENTITY.
         list: the training list that was read, or None.
         lines: [n] int32, the files' lines in it.
         two_pids: the files that it names under several identities.
+        reference: the set's name, or that of the set whose part it is.
+        cameras: how many there are, 0 = unknown.
     """
 
     name: str
@@ -51,22 +54,35 @@ class ImageSet:
     list: Path | None = None
     lines: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     two_pids: set[str] = field(default_factory=set)
+    reference: str = "naic"
+    cameras: int = 0
+
+    @property
+    def numbering(self) -> str:
+        """What its identities are numbered with: each of NAIC's training sets by itself, its test sets together."""
+        if self.reference != "naic":
+            return self.reference
+        return "test" if self.is_test else self.name
 
 
 class Inventory:
-    """All images of a data set, numbered through its sets.
+    """All images of the data sets, numbered through their parts.
 
     Attributes:
-        data: MyDataSet/.
-        sets: in the order of TRAIN_SETS, then unlabel, query, gallery; those that are there.
+        data: MyDataSet/; without NAIC, the folder that holds the sets.
+        sets: NAIC's in the order of TRAIN_SETS, then unlabel, query, gallery; of others train, query, gallery; those
+            that are there.
         identities: their names, such as "2020_cs 17" or, of a test folder with known truth, "test 17".
+        source: where the images are read.
+        numberings: of the sets, see ImageSet.numbering.
         set_of: [N] uint8, index into sets.
         identity_of: [N] int32, index into identities, or NO_IDENTITY.
         in_test: [N] bool, the images of query and gallery.
     """
 
-    def __init__(self, data: Path, sets: list[ImageSet], identities: list[str]) -> None:
-        self.data, self.sets, self.identities = data, sets, identities
+    def __init__(self, data: Path, sets: list[ImageSet], identities: list[str], source: FileSource) -> None:
+        self.data, self.sets, self.identities, self.source = data, sets, identities, source
+        self.numberings = [image_set.numbering for image_set in sets]
         self._starts = np.cumsum([0, *(len(image_set.files) for image_set in sets)])
         self.set_of = np.repeat(np.arange(len(sets), dtype=np.uint8), np.diff(self._starts))
         self.in_test = np.array([image_set.is_test for image_set in sets], bool)[self.set_of]
@@ -79,6 +95,10 @@ class Inventory:
         """The images of the set at a position."""
         return slice(*map(int, self._starts[position:position + 2]))
 
+    def numbering(self, index: int) -> str:
+        """What an image's identity is numbered with, see ImageSet.numbering."""
+        return self.numberings[self.set_of[index]]
+
     def key(self, index: int) -> str:
         """What `ImageSource.read` takes."""
         position = self.set_of[index]
@@ -90,7 +110,7 @@ class Inventory:
         image_set, identity = self.sets[self.set_of[index]], self.identity_of[index]
         name = "" if identity == NO_IDENTITY else self.identities[identity]
         if image_set.is_test:
-            return f"{image_set.name} {name.removeprefix('test ')}".strip()
+            return f"{image_set.name} {name.removeprefix('test ').removeprefix(f'{image_set.reference}/')}".strip()
         return name or image_set.name
 
     def picture(self, index: int) -> Picture:
@@ -98,58 +118,39 @@ class Inventory:
         return Picture(self.key(index), self.label(index))
 
 
-def read_inventory(root: str | Path, findings: Findings, *, train_sets: Sequence[str] = (), test_dir: str = TEST_DIR,
-                   derived_dir: Path | None = None, ignore_cleaned: bool = False) -> Inventory:
-    """Read the lists of a data set in NAIC's layout and look for their images; no image is opened.
+# ------------------------------------------------------------------------------------------------------------ NAIC
+def read_naic(data: Path, places: Places, parts: Sequence[str], ignore_cleaned: bool, identities: list[str],
+              findings: Findings) -> list[ImageSet]:
+    """NAIC's sets that are there.
 
     Args:
-        root: the folder that holds MyDataSet/, or MyDataSet itself.
+        data: MyDataSet/.
+        places: no train_sets are those that are there; one that is named and is not there would stop a training.
+        parts: of "train" and "test".
+        ignore_cleaned: True: read train_list.txt even if there is a cleaned list.
+        identities: new ones are appended.
         findings: takes all that is wrong with lists and names.
-        train_sets: names of TRAIN_SETS; empty = those that are there.
-        test_dir: the test folder's name.
-        derived_dir: where training finds derived lists (DATASETS.DERIVED_DIR), or None.
-        ignore_cleaned: True: read image_set set's train_list.txt even if there is a cleaned list.
     Raises:
         ValueError: train_sets or test_dir cannot be.
-        OSError: there is no such data.
     """
-    data = data_root(root)
+    train_sets, derived = places.train_sets, places.derived_dir and Path(places.derived_dir)
     unknown = [name for name in train_sets if name not in TRAIN_SETS]
     if unknown:
         raise ValueError(f"unknown training set {', '.join(map(repr, unknown))}; choose from {', '.join(TRAIN_SETS)}")
-    if not is_safe_path(test_dir):
-        raise ValueError(f"the test folder {test_dir!r} must be the name of a folder inside {data}")
+    if not is_safe_path(places.test_dir):
+        raise ValueError(f"the test folder {places.test_dir!r} must be the name of a folder inside {data}")
     sets: list[ImageSet] = []
-    identities: list[str] = []
-    for name, train_set in {**TRAIN_SETS, "unlabel": UNLABEL}.items():
+    for name, train_set in {**TRAIN_SETS, "unlabel": UNLABEL}.items() if "train" in parts else ():
         if train_sets and name not in (*train_sets, "unlabel"):
             continue
         if (data / train_set.folder).is_dir():
-            image_set = _find_train_set(data, name, train_set, derived_dir, ignore_cleaned, identities, findings)
+            image_set = _find_train_set(data, name, train_set, derived, ignore_cleaned, identities, findings)
             sets += [image_set] if image_set else []
         elif train_set != UNLABEL:
-            findings.add("absent", f"no folder {data / train_set.folder}")
-    sets += _read_test(data, test_dir, derived_dir, identities, findings)
-    inventory = Inventory(data, sets, identities)
-    for index in range(len(inventory)):
-        key = inventory.key(index)
-        if not key.isascii():
-            findings.add("foreign name", quoted(key), (inventory.picture(index),))
-    _check_identities(inventory, findings)
-    return inventory
+            findings.add("incomplete set" if train_sets else "absent", f"no folder {data / train_set.folder}")
+    return [*sets, *(_read_test(data, places.test_dir, derived, identities, findings) if "test" in parts else ())]
 
 
-def _check_identities(inventory: Inventory, findings: Findings) -> None:
-    """Check for identities of one training image, and whether there is another."""
-    known = np.flatnonzero(~inventory.in_test & (inventory.identity_of != NO_IDENTITY))
-    counts = np.bincount(inventory.identity_of[known], minlength=len(inventory.identities))
-    for index in known[counts[inventory.identity_of[known]] == 1]:
-        findings.add("one image", inventory.label(index), (inventory.picture(index),))
-    if len(known) and counts.max() < 2:
-        findings.add("nothing to train on", str(inventory.data))
-
-
-# -------------------------------------------------------------------------------------------------------- training
 def _find_train_set(data: Path, name: str, train_set: TrainSet, derived: Path | None, ignore_cleaned: bool,
                     identities: list[str], findings: Findings) -> ImageSet | None:
     """A training set, None if its list or image folder is missing; new identities are appended."""
@@ -257,8 +258,14 @@ def _read_test(data: Path, test_dir: str, derived: Path | None, identities: list
         numbers = {pid: number for number, pid in enumerate(pids, len(identities))}
         identities += [f"test {pid}" for pid in numbers]
         for image_set in sets:
-            pids = [truth[f"{image_set.name}/{file}"][0] for file in image_set.files]
-            image_set.identities = np.array([numbers[pid] for pid in pids], np.int32)
+            known = [truth[f"{image_set.name}/{file}"] for file in image_set.files]
+            image_set.identities = np.array([numbers[pid] for pid, _ in known], np.int32)
+            image_set.cameras = len({camid for _, camid in known})
+        query, gallery = sets
+        for file, has_match in zip(query.files, np.isin(query.identities, gallery.identities), strict=True):
+            if not has_match:
+                key = f"{query.folder}/{file}"
+                findings.add("no match", f"{key}: its person is not in the gallery", (Picture(key, "query"),))
     return sets
 
 

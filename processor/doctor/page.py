@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from datasets.files.images import BadImage, FolderSource, decode, resize
+from datasets.files.images import ImageSource, decode, resize
 from processor.doctor.findings import KINDS, SEVERITIES, Findings, Item, Kind
 from processor.doctor.report import Report
 from utils.files import write_text
@@ -26,13 +26,13 @@ _BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128),
 _COLUMN_HEIGHT = 66         # pixels of a histogram's highest column
 
 
-def write_page(path: Path, report: Report, data: Path) -> None:
+def write_page(path: Path, report: Report, source: ImageSource) -> None:
     """Render page.html.
 
     Args:
-        data: the folder that the pictures' keys are relative to; they are read again for their small copies.
+        source: where the pictures are read again for their small copies.
     """
-    source, figures = FolderSource(data), report.figures
+    figures = report.figures
     known = [row for row in figures if row.identities]
     write_text(path, environment().get_template("page.html").render(
         report=report,
@@ -115,11 +115,11 @@ class SmallCopy(NamedTuple):
     height: int
 
     @classmethod
-    def of(cls, source: FolderSource, key: str) -> SmallCopy | None:
+    def of(cls, source: ImageSource, key: str) -> SmallCopy | None:
         """None: the picture cannot be read."""
         try:
             image = decode(source.read(key))
-        except (OSError, BadImage):
+        except (OSError, ValueError):  # BadImage among them
             return None
         height, width = image.shape[:2]
         scale = min(1.0, _HEIGHT / height, _WIDTH / width)

@@ -16,6 +16,8 @@ from processor.doctor.inventory import NO_IDENTITY, ImageSet, Inventory
 
 MAX_ITEMS = 20   # findings of a kind in the text
 _WIDTH = 116     # characters
+_WHOLE_SETS = ("incomplete set", "unreadable set", "nothing to train on")  # kinds that a terminal has the texts of
+_MOST_ITEMS = 5  # of such a kind, and lines of one
 
 
 @dataclass
@@ -92,19 +94,24 @@ def summary_lines(report: Report) -> list[str]:
     """The report without its single findings, for the terminal."""
     lines = [report.totals(), *set_table(report), ""]
     for severity in SEVERITIES:
-        lines += [f"{severity}: {KINDS[kind].title}: {report.findings.counts[kind]:,}"
-                  for kind in report.findings.kinds(severity)]
+        for kind in report.findings.kinds(severity):
+            lines.append(f"{severity}: {KINDS[kind].title}: {report.findings.counts[kind]:,}")
+            items = report.findings.items(kind)[:_MOST_ITEMS] if kind in _WHOLE_SETS else []
+            lines += [f"    {line}" for item in items for line in item.text.split("\n")[:_MOST_ITEMS]]
     return [*lines, *map(CleanList.describe, report.clean_lists), f"{report.verdict()}."]
 
 
 def set_table(report: Report) -> list[str]:
     """A line for each set."""
-    rows = [("set", "images", "identities", "of one image", "images each", "green", "normal", "unreadable", "size")]
+    with_cameras = any(row.cameras for row in report.figures)
+    rows = [("set", "images", "identities", "of one image", "images each", *["cameras"] * with_cameras, "green",
+             "normal", "unreadable", "size")]
     for row in report.figures:
         identities = f"{row.identities:,}", f"{row.singles:,}", f"{row.median:,} (up to {row.most:,})"
         images = f"{row.green:,}", f"{row.normal:,}", f"{row.unreadable:,}"
         rows.append((row.name, f"{row.images:,}", *(identities if row.identities else "---"),
-                     *(images if report.images_opened else "---"), next(iter(row.sizes), "-")))
+                     *[str(row.cameras or "-")] * with_cameras, *(images if report.images_opened else "---"),
+                     next(iter(row.sizes), "-")))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
@@ -154,6 +161,7 @@ class SetFigures:
         singles: identities with one image.
         per_identity: images of an identity -> number of such identities, ascending.
         unreadable, green, normal: images; 0 if none was opened.
+        cameras: 0 if they are not known.
         sizes: "WIDTHxHEIGHT" -> images, the most frequent ones first.
         formats, modes: name -> images.
     """
@@ -171,6 +179,7 @@ class SetFigures:
     sizes: dict[str, int]
     formats: dict[str, int]
     modes: dict[str, int]
+    cameras: int = 0
 
     @property
     def median(self) -> int:
@@ -209,7 +218,7 @@ def _figures(inventory: Inventory, image_set: ImageSet, records: np.ndarray | No
         unreadable=len(records) - len(good), green=int(good["green"].sum()), normal=int((~good["green"]).sum()),
         sizes=_most_frequent([f"{width}x{height}" for width, height in good[["width", "height"]].tolist()]),
         formats=_most_frequent([FORMATS[index] for index in good["format"]]),
-        modes=_most_frequent([MODES[index] for index in good["mode"]]),
+        modes=_most_frequent([MODES[index] for index in good["mode"]]), cameras=image_set.cameras,
     )
 
 

@@ -6,12 +6,10 @@ every picture's name and size, wherever it lies.
 """
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from configs import flatten_cfg
@@ -19,6 +17,7 @@ from configs.defaults import OBSOLETE
 from processor.stages.earlier import digests
 from processor.stages.stage import Facts
 from utils.files import sha256_of
+from utils.logger import silence
 
 # Keys of a test that are paths, or change how fast it is and not what comes out.
 _NOT_IN_A_RESULT = ("TEST.WEIGHT", "TEST.IMS_PER_BATCH", "TEST.MEMORY_BUDGET", "TEST.SEARCH_PRECISION")
@@ -108,7 +107,7 @@ def _describe_data(keys: tuple, train: bool) -> tuple[str, str, int]:
 
     cfg = change_cfg(get_cfg_defaults(), {key: list(value) if isinstance(value, tuple) else value
                                           for key, value in keys})
-    with _quiet_readers():
+    with silence("datasets"):  # the stage that reads the data for its work says what it finds
         data, files, _ = make_sets(cfg).load(train=train, test=not train)
     sides = [("train", data.train, data.pid_names)] if train else [
         (f"{name} {side} {pair.drop_same_camera}", getattr(pair, side), pair.pid_names if pair.has_truth else [])
@@ -121,18 +120,6 @@ def _describe_data(keys: tuple, train: bool) -> tuple[str, str, int]:
             sizes[sample.key] = None
     pictures = _digest(f"{key} {_size(_file_of(files, key))}" for key in sorted(sizes))
     return _digest(labels), pictures, data.num_classes
-
-
-@contextlib.contextmanager
-def _quiet_readers() -> Iterator[None]:
-    """Within: readers do not log; the stage that reads the data for its work does."""
-    logger = logging.getLogger("datasets")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _file_of(source, key: str) -> str:
