@@ -224,7 +224,7 @@ def open_loader(source: ImageSource, samples: list[Sample], size: Sequence[int],
         _end_workers_at_exit()
         together = workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         wanted, free = together * (_AHEAD + 1) * batches.width * 3 * size[0] * size[1], _free_shared()
-        if wanted > free:
+        if wanted > free and os.environ.get("LOCAL_RANK", "0") == "0":
             _warn_of_slow_batches(int(free) >> 20, wanted >> 20)
     return make(
         DecodedImages(source, samples, tuple(size)), batch_sampler=batches, num_workers=workers, collate_fn=collate,

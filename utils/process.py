@@ -136,7 +136,7 @@ class Stopped(BaseException):  # no Exception, for it is raised at any place, al
 
 
 class StopRequest:
-    """Within `with`: `requested` is the name of the signal that came, "" before.
+    """Within `with`: `requested` is the name of the first signal that came, "" before.
 
     A second SIGINT (Ctrl-C twice) interrupts at once, as if there were no such object. Outside of the main thread no
     signal is caught.
@@ -147,7 +147,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = ""
         self._came, self._patience = 0.0, None  # when the signal came; seconds after which it raises Stopped
-        self._again: threading.Timer | None = None
+        self._again = threading.Timer(0, lambda: None)  # sends the signal once more
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -162,7 +162,7 @@ class StopRequest:
     def _receive(self, number: int, _: object) -> None:
         again = bool(self.requested)
         self._came = self._came or time.monotonic()
-        self.requested = signal.Signals(number).name
+        self.requested = self.requested or signal.Signals(number).name
         self._raise_in_time()
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -175,6 +175,7 @@ class StopRequest:
         if self._patience is None or not self.requested:
             return
         left = self._came + self._patience - time.monotonic()
+        self._again.cancel()
         self._again = threading.Timer(max(left, 1.0), signal.pthread_kill, (threading.get_ident(), signal.SIGTERM))
         self._again.daemon = True
         self._again.start()
@@ -193,5 +194,4 @@ class StopRequest:
             yield
         finally:
             self._patience = None
-            if self._again is not None:
-                self._again.cancel()
+            self._again.cancel()
