@@ -180,6 +180,12 @@ def test_cuhk03_is_read_as_torchreid_extracts_it(name, boxes, tmp_path):
         f"images_{boxes}/2_001_1_01.png": ("2_001", 1), f"images_{boxes}/2_001_2_07.png": ("2_001", 2)}
 
 
+def test_of_two_layouts_in_one_folder_the_first_counts(tmp_path):
+    write_raw_cuhk03(tmp_path / "cuhk03", "detected")
+    folder = write_set(tmp_path, "cuhk03", "cuhk03")
+    assert public_folder(Reference("cuhk03", "cuhk03"), Places(tmp_path)) == folder == tmp_path / "cuhk03/detected"
+
+
 def test_a_wrong_list_of_raw_cuhk03_is_named(tmp_path):
     write_raw_cuhk03(tmp_path / "cuhk03", "detected")
     (tmp_path / "cuhk03/images_detected/2_001_1_01.png").unlink()

@@ -2,7 +2,8 @@
 
 Folders that are called as the set is (`Layout.homes`, whatever their capitals and punctuation), and such folders inside
 them: `market1501/Market-1501-v15.09.15/` as torchreid has it, and what was unpacked into a folder of its own name. Only
-if none of them holds the set, ROOT itself may be its folder. Two different ones that hold it are an error.
+if none of them holds the set, ROOT itself may be its folder. Two different ones that hold it are an error; if one
+folder holds it in two layouts, the first of the table counts.
 """
 from __future__ import annotations
 
@@ -29,19 +30,23 @@ def find_home(reference: Reference, places: Places) -> tuple[Path, Layout]:
         FileNotFoundError: neither the set's root nor a folder with a usual name of the set in it looks like the set.
         ValueError: two do.
     """
-    name, root = reference.kind, places.root_of(reference.name)
+    name = reference.kind
     first = LAYOUTS[name]
     layouts = first, *first.others
+    base = next(kind for kind, layout in LAYOUTS.items() if layout.homes == first.homes)  # vehicleid of vehicleid_1600
+    root = places.root_of(name if name in places.roots else base)
     named = list(_named_folders(root, first.homes))
-    candidates = [(home / layout.inner, layout) for home in named for layout in layouts]
-    holding = [(home, layout) for home, layout in candidates if _holds(home, layout)]
-    if len({os.path.realpath(home) for home, _ in holding}) > 1:
-        raise ValueError(f"{name} is in {root} twice: {' and '.join(dict.fromkeys(str(home) for home, _ in holding))}; "
-                         f"name one of them: DATASETS.ROOTS \"['{name}=FOLDER']\"")
-    itself = [(home, layout) for layout in layouts for home in (root / layout.inner, root) if _holds(home, layout)]
+    holding = [(home, home / layout.inner, layout) for home in named for layout in layouts
+               if _holds(home / layout.inner, layout)]
+    if len({os.path.realpath(home) for home, *_ in holding}) > 1:
+        homes = dict.fromkeys(str(home) for home, *_ in holding)
+        raise ValueError(f"{name} is in {root} twice: {' and '.join(homes)}; name one of them: "
+                         f"DATASETS.ROOTS \"['{name}=FOLDER']\"")
+    itself = [(root, home, layout) for layout in layouts for home in (root / layout.inner, root)
+              if _holds(home, layout)]
     if not holding and not itself:
         raise FileNotFoundError(_not_found(name, root, named, layouts))
-    return (holding or itself)[0]
+    return (holding or itself)[0][1:]
 
 
 def _named_folders(root: Path, names: Sequence[str], depth: int = _DEPTH) -> Iterator[Path]:
