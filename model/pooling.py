@@ -13,6 +13,10 @@ class AvgPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.float().flatten(2).mean(2)
 
+    def by_position(self, x: Tensor) -> Tensor:
+        """What each position adds: [B, C, h, w] whose sum over positions is `forward(x)`."""
+        return x.float() / (x.shape[2] * x.shape[3])
+
 
 class GeM(nn.Module):
     """Generalised mean of each channel: (mean x^p)^(1/p), negative values counted as eps.
@@ -34,6 +38,17 @@ class GeM(nn.Module):
         with in_float32(x.device):
             x = x.float().clamp(min=self.eps).pow(self.p)
             return x.flatten(2).mean(2).pow(1.0 / self.p)
+
+    def by_position(self, x: Tensor) -> Tensor:
+        """What each position adds: [B, C, h, w] whose sum over positions is `forward(x)`.
+
+        The mean m of the powers is a sum over the L positions, and m^(1/p) = m · m^(1/p - 1): position l adds
+        x_l^p / L · m^(1/p - 1).
+        """
+        with in_float32(x.device):
+            powers = x.float().clamp(min=self.eps).pow(self.p)
+            mean = powers.mean((2, 3), keepdim=True)
+            return powers / (x.shape[2] * x.shape[3]) * mean.pow(1.0 / self.p - 1)
 
 
 # MODEL.POOLING_METHOD -> constructor(p, learn).

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import flatten_cfg, load_cfg_text
+from configs import dump_cfg, flatten_cfg, load_cfg_text
 from datasets.make_dataloader import DataLoaders, TestLoader, make_dataloader
 from datasets.transforms import Normalize
 from model.embedding import embed_views
@@ -120,7 +120,7 @@ def _make_bank(test: TestLoader, feats: dict[str, np.ndarray]) -> FeatureBank:
         pids=np.array([sample.pid for sample in test.samples]),
         camids=np.array([sample.camid for sample in test.samples]),
         names=np.array(test.names), num_query=test.num_query, has_truth=test.has_truth,
-        drop_same_camera=test.drop_same_camera,
+        drop_same_camera=test.drop_same_camera, keys=np.array([sample.key for sample in test.samples]),
     )
 
 
@@ -213,4 +213,4 @@ def write_bank(cfg, model: ReIDModel, tests: dict[str, TestLoader], folder: Path
         logger.info("%s: %d queries, %d gallery images", domain, test.num_query, len(test.samples) - test.num_query)
     for domain, bank in extract_banks(model, tests, normalize, cfg.TEST.FLIP_FEATS, precision, writer.array, workers):
         writer.add(domain, bank)
-    writer.finish(ranking_of(cfg), **about)
+    writer.finish(ranking_of(cfg), dump_cfg(cfg), **about)

@@ -15,7 +15,7 @@ from tool_server import ROOT, run_tool
 from processor.doctor.checks import MIN_SIDE
 from processor.doctor.examine import RECORDS, DoctorOptions, examine
 from processor.doctor.findings import KINDS, SEVERITIES, STOPS, Findings, Picture
-from processor.doctor.page import environment, histograms, shared_cells, stacked_bars
+from processor.doctor.page import histograms, shared_cells, stacked_bars, templates
 from processor.doctor.report import format_text
 
 
@@ -355,7 +355,7 @@ def test_every_kind_has_a_severity_and_advice():
 
 
 def test_charts_hold_their_numbers():
-    charts = environment().get_template("charts.html").module
+    charts = templates().get_template("charts.html").module
     bars = charts.stacked_bars(stacked_bars([("a", (3, 1)), ("b<", (0, 2))]), ("x", "y"), ("first", "second"))
     assert [float(width) for width in re.findall(r"width:([\d.]+)%", bars)] == [75.0, 25.0, 50.0]
     assert "b&lt;" in bars

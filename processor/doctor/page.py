@@ -7,19 +7,19 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
-from datasets.files.images import ImageSource, decode, resize
+from datasets.files.images import ImageSource, decode
 from processor.doctor.findings import KINDS, SEVERITIES, Findings, Item, Kind
 from processor.doctor.report import Report
+from processor.visual.pictures import small_jpeg
+from processor.visual.templates import environment
 from utils.files import write_text
 
 MAX_CARDS = 12              # findings of a kind with pictures
 MAX_LINES = 200             # findings of a kind in words
 _UNFOLDED = 10              # so many without pictures are not folded away
-_HEIGHT, _WIDTH = 128, 192  # most pixels of a small copy
 _CSS_CLASSES = dict(zip(SEVERITIES, ("stops", "spoils", "note"), strict=True))
 # Images of an identity: 1, 2, 3-4, 5-8, …
 _BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, None))
@@ -34,7 +34,7 @@ def write_page(path: Path, report: Report, source: ImageSource) -> None:
     """
     figures = report.figures
     known = [row for row in figures if row.identities]
-    write_text(path, environment().get_template("page.html").render(
+    write_text(path, templates().get_template("page.html").render(
         report=report,
         severities=SEVERITIES,
         sections=[Section.of(report.findings, kind) for kind in report.findings.kinds()],
@@ -47,12 +47,11 @@ def write_page(path: Path, report: Report, source: ImageSource) -> None:
 
 
 @cache
-def environment() -> Environment:
-    """What renders the templates of this folder: every value is escaped, and a missing one is an error."""
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    templates.filters |= {"commas": "{:,}".format, "short": format_short, "size": _format_size}
-    return templates
+def templates() -> Environment:
+    """What renders the templates of this folder."""
+    made = environment(Path(__file__).parent)
+    made.filters |= {"short": format_short, "size": _format_size}
+    return made
 
 
 def format_short(number: int) -> str:
@@ -121,11 +120,8 @@ class SmallCopy(NamedTuple):
             image = decode(source.read(key))
         except (OSError, ValueError):  # BadImage among them
             return None
-        height, width = image.shape[:2]
-        scale = min(1.0, _HEIGHT / height, _WIDTH / width)
-        small = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-        data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-        return cls(base64.b64encode(data).decode(), small.shape[0])
+        data, height = small_jpeg(image)
+        return cls(base64.b64encode(data).decode(), height)
 
 
 # ----------------------------------------------------------------------------------------------------------- charts

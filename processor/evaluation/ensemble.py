@@ -1,6 +1,7 @@
 """Several tested models, ranked as one."""
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from processor.evaluation.ranking import rank_domains, write_results
 from processor.evaluation.sources import DOMAIN_LABELS, HERE, Compute, DomainSource, bank_source, distmat_source
 from processor.retrieval.ensemble import check_same_order, check_weights, concat_features
 from utils.dist import Workers
+from utils.files import write_json
+
+ENSEMBLE = "ensemble.json"  # beside the submission: which folders (relative to it) were combined, and how
 
 Opened = tuple[dict[str, FeatureBank], dict]  # what `read_bank` gives
 
@@ -28,6 +32,22 @@ def ensemble(inputs: list[Path], weights: list[float] | None, output: Path, mode
     Raises:
         ValueError: folders disagree in queries, gallery or settings, or hold nothing to combine.
     """
+    asked = weights
+    domains, weights, tested_top = open_models(inputs, weights, mode, saved_distmats, compute)
+    ranked = rank_domains(domains, weights, top or tested_top, workers=compute.workers)
+    metrics = write_results(output, ranked, compute.workers, mode=mode, weights=weights,
+                            models=[folder.name for folder in inputs])
+    if compute.workers.is_main:
+        write_json(output.with_name(ENSEMBLE), {"mode": mode, "weights": check_weights(len(inputs), asked),
+                                                "models": [os.path.relpath(folder, output.parent)
+                                                           for folder in inputs]})
+    return metrics
+
+
+def open_models(inputs: list[Path], weights: list[float] | None, mode: str = "sum", saved_distmats: bool = False,
+                compute: Compute = HERE) -> tuple[dict[str, list[DomainSource]], list[float], int]:
+    """The sources of each domain, their weights, and the TEST.TOP_K of the models; arguments and errors as `ensemble`.
+    """
     weights = check_weights(len(inputs), weights)
     opened = [None if saved_distmats or not (folder / "features").is_dir() else read_bank(folder / "features")
               for folder in inputs]
@@ -43,9 +63,7 @@ def ensemble(inputs: list[Path], weights: list[float] | None, output: Path, mode
         weights = [1.0]
     else:
         domains = {domain: [by_domain[domain] for by_domain in sources] for domain in names}
-    ranked = rank_domains(domains, weights, top or tested_top, workers=compute.workers)
-    return write_results(output, ranked, compute.workers, mode=mode, weights=weights,
-                         models=[folder.name for folder in inputs])
+    return domains, weights, tested_top
 
 
 def _bank_domains(folder: Path, opened: Opened, compute: Compute) -> dict[str, DomainSource]:

@@ -1,7 +1,8 @@
 """The features of a test set on disk: what a tested model leaves for re-ranking, ensembling and later questions.
 
-A bank is a folder: `index.json` (written last: a folder without it is no bank) and, for each domain,
-`DOMAIN.names.npy`, `DOMAIN.pids.npy`, `DOMAIN.camids.npy` and a `DOMAIN.BRANCH.npy` for each branch, queries first.
+A bank is a folder: `index.json` (written last: a folder without it is no bank), `config.yml` (what was tested) and, for
+each domain, `DOMAIN.names.npy`, `DOMAIN.pids.npy`, `DOMAIN.camids.npy`, `DOMAIN.keys.npy` and a `DOMAIN.BRANCH.npy`
+for each branch, queries first.
 """
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.dist import ALONE, Workers
-from utils.files import make_mapped_array, read_json, write_json
+from utils.files import make_mapped_array, read_json, write_json, write_text
 
 FORMAT = 1
+CONFIG = "config.yml"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class FeatureBank:
     """A domain: feats {branch: [N, D] float32}, pids [N], camids [N], names [N]; the first num_query are queries.
 
     drop_same_camera: how it is measured: the query's identity from the query's camera does not count.
+    keys: [N] where the pictures lie, see datasets.bases.Sample; None: an earlier bank does not know.
     """
 
     feats: dict[str, np.ndarray]
@@ -57,6 +60,7 @@ class FeatureBank:
     num_query: int
     has_truth: bool
     drop_same_camera: bool = False
+    keys: np.ndarray | None = None
 
     @property
     def query_names(self) -> np.ndarray:
@@ -100,7 +104,7 @@ class BankWriter:
         self._workers.wait()
         if not self._workers.is_main:
             return
-        for leaf in ("pids", "camids", "names"):
+        for leaf in ("pids", "camids", "names", *["keys"] * (bank.keys is not None)):
             np.save(self._partial / f"{domain}.{leaf}.npy", getattr(bank, leaf), allow_pickle=False)
         digest = hashlib.sha256(repr(bank.names.tolist()).encode())
         for array in (bank.pids, bank.camids, *bank.feats.values()):
@@ -112,9 +116,11 @@ class BankWriter:
             "sha256": digest.hexdigest(),  # so that the index changes whenever anything of the bank does
         }
 
-    def finish(self, ranking: Ranking, **about: object) -> None:
-        """Write the index and move the bank to its place."""
+    def finish(self, ranking: Ranking, config: str = "", **about: object) -> None:
+        """Write the config that the features were made with and the index, and move the bank to its place."""
         if self._workers.is_main:
+            if config:
+                write_text(self._partial / CONFIG, config)
             index = {"format": FORMAT, "domains": self._domains, "ranking": asdict(ranking), **about}
             write_json(self._partial / "index.json", index)
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -140,7 +146,8 @@ def read_bank(folder: Path) -> tuple[dict[str, FeatureBank], dict]:
 
 def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
     arrays = {leaf: np.load(folder / f"{domain}.{leaf}.npy", allow_pickle=False)
-              for leaf in ("pids", "camids", "names")}
+              for leaf in ("pids", "camids", "names", "keys")
+              if leaf != "keys" or (folder / f"{domain}.keys.npy").is_file()}
     count = entry["num_query"] + entry["num_gallery"]
     feats = {}
     for branch, dim in entry["branches"].items():

@@ -94,13 +94,13 @@ def _rank_full_rows(
 ) -> tuple[np.ndarray, dict[str, RankResult]]:
     """The top-k of a domain's summed distances, and the metrics of each kind of distance."""
     indices, results = np.empty(0), {}
-    final = _final_streams(sources)
+    final = final_streams(sources)
     for kind, chosen in _kinds(sources, final, with_plain=truth is not None).items():
         blocks = sum_blocks([source.streams[name]() for source, name in zip(sources, chosen, strict=True)], weights)
         accumulator = None
         if truth:
             accumulator = RankAccumulator(**vars(truth), k=top)
-            blocks = _accumulate(blocks, accumulator)
+            blocks = accumulate(blocks, accumulator)
         if chosen is final:
             if saving:
                 blocks = _write_distmat(blocks, *saving, sources[0], workers)
@@ -113,7 +113,7 @@ def _rank_full_rows(
     return indices, results
 
 
-def _final_streams(sources: list[DomainSource]) -> list[str]:
+def final_streams(sources: list[DomainSource]) -> list[str]:
     """A source's last stream is what it was tested with, be it re-ranked or not; that is what the answer sums."""
     return [next(reversed(source.streams)) for source in sources]
 
@@ -125,7 +125,7 @@ def _kinds(sources: list[DomainSource], final: list[str], with_plain: bool) -> d
     return {final[0]: final}
 
 
-def _accumulate(blocks: Iterator[Block], accumulator: RankAccumulator) -> Iterator[Block]:
+def accumulate(blocks: Iterator[Block], accumulator: RankAccumulator) -> Iterator[Block]:
     """Pass the blocks on and count their ranks."""
     for rows, distances in blocks:
         accumulator.update(rows, distances)

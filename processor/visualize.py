@@ -1,0 +1,287 @@
+"""A run's ranked lists as a page: the run -> its lists and pictures -> OUTPUT_DIR/ranks/index.html."""
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs import change_cfg, load_cfg, load_cfg_text
+from datasets.files.images import decode
+from datasets.files.pack_reader import PackedSource
+from datasets.make_dataloader import make_dataloader, make_sets
+from datasets.transforms import Normalize
+from processor.evaluation.ensemble import ENSEMBLE, open_models
+from processor.evaluation.feature_bank import CONFIG, FeatureBank, read_bank, read_ranking
+from processor.evaluation.sources import HERE, Compute
+from processor.inference import device_of, load_trained
+from processor.visual.lists import RIGHT, WRONG, RankedLists, rank_lists
+from processor.visual.maps import describe_branches, draw_map, location_features, pair_map
+from processor.visual.page import PageData, Shown, list_places, write_page
+from processor.visual.pictures import Place, RunPictures, SmallCopies
+from processor.visual.scatter import scatter, worst_identities
+from utils.checkpoint import read_checkpoint
+from utils.files import new_folder, read_json, sha256_of
+from utils.progress import progress
+
+logger = logging.getLogger(__name__)
+FOLDER = "ranks"
+_MOVED = ("DATASETS.ROOT_DIR", "DATASETS.DERIVED_DIR", "DATASETS.VALIDATION", "DATASETS.PACKED")
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What is shown.
+
+    Attributes:
+        top: counted entries of a list.
+        limit: queries that are listed, 0 = all; half of them are those with the lowest AP.
+        compare: another run, whose lists stand beside.
+        data: where DATASETS.ROOT_DIR is now.
+        maps: so many of the worst and of the best queries get activation maps.
+        model: the checkpoint for the maps; None = the one that was tested.
+        scatter: draw the features in two dimensions.
+    """
+
+    top: int = 10
+    limit: int = 2000
+    compare: Path | None = None
+    data: Path | None = None
+    maps: int = 0
+    model: Path | None = None
+    scatter: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("top", 1), ("limit", 0), ("maps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be at least {least}")
+
+
+@dataclass
+class _Run:
+    """A tested model or an ensemble: its lists by domain, and its first model's banks, config and index.
+
+    models: the folders, {} weights each.
+    """
+
+    folder: Path
+    models: list[Path]
+    weights: list[float]
+    lists: dict[str, RankedLists]
+    banks: dict[str, FeatureBank]
+    index: dict
+    cfg: object
+    pictures: RunPictures
+
+
+def make_rank_page(run: Path, options: PageOptions, compute: Compute = HERE) -> Path:
+    """Write RUN/ranks/ anew, whole or not at all; returns its index.html.
+
+    Args:
+        run: a tested model's folder, or an ensemble's.
+        compute: how distances are computed.
+    Raises:
+        ValueError, OSError: the run has no feature bank, its pictures are not found, the runs have no query in
+            common, or the maps have no model; before anything is written.
+    """
+    target = run / FOLDER
+    if target.exists() and not (target / "data" / "index.js").is_file():
+        raise ValueError(f"{target} exists and is no page of this tool; move it away")
+    if options.maps and options.model is None and len(_find_models(run)[0]) > 1:
+        raise ValueError(f"{run} is an ensemble: name the checkpoint that the maps are of with --model FILE")
+    runs = [_open_run(folder, options, compute) for folder in (run, options.compare) if folder is not None]
+    shown, counts = _choose(runs, options.limit)
+    maps = _Maps(runs[0], options) if options.maps else None
+    with new_folder(target) as fresh:
+        copies = SmallCopies(fresh / "pictures", target / "pictures")
+        points = _scatter(runs[0]) if options.scatter else []
+        known = [entry for entry in shown if entry.ap() is not None]
+        drawn = dict.fromkeys([*known[: options.maps], *known[-options.maps :]]) if maps else {}
+        places = [place for entry in shown for place in list_places(entry, options.top)]
+        copies.make([opened.pictures for opened in runs], [*places, *(place for _, place, _ in points)])
+        for problem in copies.problems[:3]:
+            logger.warning("%d of the pictures cannot be read: %s", len(copies.problems), problem)
+        write_page(fresh, PageData(
+            titles=[str(opened.folder) for opened in runs], lists=[opened.lists for opened in runs], shown=shown,
+            counts=counts, top=options.top, copies=copies, metrics=_read_metrics(run), points=points,
+            maps={entry: maps.draw(entry, copies) for entry in progress(drawn, "maps", "queries")},
+            about_maps=maps.about if maps else ""))
+    return target / "index.html"
+
+
+# ------------------------------------------------------------------ the runs
+def _find_models(run: Path) -> tuple[list[Path], list[float] | None, str]:
+    """The tested models of a run, their weights, and how they are combined."""
+    if (run / "features").is_dir():
+        return [run], None, "sum"
+    about = next((read_json(run / name) for name in (ENSEMBLE, "metrics.json") if (run / name).is_file()), {})
+    models = [run / name for name in about.get("models", ())]
+    lacking = [model for model in models if not (model / "features").is_dir()]
+    if not models or lacking:
+        raise ValueError(f"{lacking[0] if lacking else run} holds no feature bank (no features/); run tools/test.py, "
+                         "tools/ensemble.py or run.sh again")
+    return models, about["weights"], about["mode"]
+
+
+def _open_run(folder: Path, options: PageOptions, compute: Compute) -> _Run:
+    models, weights, mode = _find_models(folder)
+    domains, shares, k = open_models(models, weights, mode, compute=compute)
+    banks, index = read_bank(models[0] / "features")
+    cfg = _config_of(models[0], options.data)
+    pictures = _open_pictures(cfg, models[0], banks)
+    lists = {domain: rank_lists(domain, sources, shares, banks[domain].camids, options.top, k)
+             for domain, sources in domains.items()}
+    return _Run(folder, models, weights or [1.0], lists, banks, index, cfg, pictures)
+
+
+def _config_of(model: Path, data: Path | None):
+    """The config that a model was tested with (or, of an earlier test, trained); folders that were moved with the
+    model's are looked for beside it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = next((path for path in (model / "features" / CONFIG, model / CONFIG) if path.is_file()), None)
+    if path is None:
+        raise ValueError(f"{model} has no {CONFIG} that says where its pictures are; run tools/test.py again")
+    cfg = load_cfg(path, [])
+    values = {key: str(cfg.DATASETS[key.split(".")[1]]) for key in _MOVED}
+    places = {key: next((place for place in (Path(value), model.parent / Path(value).name) if place.exists()), value)
+              for key, value in values.items() if value}
+    changes = {"OUTPUT_DIR": str(model), **{key: str(place) for key, place in places.items()}}
+    return change_cfg(cfg, changes | ({"DATASETS.ROOT_DIR": str(data), "DATASETS.ROOTS": []} if data else {}))
+
+
+def _open_pictures(cfg, model: Path, banks: dict[str, FeatureBank]) -> RunPictures:
+    """Where a model's pictures are.
+
+    Raises:
+        ValueError: a set is not there or, with a bank of an earlier version, is not as it was.
+    """
+    try:
+        if all(bank.keys is not None for bank in banks.values()):
+            source = PackedSource(cfg.DATASETS.PACKED) if cfg.DATASETS.PACKED else make_sets(cfg).files()
+            lists = {domain: (bank.names, bank.keys, bank.num_query) for domain, bank in banks.items()}
+        else:
+            tests = make_dataloader(cfg, train=False).test
+            source = next(iter(tests.values())).loader.dataset.source
+            lists = {domain: (test.names, [sample.key for sample in test.samples], test.num_query)
+                     for domain, test in tests.items()}
+    except (ValueError, OSError) as error:
+        raise ValueError(f"the pictures of {model} are not found: {str(error).splitlines()[0]}; name the folder that "
+                         "DATASETS.ROOT_DIR is now with --data") from error
+    keys = {}
+    for domain, (names, paths, num_query) in lists.items():
+        pairs = list(zip(map(str, names), map(str, paths), strict=True))
+        keys[domain, "query"], keys[domain, "gallery"] = dict(pairs[:num_query]), dict(pairs[num_query:])
+    return RunPictures(source, keys)
+
+
+def _read_metrics(run: Path) -> dict:
+    return read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+
+
+def _choose(runs: list[_Run], limit: int) -> tuple[list[Shown], list[int]]:
+    """The queries to list, the lowest AP first and those without one last; how many there are in both runs, in the
+    first alone and in the second alone.
+
+    Raises:
+        ValueError: no query is in both runs.
+    """
+    names = [{(domain, name) for domain, lists in run.lists.items() for name in lists.query_names} for run in runs]
+    common = set.intersection(*names)
+    if not common:
+        raise ValueError(f"{runs[0].folder} and {runs[1].folder} have no query in common")
+    shown = [Shown(domain, name, [run.lists[domain] for run in runs]) for domain, name in sorted(common)]
+    shown.sort(key=lambda entry: (entry.ap() is None, entry.ap()))
+    if limit and len(shown) > limit:
+        worst, others = shown[: limit // 2], shown[limit // 2 :]
+        shown = worst + [others[i] for i in np.linspace(0, len(others) - 1, limit - len(worst)).astype(int)]
+    return shown, [len(common), *(len(each - common) for each in names)]
+
+
+# ------------------------------------------------------------------ scatter
+def _scatter(run: _Run) -> list[tuple[np.ndarray, Place, int]]:
+    """(position, picture, group) of each point; all domains together."""
+    banks = [read_bank(model / "features")[0] for model in run.models]
+    feats, weights = [], []
+    for bank, model, weight in zip(banks, run.models, run.weights, strict=True):
+        shares = read_ranking(read_bank(model / "features")[1]).branch_weights(next(iter(bank.values())).feats)
+        feats += [np.concatenate([bank[domain].feats[branch] for domain in run.lists]) for branch in shares]
+        weights += [weight * share for share in shares.values()]
+    firsts = [run.banks[domain] for domain in run.lists]
+    # Two sets may call different persons by one number.
+    step = max(int(bank.pids.max()) for bank in firsts) + 2
+    pids = [np.where(bank.pids < 0, -1, bank.pids + step * number) for number, bank in enumerate(firsts)]
+    places = [Place(0, domain, "query" if row < bank.num_query else "gallery", str(name))
+              for domain, bank in zip(run.lists, firsts, strict=True) for row, name in enumerate(bank.names)]
+    worst = np.empty(0, int)
+    if all(lists.result for lists in run.lists.values()):
+        worst = worst_identities(
+            np.concatenate([numbers[: bank.num_query] for numbers, bank in zip(pids, firsts, strict=True)]),
+            np.concatenate([lists.result.ap for lists in run.lists.values()]))
+    points = scatter(feats, weights, np.concatenate(pids), worst)
+    return [(position, places[row], group) for position, row, group in
+            zip(points.positions, points.rows.tolist(), points.groups.tolist(), strict=True)]
+
+
+# ------------------------------------------------------------------ maps
+class _Maps:
+    """Activation maps of a run's pictures by a checkpoint.
+
+    about: which embedding they explain.
+    """
+
+    def __init__(self, run: _Run, options: PageOptions):
+        weight = options.model or _find_weight(run)
+        self.cfg = run.cfg
+        if len(run.models) > 1:
+            text = read_checkpoint(weight).get("config")
+            if not text:
+                raise ValueError(f"{weight} has no config in it: --model takes a checkpoint of tools/train.py")
+            self.cfg = load_cfg_text(text, str(weight))
+        elif run.index.get("weight_sha256") not in (None, sha256_of(weight)):
+            logger.warning("%s is not the checkpoint that %s was tested with", weight, run.folder)
+        self.pictures, self.device = run.pictures, device_of(self.cfg)
+        self.model = load_trained(self.cfg, weight, self.device).eval()
+        self.normalize = Normalize(list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD))
+        self.about = f"{weight.name}{describe_branches(self.model)}"
+
+    def draw(self, entry: Shown, copies: SmallCopies) -> list[tuple[str, float, str, str]]:
+        """(title, cosine, the query's map, the other's) for a query's first match and first mistake."""
+        lists, row = entry.lists[0], entry.rows[0]
+        drawn = []
+        for title, kind in (("first match", RIGHT), ("first other person", WRONG)):
+            if (image := int(lists.ends[row, kind])) >= 0:
+                places = [Place(0, entry.domain, "query", entry.name),
+                          Place(0, entry.domain, "gallery", lists.gallery_names[image])]
+                try:
+                    files = [self.pictures.read(place) for place in places]
+                    pair = pair_map(*(self._features(data) for data in files))
+                except (OSError, ValueError) as error:
+                    logger.warning("no map: %s", error)
+                    continue
+                most = max(np.abs(pair.first).max(), np.abs(pair.second).max())
+                drawn.append((title, pair.cosine, *(copies.add(draw_map(decode(data), shares, most)) for data, shares
+                                                    in zip(files, (pair.first, pair.second), strict=True))))
+        return drawn
+
+    def _features(self, data: bytes) -> torch.Tensor:
+        image = torch.from_numpy(decode(data, tuple(self.cfg.INPUT.SIZE_TEST))).to(self.device)
+        return location_features(self.model, self.normalize, image, self.cfg.TEST.FLIP_FEATS)
+
+
+def _find_weight(run: _Run) -> Path:
+    """The checkpoint that a model was tested with, also if the folders were moved.
+
+    Raises:
+        ValueError: it is not found.
+    """
+    folder, weight = run.models[0], Path(run.cfg.TEST.WEIGHT or run.index.get("weight", "latest.pth"))
+    places = [weight, folder / weight.name, folder.parent / weight.parent.name / weight.name, folder / "latest.pth"]
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
+        raise ValueError(f"the checkpoint {weight} of {folder} is not found: name it with --model FILE")
+    return path
