@@ -48,9 +48,11 @@ def test_a_whole_answer_is_valid_and_a_perfect_one_scores_everything(check, perf
     queries, gallery = len(truth["query"]), len(truth["gallery"])
     assert report.problems == []
     assert report.figures == {"rank1": 1, "mAP@200": 1, "naic_score": 1, "num_valid": queries, "num_queries": queries}
-    valid, score = report.lines()
+    valid, score, protocol = report.lines()
     assert valid.startswith(f"valid: {queries} queries × {gallery} names of {gallery}, ")
     assert score == f"rank-1 100.00%, mAP@200 100.00%, NAIC score 100.00% ({queries} of {queries} queries have a match)"
+    assert protocol.startswith("scored by the competition's protocol: ")
+    assert "metrics.json beside a submission is by its own `protocol`" in protocol
 
 
 def test_a_worse_order_scores_less(check, perfect):
@@ -125,7 +127,7 @@ def test_the_tool_tells_valid_invalid_and_unusable_apart(tiny_data, perfect, tmp
     path.write_text(json.dumps(perfect))
     valid = tool(path, "--data", tiny_data)
     assert valid.returncode == 0, valid.stderr
-    assert [line.split()[0] for line in valid.stdout.splitlines()] == ["valid:", "rank-1"]
+    assert [line.split()[0] for line in valid.stdout.splitlines()] == ["valid:", "rank-1", "scored"]
 
     path.write_text(json.dumps({**perfect, "\ud800\u4eba.png": []}))
     invalid = tool(path, "--data", tiny_data)

@@ -38,7 +38,7 @@ class SubmissionReport:
     def lines(self, limit: int = 20) -> list[str]:
         """The first `limit` problems and how many there are of each kind, or what is valid and its score."""
         if not self.problems:
-            return [f"valid: {self.about}", *([_score_line(self.figures)] if self.figures else [])]
+            return [f"valid: {self.about}", *([_score_line(self.figures), _PROTOCOL] if self.figures else [])]
         count = len(self.problems)
         kinds = Counter(problem.kind for problem in self.problems)
         return [
@@ -95,6 +95,9 @@ def validate_submission(path: str | os.PathLike, root: str | os.PathLike, test_d
     return SubmissionReport(about=about, figures=_score(answer, truth, images, top_k))
 
 
+_PROTOCOL = ("scored by the competition's protocol: the lists as they are (re-ranked, if the model was tested so), "
+             "matches in the gallery of all domains, all cameras; metrics.json beside a submission is by its own "
+             "`protocol`: its figures may differ")
 _NO_DOMAINS = ("lists were expected to be full, since no domain lists were found (tools/split_domains.py makes them, "
                "--derived names their folder): a list may be as short as the gallery of its query's domain")
 
