@@ -78,6 +78,8 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
         run.skipped.copy_(checkpoint["skipped"])
         run.best = dict(checkpoint["best"])
     epochs, batches = checkpoint["epoch"], checkpoint.get("batches", 0)
+    if epochs or batches:  # these steps came before any of the schedule, though in another process; torch would warn
+        run.optimizers[0]._opt_called = True
     logger.info("going on from %s after epoch %d%s", path, epochs, f" and {batches} batches" if batches else "")
     return epochs, batches
 
