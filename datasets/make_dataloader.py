@@ -12,10 +12,11 @@ import numpy as np
 
 from datasets.augment.channels import with_shuffled_channels
 from datasets.bad_images import ReplacingLoader
-from datasets.bases import UNKNOWN_CAMID, Places, QueryGallery, Reference, ReIDData, Sample
+from datasets.bases import UNKNOWN_CAMID, Places, QueryGallery, Reference, ReIDData, Sample, format_names
 from datasets.batches import ImageLoader, SequentialBatches, open_loader
-from datasets.files.images import ImageSource, MountedSource
+from datasets.files.images import FileSource, ImageSource, MountedSource
 from datasets.files.pack_reader import open_packed
+from datasets.files.same_file import identify, pair_up
 from datasets.registry import PSEUDO, ChosenSets, parse_names, parse_roots
 from datasets.sampler import EpochBatchSampler, IdentityBatchSampler, ShuffledBatchSampler
 from datasets.sets.unlabelled import Unlabelled
@@ -29,6 +30,7 @@ class TestLoader:
     """An evaluation's images in a single walk, queries first; each of several processes walks its share.
 
     names: [N] what results call the images. drop_same_camera: as it is to be measured, see TEST.DROP_SAME_CAMERA.
+    same_file: [n, 2] (query, gallery image) that are one file; only where the truth is known.
     """
 
     __test__ = False  # not a test case, whatever pytest makes of the name
@@ -40,16 +42,26 @@ class TestLoader:
     has_truth: bool
     names: list[str]
     drop_same_camera: bool
+    same_file: np.ndarray = field(default_factory=lambda: pair_up((), ()))
+
+    @property
+    def pids(self) -> np.ndarray:
+        return np.array([sample.pid for sample in self.samples])
+
+    @property
+    def camids(self) -> np.ndarray:
+        return np.array([sample.camid for sample in self.samples])
 
 
 @dataclass
 class DataLoaders:
     """What `make_dataloader` makes; `train` is None if only testing was asked for.
 
-    measured_on: what `test` is, in a few words. on_validation: True: it is the split of DATASETS.VALIDATION, so that
-    choosing by its figures is fair; False: a test set.
+    on_validation: True: `test` is the split of DATASETS.VALIDATION, so that choosing by its figures is fair; False: a
+    test set.
     """
 
+    sets: ChosenSets
     data: ReIDData
     train: ImageLoader | None = None
     sampler: EpochBatchSampler | None = None
@@ -57,8 +69,15 @@ class DataLoaders:
     normalize: Normalize | None = None
     test: dict[str, TestLoader] = field(default_factory=dict)
     no_test_reason: str = ""
-    measured_on: str = ""
-    on_validation: bool = False
+
+    @property
+    def on_validation(self) -> bool:
+        return bool(self.sets.validation)
+
+    @property
+    def measured_on(self) -> str:
+        """What `test` is, in a few words."""
+        return self.sets.measured_on({test.samples[0].set_name for test in self.test.values()})
 
     def end(self) -> None:
         """Kill the processes that load images, whatever they are at."""
@@ -105,15 +124,15 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         OSError: a set or the validation split is missing.
     """
     sets = make_sets(cfg)
-    data, source, no_test_reason = sets.load(train, test)
+    data, files, no_test_reason = sets.load(train, test)
+    source = files
     if cfg.DATASETS.PACKED:
-        source = _packed(cfg.DATASETS.PACKED, source, data, cfg.INPUT.SIZE_TRAIN, cfg.INPUT.SIZE_TEST)
+        source = _packed(cfg.DATASETS.PACKED, files, data, cfg.INPUT.SIZE_TRAIN, cfg.INPUT.SIZE_TEST)
     mean, std = list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)
     channels = None
     if train and cfg.DATASETS.CHANNEL_SHUFFLE:
         data, channels = with_shuffled_channels(data, cfg.SOLVER.SEED)
-    loaders = DataLoaders(data, normalize=Normalize(mean, std), no_test_reason=no_test_reason,
-                          measured_on=sets.measured_on, on_validation=bool(sets.validation))
+    loaders = DataLoaders(sets, data, normalize=Normalize(mean, std), no_test_reason=no_test_reason)
     if train:
         loaders.sampler = make_sampler(cfg, data.train, rank, world_size)
         loaders.train = _train_loader(source, data.train, cfg.INPUT.SIZE_TRAIN, loaders.sampler,
@@ -126,7 +145,9 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         loader = open_loader(source, samples, cfg.INPUT.SIZE_TEST, batches, cfg.DATALOADER.NUM_WORKERS)
         names = [name_of(domain, sample.key) for sample in samples]
         loaders.test[domain] = TestLoader(loader, batches, samples, len(pair.query), pair.has_truth, names,
-                                          _drops_same_camera(cfg.TEST.DROP_SAME_CAMERA, domain, pair))
+                                          _drops_same_camera(cfg.TEST.DROP_SAME_CAMERA, domain, pair),
+                                          _same_files(files, pair))
+    _warn_of_trained_on(files, data)
     return loaders
 
 
@@ -203,7 +224,26 @@ def _drops_same_camera(choice: bool | str, name: str, pair: QueryGallery) -> boo
     return choice and known
 
 
-def _packed(folder: str, files: ImageSource, data: ReIDData, size_train: Sequence[int],
+def _same_files(files: FileSource, pair: QueryGallery) -> np.ndarray:
+    """[n, 2] the queries and gallery images that are one file; none without truth, since nothing is measured."""
+    sides = (pair.query, pair.gallery) if pair.has_truth else ((), ())
+    return pair_up(*(identify(files, (sample.key for sample in side)) for side in sides))
+
+
+def _warn_of_trained_on(files: FileSource, data: ReIDData) -> None:
+    """Count the pictures that are measured on though a model is trained on them."""
+    tested = {sample.key for pair in data.eval_sets.values() if pair.has_truth
+              for sample in (*pair.query, *pair.gallery)}
+    if not data.train or not tested:
+        return
+    trained = set(identify(files, (sample.key for sample in data.train)))
+    both = [key for key, identity in zip(tested, identify(files, tested), strict=True) if identity in trained]
+    if both:
+        logger.warning("%d of %d query and gallery pictures stand in training, too: their figures will be too good: %s",
+                       len(both), len(tested), format_names(both))
+
+
+def _packed(folder: str, files: FileSource, data: ReIDData, size_train: Sequence[int],
             size_test: Sequence[int]) -> ImageSource:
     """The pack that stands for the files; pseudo-labels change, and their images stay files."""
     sizes = {"INPUT.SIZE_TRAIN": size_train} if data.train else {}

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from datasets.bases import UNKNOWN_CAMID, Places, Reference, ReIDData, format_names
-from datasets.files.images import FolderSource, ImageSource, MountedSource, is_safe_path
+from datasets.files.images import FileSource, FolderSource, MountedSource, is_safe_path
 from datasets.naic import TRAIN_SETS, UNLABEL, data_root, load_naic, load_unlabel, unlabel_folder
 from datasets.sets.custom import DEFAULT_PLACES, csv_folder, load_csv, load_tree, tree_folder
 from datasets.sets.domains import DOMAINS
@@ -177,7 +177,7 @@ def combine(parts: Sequence[ReIDData]) -> ReIDData:
     return replace(whole, eval_sets={name: pair for data in parts for name, pair in data.eval_sets.items()})
 
 
-def open_folders(folders: Mapping[str, Path]) -> ImageSource:
+def open_folders(folders: Mapping[str, Path]) -> FileSource:
     """The images of sets, by what their keys begin with; NAIC's ("") alone is a plain folder.
 
     Raises:
@@ -210,16 +210,21 @@ class ChosenSets:
     use_unlabel: bool = False
     validation: str = ""
 
-    @property
-    def measured_on(self) -> str:
-        """What the evaluations are, in a few words."""
+    def measured_on(self, folders: Collection[str]) -> str:
+        """What the evaluations are, in a few words.
+
+        Args:
+            folders: the first folder of their keys; a set that has none of them is not named, unless all have none.
+        """
         if self.validation:
             return f"the validation split {self.validation}"
+        first = self.places.test_dir.partition("/")[0]
+        tested = [reference for reference in self.tested if (reference.mount or first) in folders] or self.tested
         names = [f"{reference.name} ({self.places.test_dir})" if reference.kind == "naic" else reference.name
-                 for reference in self.tested]
+                 for reference in tested]
         return f"the test set of {' and '.join(names)}"
 
-    def load(self, train: bool = True, test: bool = True) -> tuple[ReIDData, ImageSource, str]:
+    def load(self, train: bool = True, test: bool = True) -> tuple[ReIDData, FileSource, str]:
         """The data, their image files, and why there is no evaluation if training goes on without it.
 
         Args:
@@ -246,7 +251,7 @@ class ChosenSets:
                 reason = str(error)
         return data, open_folders(folders), reason
 
-    def load_labelled(self) -> tuple[ReIDData, ImageSource]:
+    def load_labelled(self) -> tuple[ReIDData, FileSource]:
         """The training sets as they are on disk, before any split and without pseudo-labels, and their image files.
 
         Raises:
@@ -255,7 +260,7 @@ class ChosenSets:
         data, folders = load_sets(self.named, self.places, ("train",))
         return data, open_folders(folders)
 
-    def files(self) -> ImageSource:
+    def files(self) -> FileSource:
         """The images of all sets but the pseudo-labelled one, as files.
 
         Raises:

@@ -18,7 +18,8 @@ from model.make_model import ReIDModel, make_model, place_model
 from model.pretrained import MODEL_HEADS, load_weights
 from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
 from processor.evaluation.ranking import rank_domains, write_results
-from processor.evaluation.sources import Compute, bank_source
+from processor.evaluation.sources import Compute, bank_source, warn_of_k1
+from processor.evaluation.truth import truths_of, warn_of_obstacles
 from processor.trained_model import describe_model
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
@@ -117,10 +118,9 @@ def _make_bank(test: TestLoader, feats: dict[str, np.ndarray]) -> FeatureBank:
     """The bank of an evaluation with these features."""
     return FeatureBank(
         feats,
-        pids=np.array([sample.pid for sample in test.samples]),
-        camids=np.array([sample.camid for sample in test.samples]),
-        names=np.array(test.names), num_query=test.num_query, has_truth=test.has_truth,
-        drop_same_camera=test.drop_same_camera, keys=np.array([sample.key for sample in test.samples]),
+        pids=test.pids, camids=test.camids, names=np.array(test.names), num_query=test.num_query,
+        has_truth=test.has_truth, drop_same_camera=test.drop_same_camera,
+        keys=np.array([sample.key for sample in test.samples]), same_file=test.same_file,
     )
 
 
@@ -188,7 +188,10 @@ def _extract_tests(cfg, device: torch.device, folder: Path, workers: Workers) ->
     loaders = make_dataloader(cfg, train=False, rank=workers.rank, world_size=workers.size)
     if not loaders.test:
         raise ValueError(f"{loaders.measured_on} has no query and gallery images: nothing to rank")
-    logger.info("measuring on %s", loaders.measured_on)
+    logger.info("testing on %s", loaders.measured_on)
+    warn_of_obstacles(truths_of(loaders.test))
+    for domain, test in loaders.test.items():
+        warn_of_k1(domain, ranking_of(cfg), len(test.samples) - test.num_query)
     about = {"evaluation": {"top_k": cfg.TEST.TOP_K}, "weight": weight.name, "weight_sha256": sha256_of(weight),
              "model": cfg.MODEL.NAME, "size": list(cfg.INPUT.SIZE_TEST), "measured_on": loaders.measured_on,
              "model_id": describe_model(cfg, model, {}).model_id}

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs import change_cfg, flatten_cfg
-from datasets.make_dataloader import make_places
+from datasets.make_dataloader import make_dataloader, make_places
 from datasets.naic import UNLABEL
 from datasets.sets.unlabelled import Unlabelled
 from model.make_model import make_model
 from processor.pseudo_label import check_weight, label_settings, pseudo_label, read_report, rules_of, unlabelled_images
 from processor.trainer import do_train
+from processor.training.build import choose_evaluations
 from processor.training.checkpoints import describe_changes
 from utils.dist import ALONE, Workers
 from utils.files import write_json
@@ -49,6 +50,7 @@ def do_uda(cfg, cfg_test, query: Sequence[str] = (), gallery: Sequence[str] = ()
     unlabelled = unlabelled_images(cfg_test, query, gallery)
     out, weight = Path(cfg.OUTPUT_DIR), Path(cfg_test.TEST.WEIGHT)
     _check_start(round_cfg(cfg, out, weight))
+    _check_evaluations(cfg)
     out.mkdir(parents=True, exist_ok=True)
     with RunLock(out / ".lock") if workers.is_main else contextlib.nullcontext():
         return _rounds(cfg, _labelling_by(cfg, cfg_test), unlabelled, out, weight, workers)
@@ -95,6 +97,13 @@ def _check_start(recipe) -> None:
         if recipe.MODEL.PRETRAIN_CHOICE != "finetune":
             raise
         raise ValueError(f"{error}\nTo train another model than the one that labels, set UDA.START recipe") from error
+
+
+def _check_evaluations(cfg) -> None:
+    """Say before an hour of labelling what the trainings will not measure on, and why."""
+    if cfg.SOLVER.EVAL_PERIOD:
+        with contextlib.suppress(ValueError, OSError):  # a training goes on without a test set that cannot be read
+            choose_evaluations(make_dataloader(cfg, train=False))
 
 
 def _label(cfg, unlabelled: Unlabelled, folder: Path, last: Path | None, workers: Workers) -> dict:

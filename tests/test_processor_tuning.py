@@ -298,6 +298,29 @@ def test_k2_beyond_k1_is_left_out_and_logged(banks, tmp_path, caplog):
     assert {(3, 2), (5, 2), (5, 6)} <= {row.setting.encoding[0] for row in answer.rows}
 
 
+def test_k1_beyond_the_smallest_gallery_is_left_out_and_not_recommended(banks, tmp_path, caplog):
+    answer = tune([banks / "a"], tmp_path, Grid((60, 5, 500), (2,), (0.3,)))
+    assert caplog.messages == ["left out, because k1 must be below the number of gallery images, 60: k1 = 60, 500"]
+    assert {row.setting.encoding[0] for row in answer.rows} == {(5, 2), (6, 2), None}
+    caplog.clear()
+    assert tune([banks / "a"], tmp_path / "green", Grid((60,), (2,), (0.3,)), domain="green").best
+    assert caplog.messages == []
+    with pytest.raises(ValueError, match="--k1 60 500: k1 must be below the number of gallery images, 60"):
+        tune([banks / "a"], tmp_path, Grid((60, 500), (2,), (0.3,)))
+
+
+def test_a_domain_without_a_match_is_left_out_of_tuning(banks, tmp_path, caplog):
+    shutil.copytree(banks / "a", tmp_path / "a")
+    pids = np.load(tmp_path / "a/features/normal.pids.npy")
+    pids[: SIZES["normal"][0]] += 100
+    np.save(tmp_path / "a/features/normal.pids.npy", pids)
+    answer = tune([tmp_path / "a"], tmp_path / "out", Grid((5,), (2,), (0.3,)))
+    assert answer.best.figures["num_queries"] == SIZES["green"][0]
+    assert "normal is not measured on: none of its 20 queries has an image of its identity" in caplog.text
+    with pytest.raises(ValueError, match="nothing to tune on: in normal, none of its 20 queries"):
+        tune([tmp_path / "a"], tmp_path / "normal", domain="normal")
+
+
 @pytest.mark.parametrize(("grid", "message"), [
     (Grid((3,), (6, 7)), r"no k2 of \[6, 7\] goes with a k1 of \[3\]"),
     (Grid((0,)), "k1=0"), (Grid(k2=(0,)), "k2=0"), (Grid(lambdas=(1.5,)), "lambda_value=1.5"),

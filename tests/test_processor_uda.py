@@ -52,6 +52,17 @@ def whole(tiny_data, weight, tmp_path_factory) -> Path:
     return out
 
 
+def test_what_the_trainings_cannot_measure_on_is_said_before_anything_is_labelled(cfg_of, monkeypatch, caplog):
+    """No query of the test folder has an image from another camera if all are from one."""
+    before = []
+    monkeypatch.setattr(uda, "_rounds", lambda *_: before.extend(caplog.messages))
+    monkeypatch.setattr("processor.evaluation.truth.count_matches", lambda *, drop_same_camera, **_: [
+        0 if drop_same_camera else 1])
+    cfg = cfg_of("SOLVER.EVAL_PERIOD", 1, "TEST.DROP_SAME_CAMERA", "True")
+    do_uda(cfg, cfg)
+    assert ["with TEST.DROP_SAME_CAMERA false 1 of them have one" in text for text in before] == [True, True]
+
+
 def weights_of(path):
     return read_checkpoint(path)["model"]
 

@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.retrieval import roc
-from processor.retrieval.metrics import RankAccumulator, evaluate_rank, merge_results
+from processor.retrieval.metrics import RankAccumulator, count_matches, evaluate_rank, merge_results
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 LABELS = ("q_pids", "g_pids", "q_camids", "g_camids")
 
 
-def slow_result(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, k, drop):
-    """One query, one rank at a time."""
+def slow_result(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, k, drop, own=()):
+    """One query, one rank at a time; own: the (query, gallery image) that are one file."""
     cmcs, aps, aps_at_k, inps = [], [], [], []
     for q, row in enumerate(distmat):
         order = [g for g in sorted(range(len(row)), key=lambda g, row=row: (row[g], g))
-                 if not (drop and g_pids[g] == q_pids[q] and g_camids[g] == q_camids[q])]
+                 if not (drop and g_pids[g] == q_pids[q] and g_camids[g] == q_camids[q]) and (q, g) not in own]
         hits = [g_pids[g] == q_pids[q] for g in order]
         if not any(hits):
             continue
@@ -37,11 +37,13 @@ def slow_result(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, k, drop):
     return [np.mean(values, axis=0) for values in (cmcs, aps, aps_at_k, inps)], len(aps)
 
 
-def slow_tpr(distmat, q_pids, g_pids, q_camids, g_camids, drop):
+def slow_tpr(distmat, q_pids, g_pids, q_camids, g_camids, drop, own=()):
     """Every distance tried as the threshold, infinity too."""
     positives, negatives = [], []
     for q, row in enumerate(distmat):
         for g, value in enumerate(row):
+            if (q, g) in own:
+                continue
             if g_pids[g] != q_pids[q]:
                 negatives.append(value)
             elif not (drop and g_camids[g] == q_camids[q]):
@@ -138,6 +140,49 @@ def test_a_query_without_a_match_is_not_counted():
     assert (result.num_valid, result.num_queries, result.mAP) == (1, 2, 1.0)
     assert result.first_hit.tolist() == [1, 0]
     assert all(np.isnan(column[1]) and column[0] == 1 for column in (result.ap, result.ap_at_k, result.inp))
+
+
+def test_an_own_file_is_neither_a_match_nor_a_mistake():
+    """Query 0 stands in the gallery at distance 0, and query 1 under another identity's name."""
+    distmat, names = [[0.0, 0.2, 0.3], [0.4, 0.0, 0.1]], ([7, 8], [7, 1, 7], [1, 1], [2, 2, 2])
+    with_own, same_file = evaluate_rank(distmat, *names), [[0, 0], [1, 1]]
+    result = evaluate_rank(distmat, *names, same_file=same_file)
+    assert (with_own.first_hit.tolist(), result.first_hit.tolist()) == ([1, 0], [2, 0])
+    assert result.ap[0] == 1 / 2
+    moved = ([7], [7, 1, 7], [1], [2, 2, 2])
+    assert evaluate_rank(distmat[:1], *moved, same_file=[[0, 1]]).first_hit.tolist() == [1]
+    assert evaluate_rank([[0.2, 0.0, 0.3]], *moved, same_file=[[0, 1]]).inp.tolist() == [1.0]
+    with pytest.raises(ValueError, match="none of the 1 queries"):
+        evaluate_rank([[0.0, 0.1]], [7], [7, 1], [0], [1, 1], same_file=[[0, 0]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), num_query=st.integers(1, 6), num_gallery=st.integers(5, 60), drop=st.booleans(),
+       share=st.floats(0, 0.4))
+def test_a_ranking_without_own_files_is_the_slow_count(seed, num_query, num_gallery, drop, share):
+    rng = np.random.default_rng(seed)
+    names, distmat = labels(rng, num_query, num_gallery, pids=3), rng.integers(9, size=(num_query, num_gallery))
+    same_file = np.argwhere(rng.random(distmat.shape) < share)
+    own = set(map(tuple, same_file.tolist()))
+    accumulator = accumulated(names, distmat, np.array_split(rng.permutation(num_query), 2), k=5,
+                              drop_same_camera=drop, same_file=rng.permutation(same_file))
+    counts = count_matches(*names, drop, same_file)
+    assert counts.tolist() == [sum(names[1][g] == names[0][q] and not (drop and names[3][g] == names[2][q])
+                                   and (q, g) not in own for g in range(num_gallery)) for q in range(num_query)]
+    if not counts.any():
+        return
+    result, (expected, num_valid) = accumulator.result(), slow_result(distmat, *names, 50, 5, drop, own)
+    for figure, value in zip((result.cmc, result.mAP, result.mAP_at_k, result.mINP), expected, strict=True):
+        np.testing.assert_allclose(figure, value, rtol=0, atol=1e-12)
+    assert (result.num_valid, np.count_nonzero(counts)) == (num_valid, num_valid)
+    if result.tpr_at_fpr:
+        assert result.tpr_at_fpr == slow_tpr(distmat.tolist(), *names, drop, own)
+
+
+def test_accumulators_with_other_own_files_are_not_joined():
+    names = ([7], [7, 7], [0], [1, 1])
+    with pytest.raises(ValueError, match="differ in same_file"):
+        RankAccumulator(*names).absorb(RankAccumulator(*names, same_file=[[0, 1]]))
 
 
 def test_infinities_rank_first_and_last():

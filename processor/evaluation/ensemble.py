@@ -5,10 +5,21 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from processor.evaluation.agreement import common_domains, common_top_k
 from processor.evaluation.feature_bank import FeatureBank, read_bank, read_ranking
-from processor.evaluation.ranking import rank_domains, write_results
-from processor.evaluation.sources import DOMAIN_LABELS, HERE, Compute, DomainSource, bank_source, distmat_source
+from processor.evaluation.ranking import rank_domains, truth_of, write_results
+from processor.evaluation.sources import (
+    DOMAIN_LABELS,
+    HERE,
+    Compute,
+    DomainSource,
+    bank_source,
+    distmat_source,
+    warn_of_k1,
+)
+from processor.evaluation.truth import warn_of_obstacles
 from processor.retrieval.ensemble import check_same_order, check_weights, concat_features
 from utils.dist import Workers
 from utils.files import write_json
@@ -34,6 +45,8 @@ def ensemble(inputs: list[Path], weights: list[float] | None, output: Path, mode
     """
     asked = weights
     domains, weights, tested_top = open_models(inputs, weights, mode, saved_distmats, compute)
+    truths = {domain: truth_of(domain, sources) for domain, sources in domains.items()}
+    warn_of_obstacles({domain: truth for domain, truth in truths.items() if truth})
     ranked = rank_domains(domains, weights, top or tested_top, workers=compute.workers)
     metrics = write_results(output, ranked, compute.workers, mode=mode, weights=weights,
                             models=[folder.name for folder in inputs])
@@ -67,9 +80,10 @@ def open_models(inputs: list[Path], weights: list[float] | None, mode: str = "su
 
 
 def _bank_domains(folder: Path, opened: Opened, compute: Compute) -> dict[str, DomainSource]:
-    banks, index = opened
-    return {domain: bank_source(str(folder), bank, read_ranking(index), compute, domain)
-            for domain, bank in banks.items()}
+    banks, ranking = opened[0], read_ranking(opened[1])
+    for domain, bank in banks.items():
+        warn_of_k1(f"{folder}, {domain}", ranking, len(bank.gallery_names))
+    return {domain: bank_source(str(folder), bank, ranking, compute, domain) for domain, bank in banks.items()}
 
 
 def _distmat_domains(folder: Path, workers: Workers) -> dict[str, DomainSource]:
@@ -92,4 +106,6 @@ def _concatenated(inputs: list[Path], opened: list[Opened], domain: str, weights
     parts = [(bank.feats[branch], weight * share) for bank, weight in zip(banks, weights, strict=True)
              for branch, share in ranking.branch_weights(bank.feats).items()]
     feats = concat_features(*zip(*parts, strict=True))
-    return bank_source("concat", replace(banks[0], feats={"concat": feats}), ranking, compute, domain)
+    pairs = np.unique(np.concatenate([bank.same_file for bank in banks]), axis=0)
+    bank = replace(banks[0], feats={"concat": feats}, same_file=pairs)
+    return bank_source("concat", bank, ranking, compute, domain)

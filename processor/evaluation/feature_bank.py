@@ -2,18 +2,19 @@
 
 A bank is a folder: `index.json` (written last: a folder without it is no bank), `config.yml` (what was tested) and, for
 each domain, `DOMAIN.names.npy`, `DOMAIN.pids.npy`, `DOMAIN.camids.npy`, `DOMAIN.keys.npy` and a `DOMAIN.BRANCH.npy`
-for each branch, queries first.
+for each branch, queries first, and `DOMAIN.same_file.npy`: the (query, gallery image) that are one file.
 """
 from __future__ import annotations
 
 import hashlib
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from processor.retrieval.metrics import NO_PAIRS
 from utils.dist import ALONE, Workers
 from utils.files import make_mapped_array, read_json, write_json, write_text
 
@@ -51,6 +52,7 @@ class FeatureBank:
 
     drop_same_camera: how it is measured: the query's identity from the query's camera does not count.
     keys: [N] where the pictures lie, see datasets.bases.Sample; None: an earlier bank does not know.
+    same_file: [n, 2] (query, gallery image) that are one file, which does not count either.
     """
 
     feats: dict[str, np.ndarray]
@@ -61,6 +63,7 @@ class FeatureBank:
     has_truth: bool
     drop_same_camera: bool = False
     keys: np.ndarray | None = None
+    same_file: np.ndarray = field(default_factory=NO_PAIRS.copy)
 
     @property
     def query_names(self) -> np.ndarray:
@@ -104,10 +107,10 @@ class BankWriter:
         self._workers.wait()
         if not self._workers.is_main:
             return
-        for leaf in ("pids", "camids", "names", *["keys"] * (bank.keys is not None)):
+        for leaf in ("pids", "camids", "names", "same_file", *["keys"] * (bank.keys is not None)):
             np.save(self._partial / f"{domain}.{leaf}.npy", getattr(bank, leaf), allow_pickle=False)
         digest = hashlib.sha256(repr(bank.names.tolist()).encode())
-        for array in (bank.pids, bank.camids, *bank.feats.values()):
+        for array in (bank.pids, bank.camids, bank.same_file, *bank.feats.values()):
             digest.update(np.ascontiguousarray(array))
         self._domains[domain] = {
             "branches": {name: int(feats.shape[1]) for name, feats in bank.feats.items()},
@@ -158,7 +161,18 @@ def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
     if any(len(array) != count for array in arrays.values()):
         raise ValueError(f"{folder}: the lists of domain {domain} do not have {count} entries as index.json says")
     return FeatureBank(feats, num_query=entry["num_query"], has_truth=entry["has_truth"],
-                       drop_same_camera=entry["drop_same_camera"], **arrays)
+                       drop_same_camera=entry["drop_same_camera"], **arrays,
+                       same_file=_read_same_file(folder / f"{domain}.same_file.npy", arrays["names"], entry))
+
+
+def _read_same_file(path: Path, names: np.ndarray, entry: dict) -> np.ndarray:
+    """The pairs of one file; of an older bank those of one key. Names without a folder are no keys, see TestLoader."""
+    if path.is_file():
+        return np.load(path, allow_pickle=False)
+    q = entry["num_query"]
+    place = {name: index for index, name in enumerate(names[q:].tolist()) if "/" in name and entry["has_truth"]}
+    pairs = [(row, place[name]) for row, name in enumerate(names[:q].tolist()) if name in place]
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def read_ranking(index: dict) -> Ranking:

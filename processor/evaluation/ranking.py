@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from datasets.bases import set_of_trial
-from processor.evaluation.agreement import common_setting
 from processor.evaluation.comparison import PER_QUERY, per_query_table
-from processor.evaluation.sources import DOMAIN_LABELS, DomainSource, Truth
+from processor.evaluation.sources import DOMAIN_LABELS, DomainSource
+from processor.evaluation.truth import Truth, common_truth
 from processor.retrieval.distance import Block, top_k
 from processor.retrieval.ensemble import check_same_order, sum_blocks
-from processor.retrieval.metrics import RankAccumulator, RankResult, format_figures, merge_results
+from processor.retrieval.metrics import RankAccumulator, RankResult, format_figures, format_queries, merge_results
 from processor.retrieval.significance import intervals
 from processor.retrieval.submission import write_submission
 from utils.dist import ALONE, Workers
@@ -25,13 +25,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Ranked:
-    """What ranking every domain gives; results[domain][kind] if the truth is known."""
+    """What ranking every domain gives; results[domain][kind] where the truth is known and a query has a match.
+
+    protocol: how each of these domains was measured. not_measured: why the others whose truth is known were not.
+    """
 
     query_names: list[str] = field(default_factory=list)
     gallery_names: list[str] = field(default_factory=list)
     indices: list[np.ndarray] = field(default_factory=list)
     results: dict[str, dict[str, RankResult]] = field(default_factory=dict)
     per_query: dict[str, dict[str, dict]] = field(default_factory=dict)
+    protocol: dict[str, str] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, dict[str, dict]]:
         """{domain, set with trials or 'all': {'plain' | 're_ranked': figures}}; of several domains together, each
@@ -66,26 +71,33 @@ def rank_domains(domains: dict[str, list[DomainSource]], weights: list[float], t
     """
     ranked = Ranked()
     for domain, sources in domains.items():
-        check_same_order({source.name: source.query_names for source in sources})
-        check_same_order({source.name: source.gallery_names for source in sources})
-        first = sources[0]
-        truth = next((source.truth for source in sources if source.truth), None)
-        if truth:
-            common_setting(f"TEST.DROP_SAME_CAMERA in {domain}",
-                           {source.name: source.truth.drop_same_camera for source in sources if source.truth})
+        first, truth = sources[0], truth_of(domain, sources)
+        if truth and (obstacle := truth.find_obstacle()):
+            ranked.not_measured[domain], truth = obstacle, None
         if truth is None and save_distmat is None and len(sources) == 1 and first.nearest:
             indices = first.nearest(top)
         else:
             saving = (save_distmat, DOMAIN_LABELS.get(domain, domain)) if save_distmat else None
             indices, results = _rank_full_rows(sources, weights, top, truth, saving, workers)
             if truth:
-                ranked.results[domain] = results
+                ranked.results[domain], ranked.protocol[domain] = results, truth.protocol()
                 ranked.per_query[domain] = {kind: per_query_table(result, first.query_names)
                                             for kind, result in results.items()}
         ranked.indices += list(indices + len(ranked.gallery_names))
         ranked.query_names += list(map(str, first.query_names))
         ranked.gallery_names += list(map(str, first.gallery_names))
     return ranked
+
+
+def truth_of(domain: str, sources: list[DomainSource]) -> Truth | None:
+    """What the sources of a domain know of its images; None if no one knows.
+
+    Raises:
+        ValueError: names or their order differ, or the sources were tested by different protocols.
+    """
+    check_same_order({source.name: source.query_names for source in sources})
+    check_same_order({source.name: source.gallery_names for source in sources})
+    return common_truth(domain, {source.name: source.truth for source in sources if source.truth})
 
 
 def _rank_full_rows(
@@ -154,7 +166,7 @@ def _write_distmat(blocks: Iterator[Block], folder: Path, label: str, source: Do
 
 
 def write_results(submission: Path, ranked: Ranked, workers: Workers = ALONE, **about: object) -> dict:
-    """Write the submission and, beside it if the truth is known, metrics.json and per_query.json.
+    """Write the submission and, beside it if anything was measured, metrics.json and per_query.json.
 
     Returns the metrics. Only the first of the workers writes.
     """
@@ -164,18 +176,22 @@ def write_results(submission: Path, ranked: Ranked, workers: Workers = ALONE, **
     write_submission(submission, ranked.query_names, ranked.gallery_names, ranked.indices)
     figures, per_query = submission.with_name("metrics.json"), submission.with_name(PER_QUERY)
     if metrics:
-        write_json(figures, {**about, **metrics})
+        left_out = {"not_measured": ranked.not_measured} if ranked.not_measured else {}
+        write_json(figures, {**about, "protocol": ranked.protocol, **left_out, **metrics})
         write_json(per_query, ranked.per_query)
+        for protocol in dict.fromkeys(ranked.protocol.values()):
+            logger.info("measured so: %s", protocol)
         for domain, by_kind in metrics.items():
             for kind, values in by_kind.items() if not set_of_trial(domain) else ():
                 logger.info("%s, %s: %s", domain, kind.replace("_", "-"), describe(values))
     else:
         for path in (figures, per_query):
             path.unlink(missing_ok=True)  # an earlier run's figures are not this submission's
-        logger.info("no ground truth: no metrics")
+        logger.info("%s: no metrics", "no query has a match" if ranked.not_measured else "no ground truth")
     return metrics
 
 
 def describe(figures: dict) -> str:
     """The log line of a ranking's metrics."""
-    return f"{format_figures(figures)} ({figures['num_valid']} queries)"
+    queries = format_queries(figures)
+    return f"{format_figures(figures)}, {queries}" if "(" in queries else f"{format_figures(figures)} ({queries})"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from processor.evaluation.feature_bank import FeatureBank, Ranking
+from processor.evaluation.truth import Truth
 from processor.retrieval.distance import Block, distance_blocks
 from processor.retrieval.ensemble import sum_blocks
 from processor.retrieval.expansion import expand
@@ -20,22 +21,6 @@ from utils.dist import ALONE, Workers
 logger = logging.getLogger(__name__)
 
 DOMAIN_LABELS = {"green": "1", "normal": "2"}  # in the names of the original's distmat files; others have their own
-
-
-@dataclass
-class Truth:
-    """pids and camids [Q] or [G] of a domain, and whether matches from the query's camera are left out."""
-
-    q_pids: np.ndarray
-    g_pids: np.ndarray
-    q_camids: np.ndarray
-    g_camids: np.ndarray
-    drop_same_camera: bool
-
-    @classmethod
-    def of(cls, bank: FeatureBank) -> Truth:
-        q = bank.num_query
-        return cls(bank.pids[:q], bank.pids[q:], bank.camids[:q], bank.camids[q:], bank.drop_same_camera)
 
 
 @dataclass(frozen=True)
@@ -109,6 +94,14 @@ def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute
                 return re_ranked_top_k(*features(only), *ranking.re_ranking, k=k, **search)[0]
     truth = Truth.of(bank) if bank.has_truth else None
     return DomainSource(name, bank.query_names, bank.gallery_names, streams, truth, nearest)
+
+
+def warn_of_k1(domain: str, ranking: Ranking, num_gallery: int) -> None:
+    """Warn if re-ranking looks at more neighbours than a gallery has images."""
+    if ranking.re_ranking and (k1 := ranking.re_ranking[0]) >= num_gallery:
+        logger.warning("%s: k1=%d in TEST.RE_RANKING_PARAMETER is not below the %d images of its gallery: nearly all "
+                       "images are neighbours of one another, and re-ranking means little; take a k1 well below %d",
+                       domain, k1, num_gallery, num_gallery)
 
 
 def expanded_features(bank: FeatureBank, branch: str, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from processor.evaluation.sources import HERE, Compute
 from processor.evaluation.tuning_set import Setting, TuningSet, Weights, group_by
 from processor.retrieval.ensemble import check_weights
+from processor.retrieval.metrics import format_queries
 from processor.retrieval.reranking import check_parameters
 from processor.retrieval.significance import intervals
 from utils.files import read_json, write_json, write_text
@@ -69,6 +70,22 @@ class Grid:
         if len(left_out) == len(pairs):
             raise ValueError(f"no k2 of {list(self.k2)} goes with a k1 of {list(self.k1)}: k2 may be k1 + 1 at most")
         return [pair for pair in pairs if pair not in left_out]
+
+
+def below_gallery(pairs: Sequence[tuple[int, int]], num_gallery: int) -> list[tuple[int, int]]:
+    """The (k1, k2) of a grid whose k1 a gallery can serve; the others are left out with a warning.
+
+    Raises:
+        ValueError: none is left.
+    """
+    kept = [pair for pair in pairs if pair[0] < num_gallery]
+    too_large = sorted({k1 for k1, _ in pairs if k1 >= num_gallery})
+    text = f"k1 must be below the number of gallery images, {num_gallery}"
+    if not kept:
+        raise ValueError(f"--k1 {' '.join(map(str, too_large))}: {text}")
+    if too_large:
+        logger.warning("left out, because %s: k1 = %s", text, ", ".join(map(str, too_large)))
+    return kept
 
 
 # ------------------------------------------------------------------ results
@@ -217,11 +234,13 @@ def tune(inputs: Sequence[Path], output: Path, grid: Grid = Grid(), metric: str 
         domain: "all": the figures are those of all domains together, each weighed by its valid queries.
         compute: how; its workers share the queries.
     Raises:
-        ValueError: as `Grid.pairs`, `TuningSet` and `Results`, and for weights that do not fit the inputs.
+        ValueError: as `Grid.pairs`, `below_gallery`, `TuningSet` and `Results`, and for weights that do not fit.
     """
     weights = _given_weights(grid, len(inputs))
     pairs = grid.pairs()
-    validation = TuningSet(inputs, max(k1 for k1, _ in pairs), domain, compute)
+    validation = TuningSet(inputs, 1, domain, compute)
+    pairs = below_gallery(pairs, validation.smallest_gallery)
+    validation.k1 = max(validation.k1, *(k1 for k1, _ in pairs))
     results = Results(output, validation, metric)
     plain, tested = Setting((None,) * len(inputs), weights), Setting(validation.tested, weights)
     results.measure([plain])
@@ -275,7 +294,7 @@ def _conclusion(tuning: Tuning) -> list[str]:
     best, metric = tuning.best, tuning.metric
     low, high = (100 * bound for bound in best.ci95[metric])
     lines = [f"The best has {metric} {100 * best.figures[metric]:.2f}, 95 % interval [{low:.2f}, {high:.2f}]: a "
-             f"bootstrap over {best.figures['num_valid']} queries, which does",
+             f"bootstrap over {format_queries(best.figures)}, which does",
              f"not know that this is the best of {len(tuning.rows)}. These values fit these images: take them from a "
              f"validation set, never", "from the test set you report on.", ""]
     for row, what in ((tuning.plain, "Without re-ranking"), (tuning.tested, "As tested")):

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from processor.evaluation.agreement import common_domains, common_setting, common_top_k
+from processor.evaluation.agreement import common_domains, common_top_k
 from processor.evaluation.feature_bank import FeatureBank, Ranking, read_bank, read_ranking
-from processor.evaluation.sources import HERE, Compute, Truth, expanded_features
+from processor.evaluation.sources import HERE, Compute, expanded_features
+from processor.evaluation.truth import Truth, common_truth, warn_of_obstacles
 from processor.retrieval.distance import distance_blocks
 from processor.retrieval.ensemble import check_same_order
 from processor.retrieval.metrics import RankAccumulator, RankResult, merge_results
@@ -114,11 +115,12 @@ class TuningSet:
 
     Args:
         inputs: OUTPUT_DIRs of tools/test.py.
-        k1: the largest that will be asked for, beside those that the models were tested with.
-        domain: of the banks' domains, or "all".
+        k1: the largest that will be asked for, beside those that the models were tested with; the attribute may be
+            raised until the first re-ranking is measured.
+        domain: of the banks' domains, or "all": of those in which a query has a match.
     Raises:
-        ValueError: an input has no feature bank, no such domain or no ground truth, or the inputs disagree in their
-            images, their truth or how they are evaluated.
+        ValueError: an input has no feature bank, no such domain or no ground truth, no query has a match, or the
+            inputs disagree in their images, their truth or how they are evaluated.
     """
 
     def __init__(self, inputs: Sequence[Path], k1: int, domain: str = "all", compute: Compute = HERE):
@@ -131,17 +133,28 @@ class TuningSet:
         self.k1 = max([k1, *(parameters[0] for parameters in self.tested if parameters)])
         self.top_k = common_top_k({name: index for name, (_, index) in opened.items()})
         domains = common_domains({name: banks for name, (banks, _) in opened.items()}, domain)
-        self.truths: dict[str, Truth] = {}
+        by_domain = {name: {folder: banks[name] for folder, (banks, _) in opened.items()} for name in domains}
+        self.truths = {name: _common_truth(banks, name) for name, banks in by_domain.items()}
+        for name, obstacle in warn_of_obstacles(self.truths).items():
+            if len(self.truths) == 1:
+                raise ValueError(f"nothing to tune on: in {name}, {obstacle}; run tools/test.py again on what can be "
+                                 "measured")
+            del self.truths[name]
         self.models: dict[str, list[Model]] = {}
-        for name in domains:
-            banks = {folder: banks[name] for folder, (banks, _) in opened.items()}
-            self.truths[name] = _common_truth(banks, name)
+        for name in self.truths:
+            banks = by_domain[name]
             self.models[name] = [Model(f"{folder}, {name}", bank, ranking, compute)
                                  for (folder, bank), ranking in zip(banks.items(), rankings, strict=True)]
         self.fingerprint = {
             "evaluation": next(iter(opened.values()))[1]["evaluation"],
             "inputs": [{"ranking": index["ranking"], "domains": {name: index["domains"][name] for name in domains}}
                        for _, index in opened.values()]}
+        if pairs := {name: len(truth.same_file) for name, truth in self.truths.items() if len(truth.same_file)}:
+            self.fingerprint["same_file"] = pairs  # earlier versions counted them
+
+    @property
+    def smallest_gallery(self) -> int:
+        return min(len(truth.g_pids) for truth in self.truths.values())
 
     def measure(self, settings: Sequence[Setting]) -> Iterator[tuple[Setting, RankResult]]:
         """Rank with each of the settings, which share an encoding: all in a pass over the blocks of each domain."""
@@ -241,5 +254,4 @@ def _common_truth(banks: dict[str, FeatureBank], domain: str) -> Truth:
         if not (np.array_equal(bank.pids, other.pids) and np.array_equal(bank.camids, other.camids)):
             raise ValueError(f"{first} and {name} know different pids or camids for the {domain} images; run "
                              f"tools/test.py again for both")
-    common_setting(f"TEST.DROP_SAME_CAMERA in {domain}", {name: bank.drop_same_camera for name, bank in banks.items()})
-    return Truth.of(bank)
+    return common_truth(domain, {name: Truth.of(bank) for name, bank in banks.items()})

@@ -1,6 +1,7 @@
 """CMC, mAP, mINP and TPR@FPR, counted up a few queries at a time."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,14 +14,15 @@ if TYPE_CHECKING:  # a ranking is measured without torch, too
     from utils.dist import Workers
 
 QUERY_FIGURES = ("ap", "ap_at_k", "inp", "first_hit")  # the arrays of a RankResult
+NO_PAIRS = np.empty((0, 2), np.int64)  # of a query and a gallery image
 
 
 @dataclass(frozen=True, eq=False)
 class RankResult:
     """How well the gallery was ranked: a figure for each query, and their averages.
 
-    A query without a match in the gallery (after its camera was dropped, if that is asked for) has no rank to measure:
-    it is NaN here, counts in `num_queries`, not in `num_valid`, and in no average.
+    A query without a match in the gallery (after its own file and, if that is asked for, its camera were dropped) has
+    no rank to measure: it is NaN here, counts in `num_queries`, not in `num_valid`, and in no average.
     """
 
     ap: np.ndarray         # [Q] float64, NaN without a match
@@ -98,6 +100,8 @@ class RankAccumulator:
         k: ranks that mAP@k looks at.
         drop_same_camera: leave the query's identity from the query's camera out of its ranking (Market-1501's
             protocol); False ranks the whole gallery, as if the cameras were unknown.
+        same_file: [n, 2] (query, gallery image) that are one file, see `datasets.files.same_file`: the image is not in
+            the query's ranking, neither as a match nor as a mistake.
     Raises:
         ValueError: lengths that do not fit together, or max_rank or k below 1.
     Source: Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015; mINP: Ye et al., Deep Learning
@@ -112,7 +116,7 @@ class RankAccumulator:
 
     def __init__(
         self, q_pids: Sequence[int], g_pids: Sequence[int], q_camids: Sequence[int], g_camids: Sequence[int],
-        max_rank: int = 50, k: int = 200, drop_same_camera: bool = True,
+        max_rank: int = 50, k: int = 200, drop_same_camera: bool = True, same_file: np.ndarray = NO_PAIRS,
     ) -> None:
         if max_rank < 1 or k < 1:
             raise ValueError(f"max_rank={max_rank}, k={k}: both must be at least 1")
@@ -123,8 +127,10 @@ class RankAccumulator:
         self._by_pid = np.argsort(self.g_pids, kind="stable")  # query q's identity: [_begin[q] : _end[q]], ascending
         self._begin, self._end = (np.searchsorted(self.g_pids[self._by_pid], self.q_pids, side)
                                   for side in ("left", "right"))
+        self.same_file = np.unique(np.asarray(same_file, np.int64).reshape(-1, 2), axis=0)  # sorted
         same_pid = int((self._end - self._begin).sum())
-        self._roc = RocCounts(same_pid, size * len(self.g_pids) - same_pid)
+        left_out = np.count_nonzero(self.q_pids[self.same_file[:, 0]] != self.g_pids[self.same_file[:, 1]])
+        self._roc = RocCounts(same_pid, size * len(self.g_pids) - same_pid - int(left_out))
         self._seen = np.zeros(size, bool)
         self._ap, self._ap_at_k, self._inp = (np.full(size, np.nan) for _ in range(3))  # NaN: nothing to find
         self._first_hit = np.zeros(size, np.int64)
@@ -159,8 +165,14 @@ class RankAccumulator:
     def _rank(self, row: int, distances: np.ndarray) -> None:
         """Enter the figures of a query."""
         same_pid = self._by_pid[self._begin[row] : self._end[row]]
-        same_pid = same_pid[np.argsort(distances[same_pid], kind="stable")]
-        dropped = self.drop_same_camera & (self.g_camids[same_pid] == self.q_camids[row])
+        own = self.same_file[slice(*self.same_file[:, 0].searchsorted((row, row + 1))), 1]
+        if len(own):
+            same_pid = np.setdiff1d(same_pid, own)
+        same_camera = self.g_camids[same_pid] == self.q_camids[row]
+        if len(own):  # as if the gallery did not have them
+            distances, same_pid = np.delete(distances, own), same_pid - own.searchsorted(same_pid)
+        order = np.argsort(distances[same_pid], kind="stable")
+        same_pid, dropped = same_pid[order], self.drop_same_camera & same_camera[order]
         ordered = np.sort(distances)
         places = _places(ordered, distances, same_pid)
         near = int(ordered.searchsorted(self._roc.negatives.limit))
@@ -182,7 +194,7 @@ class RankAccumulator:
         Raises:
             ValueError: the labels or settings differ, or both have seen the same query; nothing was added.
         """
-        for name in ("q_pids", "g_pids", "q_camids", "g_camids", "max_rank", "k", "drop_same_camera"):
+        for name in ("q_pids", "g_pids", "q_camids", "g_camids", "max_rank", "k", "drop_same_camera", "same_file"):
             if not np.array_equal(getattr(self, name), getattr(other, name)):
                 raise ValueError(f"accumulators that differ in {name} cannot be joined")
         if len(repeated := np.flatnonzero(self._seen & other._seen)):
@@ -244,13 +256,13 @@ def _same_length(side: str, pids: Sequence[int], camids: Sequence[int]) -> tuple
 
 def evaluate_rank(
     distmat: np.ndarray, q_pids: Sequence[int], g_pids: Sequence[int], q_camids: Sequence[int],
-    g_camids: Sequence[int], max_rank: int = 50,
+    g_camids: Sequence[int], max_rank: int = 50, same_file: np.ndarray = NO_PAIRS,
 ) -> RankResult:
     """Market-1501's protocol on a whole distance matrix: same identity from the same camera is dropped.
 
     Args:
         distmat: [Q, G], smaller is closer.
-        q_pids, g_pids, q_camids, g_camids, max_rank: as for `RankAccumulator`.
+        q_pids, g_pids, q_camids, g_camids, max_rank, same_file: as for `RankAccumulator`.
     Raises:
         ValueError: as `RankAccumulator`, its `update` and its `result`.
 
@@ -258,9 +270,28 @@ def evaluate_rank(
     >>> result.cmc[:2].tolist(), result.mAP  # the nearest is from the query's camera: the match has rank 2
     ([0.0, 1.0], 0.5)
     """
-    accumulator = RankAccumulator(q_pids, g_pids, q_camids, g_camids, max_rank)
+    accumulator = RankAccumulator(q_pids, g_pids, q_camids, g_camids, max_rank, same_file=same_file)
     accumulator.update(slice(0, len(accumulator.q_pids)), distmat)
     return accumulator.result()
+
+
+def count_matches(
+    q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray, drop_same_camera: bool = True,
+    same_file: np.ndarray = NO_PAIRS,
+) -> np.ndarray:
+    """[Q] how many matches each query has to find, known before anything is ranked; arguments as `RankAccumulator`.
+
+    >>> count_matches(*map(np.array, ([7, 8], [7, 7, 8], [1, 1], [1, 2, 1])))  # the other two are from camera 1
+    array([1, 0])
+    """
+    by_pid = Counter(g_pids.tolist())
+    dropped = Counter(zip(g_pids.tolist(), g_camids.tolist(), strict=True) if drop_same_camera else ())
+    counts = np.array([by_pid[pid] - dropped[pid, camid]
+                       for pid, camid in zip(q_pids.tolist(), q_camids.tolist(), strict=True)], np.int64)
+    for query, image in same_file.tolist():
+        same_camera = drop_same_camera and q_camids[query] == g_camids[image]
+        counts[query] -= q_pids[query] == g_pids[image] and not same_camera
+    return counts
 
 
 def merge_results(results: Sequence[RankResult]) -> RankResult:
@@ -287,6 +318,17 @@ def merge_results(results: Sequence[RankResult]) -> RankResult:
     per_query = (np.concatenate([getattr(result, name) for result in results]) for name in QUERY_FIGURES)
     sizes = tuple(size for result in results for size in result.domain_sizes)
     return RankResult(*per_query, sizes, results[0].max_rank, results[0].k)
+
+
+def format_queries(figures: Mapping[str, float | int]) -> str:
+    """How many queries the figures of `RankResult.to_dict` are about.
+
+    >>> format_queries({"num_valid": 118, "num_queries": 120}), format_queries({"num_valid": 8, "num_queries": 8})
+    ('118 of 120 queries (2 without a match in the gallery)', '8 queries')
+    """
+    valid, queries = figures["num_valid"], figures.get("num_queries", figures["num_valid"])
+    return (f"{valid:,} queries" if valid == queries else
+            f"{valid:,} of {queries:,} queries ({queries - valid:,} without a match in the gallery)")
 
 
 def format_figures(figures: Mapping[str, float | int]) -> str:

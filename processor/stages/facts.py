@@ -118,17 +118,8 @@ def _describe_data(keys: tuple, train: bool) -> tuple[str, str, int]:
             name = names[sample.pid] if 0 <= sample.pid < len(names) else sample.pid
             labels.append(f"{side} {sample.key} {name} {sample.camid}")
             sizes[sample.key] = None
-    pictures = _digest(f"{key} {_size(_file_of(files, key))}" for key in sorted(sizes))
+    pictures = _digest(f"{key} {_size(files.path(key))}" for key in sorted(sizes))
     return _digest(labels), pictures, data.num_classes
-
-
-def _file_of(source, key: str) -> str:
-    """The path of an image of folders, see datasets.files.images."""
-    inner = getattr(source, "sources", None)
-    if inner is None:
-        return os.path.join(source.root, key)
-    first, _, rest = key.partition("/")
-    return _file_of(inner[first], rest) if first in inner and first else _file_of(inner[""], key)
 
 
 def _size(path: str | os.PathLike) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from processor.retrieval.metrics import format_queries
 from processor.stages.stage import Stage
 from utils.files import read_json
 
@@ -37,7 +38,7 @@ def table(summary: dict) -> str:
     """The summary for a person: a line a model, without and with re-ranking."""
     rows = [*summary["models"].items(), ("ensemble", summary["ensemble"])]
     if all(metrics is None for _, metrics in rows):
-        return "no ground truth: a submission, but no metrics"
+        return "no ground truth, or no query with a match: a submission, but no metrics"
     kinds = [kind for kind in ("plain", "re_ranked") if any(metrics and kind in metrics for _, metrics in rows)]
     titles = {"plain": "without re-ranking", "re_ranked": "with re-ranking"}
     width = max(len(name) for name, _ in rows)
@@ -50,4 +51,6 @@ def table(summary: dict) -> str:
             figures = [result["mAP"], result["rank1"], result["naic_score"]] if result else []
             cells += "  " + (" ".join(f"{100 * figure:6.2f}%" for figure in figures) + "   " if figures else " " * 26)
         lines.append(f"{name:{width}}{cells}".rstrip())
-    return "\n".join(lines)
+    fewer = {format_queries(result) for _, metrics in rows for result in (metrics or {}).values()
+             if result.get("num_valid") != result.get("num_queries")}
+    return "\n".join([*lines, *sorted(fewer)])

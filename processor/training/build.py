@@ -19,6 +19,7 @@ from datasets.make_dataloader import DataLoaders, make_dataloader
 from loss.make_loss import make_loss
 from model.identities import transfer_identities
 from model.make_model import ReIDModel, check_model, make_model, place_model
+from processor.evaluation.truth import truths_of, warn_of_obstacles
 from processor.training.checkpoints import CheckpointFolder
 from solver.ema import WeightAverage
 from solver.make_optimizer import make_optimizer, make_scheduler
@@ -144,7 +145,7 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
     loaders = make_dataloader(cfg, test=cfg.SOLVER.EVAL_PERIOD > 0, rank=workers.rank, world_size=workers.size)
     logger.info("training data:\n%s", statistics(loaders.data))
     if cfg.SOLVER.EVAL_PERIOD:
-        _log_evaluation(loaders)
+        choose_evaluations(loaders)
     seed_everything(cfg.SOLVER.SEED)
     choose_algorithms(cfg.SOLVER.DETERMINISTIC)
     model, criterion = _model_and_criterion(cfg, loaders, devices[0], pretrained)
@@ -157,10 +158,15 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
                     workers, digest, average)
 
 
-def _log_evaluation(loaders: DataLoaders) -> None:
-    if not any(test.has_truth for test in loaders.test.values()):
-        reason = loaders.no_test_reason or f"{loaders.measured_on} has no ground truth"
-        logger.info("no evaluation during training: %s", reason)
+def choose_evaluations(loaders: DataLoaders) -> None:
+    """Leave out what cannot be measured on, and say what is measured on; known from the lists alone."""
+    truths, everything = truths_of(loaders.test), loaders.measured_on
+    obstacles = warn_of_obstacles(truths)
+    loaders.test = {domain: loaders.test[domain] for domain in truths if domain not in obstacles}
+    if not loaders.test:
+        why = "; ".join(f"{domain}: {obstacle}" for domain, obstacle in obstacles.items())
+        loaders.no_test_reason = loaders.no_test_reason or why or f"{everything} has no ground truth"
+        logger.info("no evaluation during training%s", "" if why else f": {loaders.no_test_reason}")
         return
     logger.info("evaluation during training measures on %s", loaders.measured_on)
     if not loaders.on_validation:
