@@ -46,6 +46,13 @@ class Truth:
         """Queries that have a match to find."""
         return int(np.count_nonzero(count_matches(**vars(self))))
 
+    def same_file_within(self, rows: slice, images: np.ndarray) -> np.ndarray:
+        """`same_file` of the queries `rows` and the gallery images [n], ascending, counted within these."""
+        queries, places = self.same_file.T
+        queries, at = queries - rows.start, images.searchsorted(places)
+        kept = (queries >= 0) & (queries < rows.stop - rows.start) & np.isin(places, images)
+        return np.stack([queries[kept], at[kept]], axis=1)
+
     def find_obstacle(self) -> str:
         """Why nothing can be measured, and what cures it; "" if a query has a match."""
         if self.num_valid():

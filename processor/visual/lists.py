@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from processor.evaluation.ranking import accumulate, final_streams
-from processor.evaluation.sources import DomainSource, Truth
+from processor.evaluation.ranking import accumulate, final_streams, truth_of
+from processor.evaluation.sources import DomainSource
+from processor.evaluation.truth import Truth
 from processor.retrieval.distance import Block, top_k
 from processor.retrieval.ensemble import sum_blocks
 from processor.retrieval.metrics import RankAccumulator, RankResult
@@ -66,7 +67,7 @@ class RankedLists:
         protocol leaves the entry out) or UNKNOWN (no truth).
     ends: [Q, 2] the nearest counted gallery picture of another (0) and of the same person (1), -1: there is none.
     end_distances: [Q, 2] theirs.
-    result: the figures, None without truth.
+    result: the figures, None without truth or if no query has a match.
     """
 
     domain: str
@@ -107,7 +108,9 @@ def rank_lists(domain: str, sources: Sequence[DomainSource], weights: Sequence[f
         top: counted entries of a list; what is left out stands between them, up to as many again.
         k: of the figures, as the run was tested.
     """
-    first, truth = sources[0], next((source.truth for source in sources if source.truth), None)
+    first, truth = sources[0], truth_of(domain, sources)
+    if truth and truth.find_obstacle():
+        truth = None  # no figures
     num_query = len(first.query_names)
     blocks = sum_blocks([source.streams[name]() for source, name in zip(sources, final_streams(sources), strict=True)],
                         weights)
@@ -128,6 +131,8 @@ def pair_kinds(truth: Truth, rows: np.ndarray, images: np.ndarray) -> tuple[np.n
     """Whether gallery images [R, n] show the person of the queries `rows` [R], and whether they do not count."""
     same = truth.g_pids[images] == truth.q_pids[rows, None]
     dropped = truth.drop_same_camera & same & (truth.g_camids[images] == truth.q_camids[rows, None])
+    for query, image in truth.same_file[np.isin(truth.same_file[:, 0], rows)]:
+        dropped |= (rows[:, None] == query) & (images == image)
     return same, dropped
 
 
@@ -168,7 +173,7 @@ class _Walk:
         """[R] the AP of queries in a part of the gallery; NaN without a match there."""
         truth = self.truth
         part = RankAccumulator(truth.q_pids[rows], truth.g_pids[images], truth.q_camids[rows], truth.g_camids[images],
-                               drop_same_camera=truth.drop_same_camera)
+                               drop_same_camera=truth.drop_same_camera, same_file=truth.same_file_within(rows, images))
         part.update(slice(0, len(distances)), distances)
         try:
             return part.result().ap
