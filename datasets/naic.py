@@ -39,9 +39,11 @@ from datasets.bases import (
     Reference,
     ReIDData,
     Sample,
+    format_names,
 )
-from datasets.files.images import is_safe_path, list_images
+from datasets.files.images import is_safe_path, list_images, printable, report_others
 from datasets.sets.domains import DOMAINS, PARTS
+from datasets.sets.naic_downloads import describe_downloads
 from datasets.sets.naic_lists import REPEATED, read_list
 from datasets.sets.naic_test import read_domains, read_truth
 from datasets.sets.numbering import NamedImage, SetImage, class_indices, drop_singles, number_training
@@ -161,7 +163,7 @@ def data_root(root: str | os.PathLike) -> Path:
         return root
     raise FileNotFoundError(
         f"no NAIC data in {root}: expected a folder {FOLDER}/ there, or {known[0]}/, … or a test folder in it; "
-        "set DATASETS.ROOT_DIR to the folder that holds MyDataSet/")
+        f"set DATASETS.ROOT_DIR to the folder that holds MyDataSet/{describe_downloads(root)}")
 
 
 # -------------------------------------------------------------------------------------------------------- training
@@ -209,15 +211,15 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
     lists, missing = [], []
     for train_set in train_sets:
         folder = data / train_set.folder
-        raw = folder / train_set.list_file
+        raw = raw_list(folder, train_set)
         cleaned = cleaned_lists(data, train_set, derived)
         path = cleaned[0] if cleaned else raw
         if not folder.is_dir():
             missing.append(f"no folder {folder}")
         elif not (folder / train_set.images).is_dir():
-            missing.append(f"no image folder {folder / train_set.images}")
+            missing.append(f"no image folder {folder / train_set.images}{_beside(folder)}")
         elif not path.is_file():
-            missing.append(f"no list {raw}")
+            missing.append(f"no list {raw}{_beside(folder)}")
         else:
             lists.append((train_set, folder, path))
         if path != raw:
@@ -227,8 +229,19 @@ def _find_lists(data: Path, train_sets: list[TrainSet], derived: Path | None) ->
     if missing:
         there = [name for name, train_set in TRAIN_SETS.items() if (data / train_set.folder).is_dir()]
         raise FileNotFoundError("NAIC training data is missing: " + "; ".join(missing) + ". Put it there, or name the "
-                                f"sets you have in DATASETS.TRAIN_SETS (folders there: {there}; [] means all four)")
+                                f"sets you have in DATASETS.TRAIN_SETS (folders there: {there}; [] means all four)"
+                                f"{describe_downloads(data)}")
     return lists
+
+
+def _beside(folder: Path) -> str:
+    return f" (there: {format_names(printable(path.name) for path in folder.iterdir()) or 'nothing'})"
+
+
+def raw_list(folder: Path, train_set: TrainSet) -> Path:
+    """The list that came with a set: its `list_file`, or, where that is missing, label.txt, as NAIC 2020 called it."""
+    path, downloaded = folder / train_set.list_file, folder / UNLABEL.list_file
+    return downloaded if downloaded.is_file() and not path.is_file() else path
 
 
 def cleaned_lists(data: Path, train_set: TrainSet, derived: Path | None) -> list[Path]:
@@ -278,7 +291,7 @@ def find_test_parts(folder: Path) -> list[Path]:
     for part in PARTS:
         if not (folder / part).is_dir():
             raise FileNotFoundError(f"no test folder {folder / part}; put query/ and gallery/ into {folder}, or set "
-                                    "DATASETS.TEST_DIR to the folder that has them")
+                                    f"DATASETS.TEST_DIR to the folder that has them{describe_downloads(folder.parent)}")
     return [folder / part for part in PARTS]
 
 
@@ -287,7 +300,9 @@ def _load_test(data: Path, test_dir: str, derived: Path | None) -> dict[str, Que
     if not is_safe_path(test_dir):
         raise ValueError(f"DATASETS.TEST_DIR={test_dir!r} must be the name of a folder inside {data}")
     folder = data / test_dir
-    images = {part.name: list_images(part) for part in find_test_parts(folder)}
+    others: list[str] = []
+    images = {part.name: list_images(part, others) for part in find_test_parts(folder)}
+    report_others(str(folder), others)
     domains = read_domains(folder, images, derived)
     truth = read_truth(data, folder, images)
     number_of = class_indices(pid for pid, _ in truth.values())

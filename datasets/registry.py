@@ -1,10 +1,10 @@
 """Data sets by name, several of them together, and where their images lie.
 
 A text such as DATASETS.NAMES is a name or several with `+` between them: `naic`, a set of datasets.sets.public, or a
-set that a user made: `tree:FOLDER` and `csv:FILE`, below the root (see datasets.sets.custom; `tree` and `csv` alone are
-`tree:tree` and `csv:data.csv`). A pseudo-labelled set (DATASETS.USE_UNLABEL) may stand beside them. Nothing about a set
-depends on what it is combined with but class indices and cameras: keys and identities of NAIC begin with its
-folders' names, those of any other set with that set's name.
+set that a user made: `tree:FOLDER` and `csv:FILE`, below the root (datasets.sets.tree, csv_list; `tree` and `csv`
+alone are `tree:tree` and `csv:data.csv`). A pseudo-labelled set (DATASETS.USE_UNLABEL) may stand beside them. Nothing
+about a set depends on what it is combined with but class indices and cameras: keys and identities of NAIC begin with
+its folders' names, those of any other set with that set's name.
 
 A new kind of set is a file with two functions, and a line of DATASETS.
 """
@@ -21,7 +21,7 @@ from typing import NamedTuple
 from datasets.bases import UNKNOWN_CAMID, Places, Reference, ReIDData, format_names
 from datasets.files.images import FileSource, FolderSource, MountedSource, is_safe_path
 from datasets.naic import TRAIN_SETS, UNLABEL, data_root, load_naic, load_unlabel, unlabel_folder
-from datasets.sets.custom import DEFAULT_PLACES, csv_folder, load_csv, load_tree, tree_folder
+from datasets.sets import csv_list, tree
 from datasets.sets.domains import DOMAINS
 from datasets.sets.numbering import NamedImage, number_training
 from datasets.sets.public import LAYOUTS, load_public, public_folder
@@ -46,10 +46,11 @@ PSEUDO = Reference(UNLABEL.folder, UNLABEL.folder)  # DATASETS.USE_UNLABEL
 DATASETS: dict[str, DatasetEntry] = {
     "naic": DatasetEntry(load_naic, lambda _, places: data_root(places.root_of("naic"))),
     **dict.fromkeys(LAYOUTS, DatasetEntry(load_public, public_folder)),
-    "tree": DatasetEntry(load_tree, tree_folder),
-    "csv": DatasetEntry(load_csv, csv_folder),
+    "tree": DatasetEntry(tree.load_tree, tree.tree_folder),
+    "csv": DatasetEntry(csv_list.load_csv, csv_list.csv_folder),
     PSEUDO.kind: DatasetEntry(load_unlabel, unlabel_folder),
 }
+DEFAULT_PLACES = {"tree": tree.DEFAULT_PLACE, "csv": csv_list.DEFAULT_PLACE}
 # Names that stand for something else in keys, identities or evaluations.
 _TAKEN = {"naic", *LAYOUTS, *DOMAINS, VALIDATION, "all", UNLABEL.folder, *(row.folder for row in TRAIN_SETS.values())}
 
@@ -80,12 +81,14 @@ def _parse_name(text: str, whole: str, key: str) -> Reference:
                          "several are joined with +")
     if kind not in DEFAULT_PLACES:
         return Reference(kind, kind)
+    place = re.sub(r"^(?:\./+)+|/+$", "", place)  # ./people/ is people
     if colon and not is_safe_path(place):
-        raise ValueError(f"{key}={whole!r}: {place!r} must be a path below DATASETS.ROOT_DIR, with forward slashes")
-    name = PurePosixPath(place).name.removesuffix(".csv") if colon else kind
-    if name in _TAKEN or not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"{key}={whole!r}: a set cannot be called {name!r}; rename {place!r} to letters, digits, '_', "
-                         "'-' and '.' that are no other set's name")
+        raise ValueError(f"{key}={whole!r}: {place!r} must be a path below DATASETS.ROOT_DIR, with forward slashes "
+                         f"({kind} alone is {DEFAULT_PLACES[kind]} there)")
+    name = re.sub(r"(?i)\.csv$", "", PurePosixPath(place).name) if colon else kind
+    if name in _TAKEN or not re.fullmatch(r"\w[\w .()-]*", name):
+        raise ValueError(f"{key}={whole!r}: a set cannot be called {name!r}; rename {place!r} to letters, digits, "
+                         "blanks, '_', '-', '.' and brackets that are no other set's name")
     return Reference(kind, name, place if colon else DEFAULT_PLACES[kind])
 
 

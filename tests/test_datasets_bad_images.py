@@ -20,7 +20,7 @@ from datasets.make_dataloader import make_dataloader
 from processor.trainer import do_train
 from utils.process import LostWorker
 
-GIF = b"GIF89a\1\0\1\0\x80\0\0\xff\xff\xff\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+HEIC = b"\0\0\0 ftypheic" + bytes(99)
 
 
 @pytest.fixture
@@ -41,7 +41,8 @@ def epoch_of(loaders, epoch: int = 1, start_batch: int = 0) -> list:
 
 def damage(data: Path, keys: list[str]) -> None:
     """Each file in another way; the bytes of a PNG stay for what is left of it."""
-    ways = [lambda file: file[: len(file) // 2], lambda file: b"", lambda file: GIF, lambda file: file[:40] + file[41:]]
+    ways = [lambda file: file[: len(file) // 2], lambda file: b"", lambda file: HEIC,
+            lambda file: file[:40] + file[41:]]
     for number, key in enumerate(keys):
         path = data / "MyDataSet" / key
         path.write_bytes(ways[number % len(ways)](path.read_bytes()))
@@ -188,7 +189,7 @@ def test_a_bad_test_image_leaves_out_the_evaluations_of_a_training_that_asked_to
 
 
 def test_planted_faults_do_not_stop_a_training_that_asked_to_skip(data, caplog):
-    """Cut, empty, a GIF, damaged, in the list a path that leaves the folder and an image that is not there; a picture
+    """Cut, empty, a HEIC, damaged, in the list a path that leaves the folder and an image that is not there; a picture
     of one pixel, one of 16 bits, a Chinese name, CRLF and a byte-order mark are no faults."""
     keys = [sample.key for sample in loaders_of(data).data.train]
     chosen = keys[::7]

@@ -1,11 +1,14 @@
 """Reading and decoding: whole images of any kind become 8-bit RGB, broken ones an error with a name."""
+import io
 import os
+import re
 import struct
 import zlib
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets.files import images, jpeg
 from datasets.files.images import BadImage, FolderSource, decode, is_safe_path, list_images, resize
@@ -37,7 +40,7 @@ def png(header: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------------- decoding
-@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pnm"])
 def test_channels_come_in_rgb_order(rgb, suffix):
     decoded = decode(encode(rgb, suffix))
     assert decoded.dtype == np.uint8
@@ -45,7 +48,7 @@ def test_channels_come_in_rgb_order(rgb, suffix):
     np.testing.assert_array_equal(decoded, rgb)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tif"])
 def test_channels_exchanged_by_the_decoder_are_those_exchanged_after(rgb, suffix, monkeypatch):
     """Older versions of OpenCV decode to BGR alone."""
     for image in (rgb, rgb[..., 0], rgb.astype(np.uint16) * 200):
@@ -55,6 +58,37 @@ def test_channels_exchanged_by_the_decoder_are_those_exchanged_after(rgb, suffix
             after = decode(data, (20, 30))
             monkeypatch.undo()
             np.testing.assert_array_equal(decode(data, (20, 30)), after)
+
+
+def saved(image: np.ndarray, kind: str, **options) -> bytes:
+    """A picture as Pillow writes it."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_of_a_gif_the_first_frame_is_read(rgb, old, monkeypatch):
+    frame = np.repeat(rgb[..., :1] // 64 * 64, 3, 2)  # few colours, so that nothing is lost
+    data = saved(frame, "GIF", save_all=True, append_images=[Image.fromarray(255 - frame)])
+    if old:  # OpenCV before 4.11 decodes to BGR alone, and no GIF
+        monkeypatch.setattr(images, "_WHOLE", cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(decode(data), frame)
+    red = saved(np.full((8, 4, 3), (255, 0, 0), np.uint8), "GIF")
+    assert decode(red, (4, 2)).tolist() == [[[255, 0, 0]] * 2] * 4
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}])
+def test_a_tiff_is_read_however_it_is_compressed(rgb, options):
+    np.testing.assert_array_equal(decode(saved(rgb, "TIFF", **options)), rgb)
+
+
+def test_every_suffix_of_an_image_is_of_a_kind_that_is_decoded(rgb):
+    kinds = {".jpe": "JPEG", ".jfif": "JPEG", ".jp2": "JPEG2000", ".j2k": "JPEG2000", ".gif": "GIF", ".dib": "BMP"}
+    for suffix in images.IMAGE_SUFFIXES:
+        grey = np.ascontiguousarray(rgb[..., 0]) if suffix in (".pgm", ".pbm") else rgb
+        data = saved(grey, kinds[suffix]) if suffix in kinds else encode(grey, suffix)
+        assert decode(data, (20, 10), suffix).shape == (20, 10, 3)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
@@ -104,7 +138,8 @@ GIF = (b"GIF89a\1\0\1\0\x80\0\0\xff\xff\xff\0\0\0"  # one white pixel
 
 
 @pytest.mark.parametrize(("data", "problem"), [
-    (b"", "empty"), (GIF, "GIF"), (b"<html>not found</html>", "not a PNG"), (b"\x89PNG\r\n\x1a\n", "cut off"),
+    (b"", "empty"), (GIF[:30], "cannot be decoded"), (b"\0\0\0 ftypheic", "HEIC"),
+    (b"<html>not found</html>", "not a PNG"), (b"\x89PNG\r\n\x1a\n", "cut off"),
     (b"\xff\xd8\xff", "cut off"), (b"BM", "cannot be decoded"),
 ])
 def test_what_is_no_image_is_named(data, problem):
@@ -112,18 +147,19 @@ def test_what_is_no_image_is_named(data, problem):
         decode(data, (8, 4), "query/a.png")
 
 
-END_MARKS = {".png": 12, ".jpg": 2, ".bmp": 0, ".webp": 0}  # bytes that say no more than that the file ends
+# Bytes that say no more than that the file ends.
+END_MARKS = {".png": 12, ".jpg": 2, ".bmp": 0, ".webp": 0, ".tif": 0, ".ppm": 0, ".jp2": 0}
 
 
 @pytest.mark.parametrize("suffix", END_MARKS)
 def test_every_cut_file_is_refused(rgb, suffix, capfd):
     """OpenCV may return such a picture with a grey lower half; its last byte counts, too."""
-    data = encode(rgb, suffix)
+    data = saved(rgb, "JPEG2000") if suffix == ".jp2" else encode(rgb, suffix)
     end = len(data) - END_MARKS[suffix]
     for length in {*range(1, end, max(1, len(data) // 40)), end - 1}:
         with pytest.raises(BadImage, match=r"^x\.png: "):
             decode(data[:length], None, "x.png")
-    assert "rror" not in capfd.readouterr().err or suffix == ".bmp"
+    assert "rror" not in capfd.readouterr().err or suffix in (".bmp", ".tif", ".ppm", ".jp2")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -332,10 +368,38 @@ def test_folder_source_needs_a_folder(tmp_path):
 
 
 def test_only_images_are_listed_and_sorted(tmp_path):
-    for name in ("b.PNG", "a.jpg", "c.jpeg", "d.bmp", "e.webp", ".hidden.png", "notes.txt", "Thumbs.db", "f.gif"):
+    for name in ("b.PNG", "a.jpg", "c.jpeg", "d.bmp", "e.webp", ".hidden.png", "notes.txt", "Thumbs.db", "f.heic"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert list_images(tmp_path) == ["a.jpg", "b.PNG", "c.jpeg", "d.bmp", "e.webp"]
+    others = []
+    assert list_images(tmp_path, others) == ["a.jpg", "b.PNG", "c.jpeg", "d.bmp", "e.webp"]
+    assert sorted(others) == ["f.heic", "folder.png/", "notes.txt"]
     (tmp_path / "z.png").symlink_to(tmp_path.parent / "outside.png")
     with pytest.raises(ValueError, match=r"z\.png: is a link that leads out"):
         list_images(tmp_path)
+
+
+def test_images_below_a_folder_are_found_and_links_to_it_are_not_followed_for_ever(tmp_path):
+    for name in ("a.jpg", "cam1/b.jpg", "cam1/day/c.tif", "cam1/.hidden/d.jpg", "__MACOSX/._a.jpg", "cam2/x.heic"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "cam1" / "up").symlink_to(tmp_path)
+    others = []
+    assert sorted(images.scan_images(tmp_path, True, others)) == [("a.jpg", ""), ("cam1/b.jpg", ""),
+                                                                  ("cam1/day/c.tif", "")]
+    assert others == ["cam2/x.heic"]
+    (tmp_path / "out").symlink_to(tmp_path.parent)
+    assert ("out", "is a link that leads out of its folder; put the folder itself there") in images.scan_images(
+        tmp_path, deep=True)
+
+
+@pytest.mark.parametrize(("name", "printed", "problem"), [
+    ("张三.jpg".encode("gbk"), r"\xd5\xc5\xc8\xfd.jpg", "is not UTF-8 .*convmv -f gbk"),
+    (b"a\nb.jpg", r"a\nb.jpg", "line break"), (b"a\x1b[1m.jpg", r"a\x1b[1m.jpg", "control character"),
+    (b"a\\b.jpg", r"a\b.jpg", "backslash"),
+])
+def test_a_name_that_cannot_be_a_key_is_printable_in_its_error(name, printed, problem, tmp_path):
+    (tmp_path / os.fsdecode(name)).touch()
+    with pytest.raises(ValueError, match=f"(?s)1 problem\n.*{re.escape(printed)}: .*{problem}") as error:
+        list_images(tmp_path)
+    assert str(error.value).encode("utf-8").count(b"\n") == 1

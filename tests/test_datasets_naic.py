@@ -172,7 +172,7 @@ def test_pid_zero_and_a_very_long_pid_are_pids(root):
     ("none.png:7", "no such image: 'none.png' in {images}"),
     ("a.png/b.png:7", "no such image (Not a directory): 'a.png/b.png' in {images}"),
     ("sub/b.png:7", "no such image (No such file or directory): 'sub/b.png' in {images}"),
-    ("A.png:7", "no such image: 'A.png' in {images}"),
+    ("A.png:7", "no such image (there is 'a.png'): 'A.png' in {images}"),
     ("a.png:8", "'a.png' is identity 8 here and identity 7 in line 1"),
 ])
 def test_a_wrong_line_is_named_with_its_place(root, line, problem):
@@ -375,6 +375,42 @@ def test_a_missing_image_folder_is_named_once(root):
     (root / "MyDataSet/train_2020_cs/images").rename(root / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"no image folder .*images"):
         load_naic(root, parts=("train",))
+
+
+def test_the_list_of_a_download_is_read_where_there_is_no_other(root):
+    folder, wanted = root / "MyDataSet/train_2020_fs", load_naic(root, parts=("train",))
+    (folder / "train_list.txt").rename(folder / "label.txt")
+    assert load_naic(root, parts=("train",)) == wanted
+    write_list(root, "a.png:1\nb.png:1\n", "2020_fs")
+    assert load_one(root, "2020_fs") == [("a.png", "train_2020_fs_1"), ("b.png", "train_2020_fs_1")]
+
+
+@pytest.mark.parametrize(("paths", "parts", "hint"), [
+    (("train/images/a.png", "train/label.txt"), "train", "train/ is a training set of NAIC 2020: call it train_2020_c"),
+    (("images/a.png", "label.txt"), "train", "download/ is a training set of NAIC 2020: call it"),
+    (("train/train/a.png", "train/train_list.txt"), "train", "train/ is a training set of NAIC 2019, as DMT had it"),
+    (("image_A/query/a.png", "image_A/gallery/a.png"), "test", "image_A/ is a test folder: DATASETS.TEST_DIR image_A"),
+    (("test/query_a/a.png", "test/gallery_a/a.png", "test/query_a_list.txt"), "test",
+     "test/ holds a test set: call query_a/ query/ and gallery_a/ gallery/, and set DATASETS.TEST_DIR test"),
+    (("query_b/a.png", "gallery_b/a.png"), "test", "call query_b/ query/"),
+    (("bounding_box_train/a.png",), "train", "there is bounding_box_train/"),
+    ((), "train", "there is nothing"),
+])
+def test_a_download_is_told_what_to_be_called(paths, parts, hint, tmp_path):
+    (tmp_path / "download").mkdir()
+    for path in paths:
+        (tmp_path / "download" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "download" / path).touch()
+    with pytest.raises(FileNotFoundError) as error:
+        load_naic(tmp_path / "download", (parts,))
+    assert hint in str(error.value)
+
+
+def test_what_a_test_folder_holds_beside_images_is_counted(root, caplog):
+    for name in ("a.heic", "more", "Thumbs.db"):
+        (root / "MyDataSet/image_B_v1_1/query" / name).touch()
+    load_naic(root, ("test",))
+    assert "image_B_v1_1: passed over 1 .heic, 1 without suffix: a.heic, more" in caplog.text
 
 
 def test_an_unknown_set_is_answered_with_the_choices(root):

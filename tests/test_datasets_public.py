@@ -331,3 +331,17 @@ def test_a_link_that_leaves_the_set_is_refused(tmp_path):
     (folder / "test" / "0000").symlink_to(outside)
     with pytest.raises(ValueError, match="a link leads out of it"):
         load_kind("msmt17", tmp_path)
+
+
+def test_what_lies_beside_a_sets_pictures_is_named_and_warned_of_if_it_may_be_one(tmp_path, caplog):
+    home = write_set(tmp_path, "market1501")
+    with caplog.at_level("INFO"):
+        (home / "query/readme.txt").touch()
+        load_kind("market1501", tmp_path)
+        (home / "query/more").mkdir()
+        (home / "query/0002_c1s1_000451_03.heic").touch()
+        load_kind("market1501", tmp_path)
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records if "passed over" in record.message]
+    assert lines == [("INFO", f"{home}/query: passed over 1 .txt: readme.txt"),
+                     ("WARNING", f"{home}/query: passed over 1 .heic, 1 folder, 1 .txt: 0002_c1s1_000451_03.heic, "
+                                 "more/, readme.txt")]

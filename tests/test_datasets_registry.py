@@ -11,7 +11,9 @@ from datasets.bases import Places, Reference
 from datasets.files.images import FolderSource, MountedSource
 from datasets.naic import unlabel_folder
 from datasets.registry import DATASETS, PSEUDO, DatasetEntry, combine, load_sets, open_folders, parse_names, parse_roots
+from datasets.sets.domains import split_domains
 from datasets.sets.numbering import number_training
+from datasets.sets.unlabelled import find_unlabelled
 
 
 def load(names, root, parts=("train", "test"), **places):
@@ -67,12 +69,67 @@ def root(tiny_data, tmp_path):
     return tmp_path
 
 
+GBK = os.fsdecode("张三".encode("gbk"))  # as a Windows archive unpacks it
+
+
+def rename(path):
+    return path.rename(path.with_name(f"{GBK}{path.suffix}"))
+
+
+NOT_UTF8 = {
+    "a picture of a tree": lambda root: rename(root / "people/1/1.jpg") and load("tree:people", root, ("train",)),
+    "a person of a tree": lambda root: rename(root / "people/1") and load("tree:people", root, ("train",)),
+    "a folder below a person": lambda root: (root / "people/1" / GBK).mkdir() or load("tree:people", root, ("train",)),
+    "a picture of a CSV": lambda root: rename(root / "people/1/1.jpg") and load("csv:people.csv", root, ("train",)),
+    "a folder of a CSV": lambda root: rename(root / "people/1") and load("csv:people.csv", root, ("train",)),
+    "Market-1501": lambda root: (root / f"Market-1501-v15.09.15/query/{GBK}.jpg").touch() or load("market1501", root),
+    "a picture of an MSMT17 list": lambda root: rename(next(write_set(root, "msmt17").glob("train/0000/*"))) and load(
+        "msmt17", root),
+    "a picture of a NAIC list": lambda root: rename(next(own_naic(root).glob("train_2020_cs/images/*"))) and load(
+        "naic", root, ("train",), train_sets=["2020_cs"]),
+    "NAIC's test folder": lambda root: rename(next(own_naic(root).glob("image_B_v1_1/query/*.png"))) and load(
+        "naic", root, ("test",)),
+    "a pseudo-labelled set": lambda root: rename(next(labelled(root / "unlabel").glob("images/*"))) and load_sets(
+        [PSEUDO], Places(root, unlabel_dir=root / "unlabel"), ("train",)),
+    "a folder without labels": lambda root: rename(root / "people/1/1.jpg") and find_unlabelled(
+        [], [root / "people/1"]),
+    "splitting domains": lambda root: rename(root / "people/1/1.jpg") and split_domains(
+        root / "people/1", root / "people/2", root),
+}
+
+
+def own_naic(root):
+    (root / "MyDataSet").unlink()
+    for folder in ("train_2020_cs/images", "image_B_v1_1/query", "image_B_v1_1/gallery"):
+        for name in ("a.png", "b.png"):
+            write_image(root / "MyDataSet" / folder / name, 1)
+    (root / "MyDataSet/train_2020_cs/train_list.txt").write_text("a.png:1\nb.png:1\n")
+    return root / "MyDataSet"
+
+
+@pytest.mark.parametrize("reader", NOT_UTF8)
+def test_a_name_that_is_not_utf8_is_named_with_the_cure_when_a_set_is_read(reader, root):
+    with pytest.raises(ValueError, match=r"\\xd5\\xc5\\xc8\\xfd.* is not UTF-8 .*convmv -f gbk") as error:
+        NOT_UTF8[reader](root)
+    str(error.value).encode("utf-8")  # it can be printed
+
+
 # ------------------------------------------------------------------ names
 def test_names_are_joined_with_plus():
     assert parse_names("naic + market1501+tree:shots/2020+csv:lists/mine.csv+tree") == [
         Reference("naic", "naic"), Reference("market1501", "market1501"), Reference("tree", "2020", "shots/2020"),
         Reference("csv", "mine", "lists/mine.csv"), Reference("tree", "tree", "tree")]
     assert parse_names("csv") == [Reference("csv", "csv", "data.csv")]
+
+
+@pytest.mark.parametrize(("text", "name", "place"), [
+    ("tree:people/", "people", "people"), ("tree:./people", "people", "people"),
+    ("tree:my people", "my people", "my people"), ("tree:数据/人员 1", "人员 1", "数据/人员 1"),
+    ("tree:people (2)", "people (2)", "people (2)"),
+    ("csv:./lists/My List.CSV", "My List", "lists/My List.CSV"),
+])
+def test_a_folder_may_be_called_as_people_call_folders(text, name, place):
+    assert parse_names(text) == [Reference(text.split(":")[0], name, place)]
 
 
 @pytest.mark.parametrize(("text", "fault"), [
@@ -83,7 +140,8 @@ def test_names_are_joined_with_plus():
     ("tree:market1501", "cannot be called 'market1501'"), ("tree:train_2019_cs", "cannot be called 'train_2019_cs'"),
     ("tree:green", "cannot be called 'green'"), ("csv:all.csv", "cannot be called 'all'"),
     ("unlabel", "'unlabel' is not one of csv,"), ("tree:unlabel", "cannot be called 'unlabel'"),
-    ("tree:my photos", "cannot be called 'my photos'"),
+    ("tree:my/photos!", "cannot be called 'photos!'"), ("tree:./", "must be a path below"),
+    ("tree:人\udcc8", r"cannot be called '人\\udcc8'"),
 ])
 def test_a_bad_name_is_refused_with_the_key_that_holds_it(text, fault):
     with pytest.raises(ValueError, match=f"DATASETS.TEST_NAMES=.*{fault}"):

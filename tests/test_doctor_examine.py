@@ -91,7 +91,8 @@ FAULTS = {
     "an empty file": (lambda d: overwrite(d, b""), "truncated image", "the file is empty"),
     "a byte changed": (lambda d: overwrite(d, image(d)[:200] + bytes([image(d)[200] ^ 1]) + image(d)[201:]),
                        "unreadable image", "the PNG file is damaged"),
-    "a GIF named .png": (lambda d: overwrite(d, b"GIF89a" + bytes(40)), "unreadable image", "a GIF file"),
+    "a GIF that is damaged": (lambda d: overwrite(d, b"GIF89a" + bytes(40)), "unreadable image", "cannot be decoded"),
+    "a HEIC named .png": (lambda d: overwrite(d, b"\0\0\0 ftypheic" + bytes(40)), "unreadable image", "(HEIC, "),
     "a text named .png": (lambda d: overwrite(d, b"<html>404"), "unreadable image", "it begins with b'<html>40'"),
     "a missing image": (lambda d: (images_of(d, "2020_cs") / "7_1.png").unlink(), "missing image",
                         "train_2020_cs/train_list.txt:5: no such image: '7_1.png'"),
@@ -120,7 +121,7 @@ FAULTS = {
     "a domain list without an image": (lambda d: [(d / f"image_B_v1_1/query_{domain}.txt").write_text("") for domain in
                                                   ("green", "normal")], "wrong truth", "in neither list"),
     "a test image with a line break in its name":
-        (lambda d: (d / "image_B_v1_1/gallery/a\nb.png").write_bytes(image(d)), "bad name", "has a line break"),
+        (lambda d: (d / "image_B_v1_1/gallery/a\nb.png").write_bytes(image(d)), "bad name", "a line break or"),
     "a 1x1 image": (lambda d: overwrite(d, png(picture(1)[:1, :1])), "odd size",
                     "7_1.png: 1 x 1 pixels, where 32 x 64 is usual"),
     "a picture lying on its side": (lambda d: overwrite(d, png(picture(999, 32, 64))), "odd size", "64 x 32 pixels"),

@@ -31,6 +31,8 @@ def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     ("PNG", "LA", "PNG", "grey with alpha"), ("PNG", "P", "PNG", "palette"), ("PNG", "1", "PNG", "black and white"),
     ("PNG", "I;16", "PNG", "16-bit grey"), ("JPEG", "RGB", "JPEG", "RGB"), ("JPEG", "L", "JPEG", "grey"),
     ("JPEG", "CMYK", "JPEG", "CMYK"), ("BMP", "RGB", "BMP", "RGB"), ("BMP", "P", "BMP", "palette"),
+    ("TIFF", "RGB", "TIFF", "RGB"), ("TIFF", "L", "TIFF", "grey"), ("GIF", "P", "GIF", "palette"),
+    ("PPM", "RGB", "PNM", "RGB"), ("JPEG2000", "RGB", "JPEG 2000", "RGB"),
 ])
 def test_a_header_tells_format_size_and_mode(kind, mode, format, description):
     image = Image.fromarray(np.zeros((7, 5), np.uint16)) if mode == "I;16" else Image.new(mode, (5, 7))
@@ -55,7 +57,7 @@ def test_a_header_that_is_cut_off_or_of_another_kind_is_unknown_and_no_error():
     for data in (saved(Image.new("RGB", (5, 7)), kind) for kind in ("PNG", "JPEG", "BMP", "WEBP")):
         for length in range(40):
             read_header(data[:length])
-    assert read_header(saved(Image.new("P", (5, 7)), "GIF")) == read_header(b"") == ("unknown", 0, 0, "unknown")
+    assert read_header(b"GIF89a") == read_header(b"P6 ") == read_header(b"") == ("unknown", 0, 0, "unknown")
 
 
 # ---------------------------------------------------------------------------------------------------------- records

@@ -1,25 +1,40 @@
 """From a key to pixels: where image files lie, what is in a folder, and decoding."""
 from __future__ import annotations
 
+import io
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 
+from datasets.bases import Problems, format_names
 from datasets.files import jpeg, png
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm",
+                  ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
+# What a file manager or an archiver leaves in a folder, beside hidden files; nobody misses it.
+_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
+_QUIET = {".txt", ".md", ".db", ".ini", ".log", ".csv", ".json", ".xml", ".mat", ".yml", ".yaml"}  # no pictures
 
 # A component that is empty (so is the first of an absolute path), '.' or '..', or begins with a drive letter; a
 # backslash; NUL. The same on every system, so that a list that is good on one machine is good on another.
 _UNSAFE = re.compile(r"(?:.*/)?(?:[A-Za-z]:|\.{0,2}(?:/|\Z))|.*[\\\0]", re.DOTALL)
 # In OpenCV 4.11 and newer decoders give RGB themselves: a sixth of a JPEG's time less than exchanging channels after.
 _WHOLE = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
+_GIF = (b"GIF87a", b"GIF89a")
+# Of these OpenCV (from 4.7 on) refuses what is cut off by itself: TIFF, PNM, JPEG 2000 as a file and as a bare stream.
+_SELF_CHECKED = (b"II*\0", b"MM\0*", *(b"P%d%c" % (kind, blank) for kind in range(1, 7) for blank in b" \t\r\n"),
+                 b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+KINDS = "PNG, JPEG, BMP, WebP, TIFF, GIF, JPEG 2000 or PNM"
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
+
+logger = logging.getLogger(__name__)
 
 
 class BadImage(ValueError):
@@ -100,41 +115,103 @@ def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
     return real == base or real.startswith(os.path.join(base, ""))
 
 
-def list_images(folder: str | os.PathLike) -> list[str]:
-    """Sorted names of the image files in a folder, not below it; hidden files and other suffixes are passed over.
+def name_problem(name: str) -> str:
+    """Why the name of a file or folder cannot be part of a key, or ""."""
+    if not (name.isascii() and name.isprintable()):
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            return ("its name is not UTF-8 (an archive from Windows?); rename it, or all at once: "
+                    "convmv -f gbk -t utf-8 -r --notest FOLDER")
+        if any(character < " " or character == "\x7f" for character in name):
+            return "a name may not hold a line break or another control character; rename it"
+    return "" if is_safe_path(name) else "a name may not hold a backslash or begin like a drive; rename it"
 
+
+def printable(name: str) -> str:
+    """A file name for a message: bytes that are not UTF-8, line breaks and the like as escapes."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def is_hidden(name: str) -> bool:
+    """True: a file or folder that is no part of any set: hidden, or left by a file manager or an archiver."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def list_images(folder: str | os.PathLike, others: list[str] | None = None) -> list[str]:
+    """Sorted names of the image files in a folder, not below it; hidden files are passed over.
+
+    Args:
+        others: gets the names of what else is passed over, see `scan_images`.
     Raises:
         OSError: there is no such folder.
-        ValueError: an image is a link that leaves the folder, or its name cannot be part of a key.
+        ValueError: images are links that leave the folder, or their names cannot be part of a key (all).
     """
-    names = []
-    for name, problem in scan_images(folder):
+    names, problems = [], Problems()
+    for name, problem in sorted(scan_images(folder, others=others)):
         if problem:
-            raise ValueError(f"{os.path.join(folder, name)}: {problem}")
+            problems.add(f"{os.path.join(folder, name)}: {problem}")
         names.append(name)
-    return sorted(names)
+    problems.raise_if_any(f"images in {folder}")
+    return names
 
 
-def scan_images(folder: str | os.PathLike) -> Iterator[tuple[str, str]]:
-    """(name, "") of each image file in a folder, in no order, or (name, problem) if it is refused.
+def scan_images(folder: str | os.PathLike, deep: bool = False,
+                others: list[str] | None = None) -> Iterator[tuple[str, str]]:
+    """(name, "") of each image file in a folder, in no order, or (printable name, problem) if it is refused.
 
+    Args:
+        deep: those in its sub-folders, too, as `SUB/NAME`.
+        others: gets the printable names of what is passed over and not hidden: files of other kinds, links to nothing,
+            and sub-folders (`SUB/`) unless they are looked into.
     Raises:
         OSError: there is no such folder.
     """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or not entry.name.lower().endswith(IMAGE_SUFFIXES):
-                continue
-            if entry.is_symlink() and not is_inside(entry.path, folder):
-                yield entry.name, "is a link that leads out of its folder; put the image itself there"
-            elif not is_safe_path(entry.name):
-                yield entry.name, "a name may not hold a backslash or begin like a drive; rename it"
-            elif entry.is_file():
-                yield entry.name, ""
+    others = [] if others is None else others
+    places = [""]
+    for place in places:
+        with os.scandir(os.path.join(folder, place)) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                name, is_folder = place + entry.name, entry.is_dir()
+                if not deep if is_folder else not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    others.append(printable(name) + "/" * is_folder)
+                elif entry.is_symlink() and not is_inside(entry.path, folder):
+                    thing = "folder" if is_folder else "image"
+                    yield printable(name), f"is a link that leads out of its folder; put the {thing} itself there"
+                elif problem := name_problem(entry.name):
+                    yield printable(name), problem
+                elif is_folder:
+                    places += [] if entry.is_symlink() else [f"{name}/"]  # what it leads to is read where it lies
+                elif entry.is_file():
+                    yield name, ""
+                else:
+                    others.append(name)
+
+
+def report_others(what: str, others: Iterable[str], more: Iterable[str] = ()) -> None:
+    """A line in the log about what was passed over: a warning, unless no picture can be among it.
+
+    Args:
+        what: the set or folder.
+        others: as `scan_images` gives them.
+        more: what else the line is to say; makes it a warning.
+    """
+    others, parts = sorted(others), list(more)
+    kinds = Counter("folder" if name.endswith("/") else os.path.splitext(name)[1].lower() or "without suffix"
+                    for name in others)
+    level = logging.WARNING if parts or set(kinds) - _QUIET else logging.INFO
+    if others:
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6)) + ", …" * (len(kinds) > 6)
+        parts.insert(0, f"passed over {counts}: {format_names(others)}")
+    if parts:
+        logger.log(level, "%s: %s", what, "; ".join(parts))
 
 
 def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> np.ndarray:
-    """Decode a PNG, JPEG, BMP or WebP file, whatever its name.
+    """Decode an image file of one of KINDS, whatever its name; of several frames or pages, the first.
 
     Grey, palette and 16-bit pictures become 8-bit RGB; transparency is dropped and EXIF orientation ignored, as the
     lineage's PIL `convert("RGB")` does.
@@ -157,20 +234,21 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> 
     problem = _find_problem(data)
     if problem:
         raise BadImage(f"{place}{problem}")
-    flag = _read_flag(data, size)
+    flag, is_gif = _read_flag(data, size), data.startswith(_GIF)
     if data.startswith(png.SIGNATURE):
         data = png.inflate(png.close(data))
     elif data.startswith(jpeg.SIGNATURE):
         data = jpeg.close(data)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = _decode_gif(data) if is_gif else cv2.imdecode(np.frombuffer(data, np.uint8),
+                                                              flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise BadImage(f"{place}cannot be decoded ({error.err or error})") from error
     if image is None:
         raise BadImage(f"{place}cannot be decoded; the file is damaged")
     if size is not None:
         image = resize(image, size)
-    is_bgr = flag == cv2.IMREAD_COLOR or flag in _REDUCED.values()
+    is_bgr = not is_gif and (flag == cv2.IMREAD_COLOR or flag in _REDUCED.values())
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if is_bgr else image
 
 
@@ -218,8 +296,21 @@ def _find_problem(data: bytes) -> str | None:
         return "the BMP file is cut off" if int.from_bytes(data[2:6], "little") > len(data) else None
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "the WebP file is cut off" if int.from_bytes(data[4:8], "little") + 8 > len(data) else None
-    kind = "a GIF file" if data.startswith((b"GIF87a", b"GIF89a")) else f"it begins with {data[:8]!r}"
-    return f"not a PNG, JPEG, BMP or WebP file ({kind})"
+    if data.startswith((*_GIF, *_SELF_CHECKED)):
+        return None
+    kind = "HEIC, AVIF or a video" if data[4:8] == b"ftyp" else f"it begins with {data[:8]!r}"
+    return f"not a {KINDS} file ({kind})"
+
+
+def _decode_gif(data: bytes) -> np.ndarray | None:
+    """The first frame, uint8 [h, w, 3], RGB; None if it is damaged. By Pillow: OpenCV before 4.11 knows no GIF."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=["GIF"]) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError, Image.DecompressionBombError):
+        return None
 
 
 class MountedSource:

@@ -50,7 +50,7 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
     """Write the four domain lists of a test set: one image name a line, sorted, the same for any workers.
 
     Args:
-        query_dir, gallery_dir: folders with images (.png .jpg .jpeg .bmp .webp); hidden files are passed over.
+        query_dir, gallery_dir: folders with images; hidden files and those in sub-folders are passed over.
         save_dir: where query_green.txt, query_normal.txt, gallery_green.txt and gallery_normal.txt go.
         workers: processes that decode; None = one a core, eight at most.
         progress: True: a bar on a terminal, now and then a log line elsewhere.

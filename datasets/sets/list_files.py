@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from datasets.bases import Problems
-from datasets.files.images import is_inside
+from datasets.files.images import is_inside, name_problem, printable
 
 OUTSIDE = "a list may only name files inside its own folder"
 
@@ -55,6 +55,7 @@ class ImageFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._listed: dict[str, tuple[set[str], set[str], str]] = {}
+        self._hints: dict[str, tuple[dict[str, str], str]] = {}
 
     def problem(self, file: str) -> str:
         """Why `file`, a safe relative path, is no file inside this folder, or ""."""
@@ -69,7 +70,20 @@ class ImageFolder:
             if not is_inside(target, self.path):
                 return f"{OUTSIDE}, and this is a link that leads out of it"
             return "" if target.is_file() else "a link to no file"
-        return reason or "no such image"
+        return (reason or "no such image") + self._hint(folder, name)
+
+    def _hint(self, folder: str, name: str) -> str:
+        """Where a missing image may be: under a name that differs in case or suffix, or is not UTF-8; or ""."""
+        while folder and self._listed[folder][2]:  # it is the folder that is missing
+            folder, _, name = folder.rpartition("/")
+            self._listed.setdefault(folder, self._list(folder))
+        if folder not in self._hints:
+            names = {_stem(file): file for file in os.listdir(self.path / folder)}
+            bad = next((file for file in names.values() if not file.isascii() and name_problem(file)), "")
+            self._hints[folder] = names, f" ({printable(bad)} there: {name_problem(bad)})" if bad else ""
+        names, bad = self._hints[folder]
+        near = names.get(_stem(name), name)
+        return bad if near == name else f" (there is {near!r})"
 
     def _list(self, folder: str) -> tuple[set[str], set[str], str]:
         """Names of the files and of the links in a sub-folder, and why there are none."""
@@ -88,3 +102,7 @@ class ImageFolder:
         except OSError as error:
             return files, links, f"no such image ({error.strerror or error})"
         return files, links, ""
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].lower()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData, trial_name
-from datasets.files.images import is_safe_path, scan_images
+from datasets.files.images import is_safe_path, report_others, scan_images
 from datasets.sets.homes import describe_entries, find_home, public_folder
 from datasets.sets.layouts import LAYOUTS, Counts, Layout, Split
 from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted, read_lines
@@ -99,7 +99,8 @@ def _read_split(layout: Layout, split: str, home: Path, folder: str, problems: P
     """The images of a split; what is none of the set's is added to `problems`."""
     rule = layout.splits[split]
     if not rule.lists:
-        for file, problem in sorted(scan_images(home / folder)):
+        others: list[str] = []
+        for file, problem in sorted(scan_images(home / folder, others=others)):
             match = layout.name.fullmatch(file)
             if problem:
                 problems.add(f"{folder}/{file}: {problem}")
@@ -107,6 +108,7 @@ def _read_split(layout: Layout, split: str, home: Path, folder: str, problems: P
                 problems.add(f"{folder}/{file}: not a name of this set")
             else:
                 yield SetImage(f"{folder}/{file}", rule.prefix + _number(match["pid"]), int(match["camid"]))
+        report_others(str(home / folder), others)
         return
     images, pid_of = ImageFolder(home / folder), {}
     for place, path, pid, text in _read_lists(layout, split, home, problems):

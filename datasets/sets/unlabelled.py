@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.bases import UNKNOWN_CAMID, UNKNOWN_PID, Problems, Sample
-from datasets.files.images import FolderSource, MountedSource, list_images
+from datasets.files.images import FolderSource, MountedSource, list_images, report_others
 from datasets.sets.domains import PARTS
 from datasets.sets.list_files import read_lines
 from datasets.sets.naic_lists import parse_line
@@ -79,7 +79,9 @@ def find_unlabelled(query: Sequence[str | os.PathLike], gallery: Sequence[str | 
     for place, folder in folders.items():
         if not folder.is_dir():
             raise NotADirectoryError(f"image folder {folder} does not exist or is no folder")
-        names = list_images(folder)
+        others: list[str] = []
+        names = list_images(folder, others)
+        report_others(str(folder), others)
         if not names:
             raise ValueError(f"{folder} holds no image")
         truth = _truth_beside(folder, names)

@@ -32,8 +32,8 @@ KINDS: dict[str, Kind] = {
                      "them, or another system would take them for a path."),
     "truncated image": Kind(STOPS, "images that are cut off", "The download or the copy was interrupted: get them "
                             "again, or take them out of the list."),
-    "unreadable image": Kind(STOPS, "images that cannot be read", "Damaged, empty, of another kind than PNG, JPEG, BMP "
-                             "or WebP, or far too large: get them again, or take them out of the list."),
+    "unreadable image": Kind(STOPS, "images that cannot be read", "Damaged, empty, of a kind that is not read, or far "
+                             "too large: get them again, or take them out of the list."),
     "nothing to train on": Kind(STOPS, "data sets without an identity of two images", "Training needs two images of an "
                                 "identity: an identity with one is dropped. Here is what was looked for and what lies "
                                 "there."),

@@ -1,18 +1,25 @@
 """What an image file says of itself before it is decoded: format, size and colour mode."""
 from __future__ import annotations
 
+import io
 from typing import NamedTuple
 
 from datasets.files import jpeg, png
 
-FORMATS = ("unknown", "PNG", "JPEG", "BMP", "WebP")
-SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WebP"}
+FORMATS = ("unknown", "PNG", "JPEG", "BMP", "WebP", "TIFF", "GIF", "PNM", "JPEG 2000")
+SUFFIXES = {".png": "PNG", ".webp": "WebP", ".gif": "GIF",
+            **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"), **dict.fromkeys((".bmp", ".dib"), "BMP"),
+            **dict.fromkeys((".tif", ".tiff"), "TIFF"), **dict.fromkeys((".jp2", ".j2k"), "JPEG 2000"),
+            **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PNM")}
 RGB = "RGB"
 MODES = ("unknown", RGB, "RGBA", "grey", "grey with alpha", "palette", "black and white", "CMYK", "16-bit RGB",
          "16-bit RGBA", "16-bit grey", "16-bit grey with alpha", "12-bit")
 
 _PNG_MODES = {0: "grey", 2: RGB, 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 _JPEG_MODES = {1: "grey", 3: RGB, 4: "CMYK"}
+_PILLOW_FORMATS = {"TIFF": "TIFF", "GIF": "GIF", "PPM": "PNM", "JPEG2000": "JPEG 2000"}
+_PILLOW_MODES = {"RGB": RGB, "RGBA": "RGBA", "L": "grey", "LA": "grey with alpha", "P": "palette",
+                 "1": "black and white", "CMYK": "CMYK", "I;16": "16-bit grey", "I;16B": "16-bit grey"}
 _BMP_MODES = {1: "palette", 4: "palette", 8: "palette", 16: RGB, 24: RGB, 32: RGB}  # 32: the fourth byte is padding
 
 
@@ -26,14 +33,14 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """The header of a whole image file; what is no PNG, JPEG, BMP or WebP, or ends within its header, is unknown."""
+    """The header of a whole image file; what is of none of FORMATS, or ends within its header, is unknown."""
     for magic, read in ((png.SIGNATURE, _png), (jpeg.SIGNATURE, _jpeg), (b"BM", _bmp), (b"RIFF", _webp)):
         if data.startswith(magic):
             try:
                 return read(data)
             except IndexError:
-                break
-    return Header()
+                return Header()
+    return _rarer(data)
 
 
 def _png(data: bytes) -> Header:
@@ -75,3 +82,14 @@ def _webp(data: bytes) -> Header:
         return Header("WebP", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), "RGBA" if bits >> 28 & 1 else RGB)
     width, height = (int.from_bytes(data[at:at + 2], "little") & 0x3FFF for at in (26, 28))
     return Header("WebP", width, height, RGB)
+
+
+def _rarer(data: bytes) -> Header:
+    """A format that few sets have, as Pillow reads its header."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=list(_PILLOW_FORMATS)) as image:
+            return Header(_PILLOW_FORMATS[image.format], *image.size, _PILLOW_MODES.get(image.mode, "unknown"))
+    except (OSError, SyntaxError, ValueError, IndexError):
+        return Header()

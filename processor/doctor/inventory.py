@@ -14,7 +14,7 @@ import numpy as np
 
 from datasets.bases import Places
 from datasets.files.images import FileSource, is_safe_path, scan_images
-from datasets.naic import TRAIN_SETS, UNLABEL, TrainSet, cleaned_lists, list_label
+from datasets.naic import TRAIN_SETS, UNLABEL, TrainSet, cleaned_lists, list_label, raw_list
 from datasets.sets import naic_lists
 from datasets.sets.domains import PARTS, unlistable
 from datasets.sets.list_files import quoted
@@ -160,7 +160,7 @@ def _find_train_set(data: Path, name: str, train_set: TrainSet, derived: Path | 
         findings.add("incomplete set", f"no image folder {folder / train_set.images}")
         return None
     cleaned = [] if ignore_cleaned else cleaned_lists(data, train_set, derived)
-    path = cleaned[0] if cleaned else folder / train_set.list_file
+    path = cleaned[0] if cleaned else raw_list(folder, train_set)
     if cleaned:
         findings.add("list in use", f"{name}: {list_label(data, path)}")
     elif not path.is_file():
@@ -203,7 +203,7 @@ def _read_train_set(data: Path, name: str, train_set: TrainSet, path: Path, iden
     logger.info("%s: %d images of %d identities", title, len(lines), len(identity_of))
     for file, problem in _sorted_scan(data / image_set.folder):
         # A cleaned list leaves images out on purpose.
-        if not problem and file not in named and path.name == train_set.list_file:
+        if not problem and file not in named and path.name != train_set.cleaned:
             findings.add("unlisted image", f"{image_set.folder}/{file}")
     return image_set
 
