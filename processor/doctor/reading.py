@@ -14,8 +14,7 @@ import numpy as np
 from datasets.bases import Places, QueryGallery, Reference, ReIDData, Sample, format_names
 from datasets.files.images import IMAGE_SUFFIXES
 from datasets.naic import TRAIN_SETS
-from datasets.registry import DATASETS, PSEUDO, ChosenSets, open_folders, parse_names
-from datasets.sets.custom import DEFAULT_PLACES
+from datasets.registry import DATASETS, DEFAULT_PLACES, PSEUDO, ChosenSets, open_folders, parse_names
 from datasets.sets.domains import PARTS
 from datasets.sets.list_files import quoted
 from processor.doctor.findings import Findings, Picture
