@@ -204,7 +204,7 @@ COSINE = {"LR_SCHEDULER": "cosine"}
     ({}, {"MAX_EPOCHS": 9, "STEPS": "[3, 6]"}, ""),
     ({}, {"STEPS": "[5]", "GAMMA": 0.5}, ""),  # in the third epoch none has been
     ({}, {"MAX_EPOCHS": 3}, ""),
-    ({}, {"MAX_EPOCHS": 2}, "MAX_EPOCHS was 4 and is 2"),
+    ({}, {"MAX_EPOCHS": 2}, "MAX_EPOCHS was 4 and is 2; the epochs that are trained must keep their schedule"),
     ({}, {"STEPS": "[2]"}, r"STEPS was \[3\] and is \[2\]"),
     ({}, {"WARMUP_EPOCHS": 2}, "WARMUP_EPOCHS was 1 and is 2"),
     ({}, {"MAX_EPOCHS": 9, "BASE_LR": 0.1}, "BASE_LR was 0.0003 and is 0.1$"),  # the epochs are no obstacle

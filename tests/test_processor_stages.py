@@ -162,7 +162,8 @@ def test_a_recipe_with_more_epochs_goes_on_from_the_last_one(done, actor):
     assert verdict == ("go on", "from tiny/latest.pth")
     assert actor.again(longer) == ["train --resume", "test", "ensemble"]
     assert actor.again(longer) == []
-    with pytest.raises(ValueError, match=r"train_tiny: .* SOLVER\.MAX_EPOCHS was 9 and is 5\. Undo"):
+    with pytest.raises(ValueError, match=r"train_tiny: .* SOLVER\.MAX_EPOCHS was 9 and is 5; the epochs that are "
+                       r"trained must keep their schedule\. Undo"):
         actor.again(changed(done, opts=("SOLVER.MAX_EPOCHS", "5")))
 
 

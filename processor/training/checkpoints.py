@@ -55,8 +55,10 @@ class OtherConfiguration(ValueError):
     """
 
     def __init__(self, path: Path, changes: list[str]):
-        self.changes, tunable = changes, all(change.startswith(_TUNABLE_KEYS) for change in changes)
-        self.way = describe_finetuning(path) if tunable else ""
+        self.way = describe_finetuning(path) if all(change.startswith(_TUNABLE_KEYS) for change in changes) else ""
+        if any(change.startswith(_SCHEDULE_KEYS) for change in changes):
+            changes = [*changes, "the epochs that are trained must keep their schedule"]
+        self.changes = changes
         super().__init__(f"{path} belongs to another configuration ({'; '.join(changes)}); go on with the values that "
                          f"were, use another OUTPUT_DIR{self.way}, or train anew with --force, which moves that folder "
                          "aside")
