@@ -93,7 +93,7 @@ def _parse_name(text: str, whole: str, key: str) -> Reference:
 
 
 def parse_roots(texts: Sequence[str], references: Sequence[Reference] = ()) -> dict[str, str]:
-    """DATASETS.ROOTS, texts NAME=FOLDER, as {name of a set: its root}.
+    """DATASETS.ROOTS, texts NAME=FOLDER, as {name of a set: its root}; vehicleid's is that of vehicleid_1600, too.
 
     Args:
         references: the sets in use; another name must be that of a public set, so that a site's roots fit any recipe.
@@ -107,7 +107,8 @@ def parse_roots(texts: Sequence[str], references: Sequence[Reference] = ()) -> d
         raise ValueError(f"DATASETS.ROOTS names {unknown}, which is none of the sets in use "
                          f"({', '.join(dict.fromkeys(reference.name for reference in references))}) nor one of "
                          f"{', '.join(sorted({'naic', *LAYOUTS}))}")
-    return roots
+    variants = {kind: roots[name] for name in roots for kind in LAYOUTS if kind.startswith(f"{name}_")}
+    return {**variants, **roots}
 
 
 # ------------------------------------------------------------------ data

@@ -181,17 +181,12 @@ def test_a_csv_may_lie_under_a_root_of_its_own(root, tmp_path):
     assert load("csv:people.csv", root, ("train",), roots={"people": tmp_path / "elsewhere"})[0].num_classes == 2
 
 
-def test_a_root_of_vehicleid_is_that_of_its_other_test_lists_too(tmp_path):
-    write_set(tmp_path / "here", "vehicleid_1600")
-    write_set(tmp_path / "there", "vehicleid_2400")
-    for name, roots in (("vehicleid_1600", {"vehicleid": tmp_path / "here"}),
-                        ("vehicleid_2400", {"vehicleid": tmp_path / "here", "vehicleid_2400": tmp_path / "there"})):
-        assert len(load(name, tmp_path, ("test",), roots=roots)[0].eval_sets) == 10
-
-
 def test_roots_name_sets_in_use_or_public_ones():
     references = parse_names("naic+tree:people")
     assert parse_roots(["people=~/a"]) == {"people": os.path.expanduser("~/a")}
+    assert parse_roots(["cuhk03=/a"]) == {"cuhk03": "/a", "cuhk03_labeled": "/a"}
+    assert parse_roots(["vehicleid_1600=/b", "vehicleid=/a"], references) == {
+        name: "/b" if name == "vehicleid_1600" else "/a" for name in DATASETS if name.startswith("vehicleid")}
     assert parse_roots(["people=/a", "veri=/b=c"], references) == {"people": "/a", "veri": "/b=c"}
     with pytest.raises(ValueError, match=r"ROOTS names market, which is none of the sets in use \(naic, people"):
         parse_roots(["market=/a"], references)

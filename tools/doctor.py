@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, metavar="N",
                         help="processes that read images (default: one a core, sixteen at most)")
     args = parser.parse_intermixed_args()
-    if args.root is None and not args.config_file and "DATASETS.ROOT_DIR" not in args.opts:
+    if args.root is None and not args.config_file and not {"DATASETS.ROOT_DIR", "DATASETS.ROOTS"} & set(args.opts):
         parser.error("name the data: --root DATA_ROOT, --config_file FILE or DATASETS.ROOT_DIR DATA_ROOT")
     return args
 

@@ -30,11 +30,9 @@ def find_home(reference: Reference, places: Places) -> tuple[Path, Layout]:
         FileNotFoundError: neither the set's root nor a folder with a usual name of the set in it looks like the set.
         ValueError: two do.
     """
-    name = reference.kind
+    name, root = reference.kind, places.root_of(reference.name)
     first = LAYOUTS[name]
     layouts = first, *first.others
-    base = next(kind for kind, layout in LAYOUTS.items() if layout.homes == first.homes)  # vehicleid of vehicleid_1600
-    root = places.root_of(name if name in places.roots else base)
     named = list(_named_folders(root, first.homes))
     holding = [(home, home / layout.inner, layout) for home in named for layout in layouts
                if _holds(home / layout.inner, layout)]
