@@ -12,23 +12,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from datasets.files.images import BadImage, decode, resize
+from datasets.files.images import BadImage
+from processor.embedding.fill import ItemList, fill_rows
+from processor.embedding.pictures import Item, crop_boxes, read_picture
+from processor.embedding.rows_file import ROWS
 from processor.export.model_folder import ModelInfo
 from processor.export.runtimes import OnnxRuntime, Runtime, TorchRuntime
 from processor.retrieval.calibration import probability
 from processor.trained_model import open_trained
+from utils.dist import ALONE, Workers
 from utils.precision import Precision, cpu_has_bfloat16, make_precision, select_device
 
-Item = str | os.PathLike | bytes | np.ndarray
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 HOW_TO_CALIBRATE = "measure thresholds with python tools/calibrate.py --run OUTPUT_DIR --model DIR"
-_LEAST_SIDE = 2  # pixels; of less there is nothing to see
-_SMALL_FILE = 1024  # bytes, within which a picture of less has room
 _AHEAD = 2  # batches that are decoded while one is computed
+
+
+class Batch(NamedTuple):
+    """What `embed_groups` gives: indices of the items, {ROWS or branch: float32 [B, D]}, [(index, reason)]."""
+
+    indices: list[int]
+    feats: dict[str, np.ndarray]
+    problems: list[tuple[int, str]]
 
 
 class Embedder:
@@ -54,7 +64,7 @@ class Embedder:
         Size, colours, mean and std, resizing, mirror image, neck, branches and their weights are the file's.
 
         Args:
-            device: auto (CUDA if there is a device) | cuda | cpu.
+            device: auto (CUDA if there is a device) | cuda | cuda:NUMBER | cpu.
             precision: auto is bfloat16 on a CPU that has it, float16 on CUDA, else float32 | float32 | bfloat16 |
                 float16. An .onnx file has its own.
         Raises:
@@ -76,6 +86,10 @@ class Embedder:
     def dim(self) -> int:
         """D, the numbers of a row."""
         return self.info.dim
+
+    def dims(self, raw: bool = False) -> dict[str, int]:
+        """{ROWS: D}, or the numbers of each branch."""
+        return {name: branch["dim"] for name, branch in self.info.branches.items()} if raw else {ROWS: self.dim}
 
     # -------------------------------------------------------------- pictures to rows
     def embed(self, items: Iterable[Item] | Item, *, raw: bool = False, bgr: bool = False,
@@ -100,16 +114,50 @@ class Embedder:
             raise ValueError(f"on_error={on_error!r}: expected raise or none")
         if isinstance(items, (str, os.PathLike, bytes, np.ndarray)) and not _is_stack(items):
             items = [items]
-        compute = self._raw() if raw else (lambda images: {"": self.runtime.rows(images)})
-        problems: list[tuple[int, str]] = []
-        batches = [compute(images) for images in self._decoded(items, bgr, problems if on_error == "none" else None)]
-        dims = {name: branch["dim"] for name, branch in self.info.branches.items()} if raw else {"": self.dim}
-        feats = {name: np.concatenate([batch[name] for batch in batches] or [np.empty((0, dim), np.float32)])
-                 for name, dim in dims.items()}
-        for feat in feats.values():
-            feat[[index for index, _ in problems]] = np.nan
-        result = feats if raw else feats[""]
-        return (result, problems) if on_error == "none" else result
+        numbered = iter(enumerate(items))
+        groups = iter(lambda: list(islice(numbered, self.batch_size)), [])
+        made = list(self.embed_groups(groups, raw=raw, bgr=bgr, on_error=on_error))
+        feats = {name: np.concatenate([batch.feats[name] for batch in made] or [np.empty((0, dim), np.float32)])
+                 for name, dim in self.dims(raw).items()}
+        result = feats if raw else feats[ROWS]
+        return (result, [problem for batch in made for problem in batch.problems]) if on_error == "none" else result
+
+    def embed_groups(self, groups: Iterable[list[tuple[int, Item | Exception]]], *, raw: bool = False,
+                     bgr: bool = False, on_error: str = "raise") -> Iterator[Batch]:
+        """As `embed`, a group of (index, item) at a time, so that no more than a few groups are in memory.
+
+        Args:
+            groups: taken as the work goes on. An item may be an exception: why there is no picture.
+        """
+        compute = self._raw() if raw else (lambda images: {ROWS: self.runtime.rows(images)})
+        for indices, images, problems in self._decoded(groups, bgr, on_error == "none"):
+            feats = compute(images)
+            bad = [indices.index(index) for index, _ in problems]
+            for feat in feats.values():
+                feat[bad] = np.nan
+            yield Batch(indices, feats, problems)
+
+    def embed_into(self, path: str | os.PathLike, items: Sequence[Item], *, raw: bool = False, bgr: bool = False,
+                   on_error: str = "raise", restart: bool = False, workers: Workers = ALONE) -> list[tuple[int, str]]:
+        """As `embed`, into a float32 .npy file [N, D] that needs not fit into memory.
+
+        Called again with the same items after it was stopped, however that was, it goes on where it was. There is no
+        such file before it is whole; until then the work is in PATH.partial.
+
+        Args:
+            path: of the .npy file; with `raw` there is NAME.BRANCH.npy for each branch.
+            items: at least one.
+            restart: begin anew, and replace a file that stands there.
+            workers: processes that share the work; they call this together, and all see the folder.
+        Returns:
+            [(index, reason)] of bad pictures, whose rows are NaN; empty if on_error is "raise".
+        Raises:
+            FileExistsError: there is such a file.
+            ValueError: what was begun there is of other items, of another model, batch_size or precision.
+            BadImage, OSError: a picture cannot be read; what is done is kept.
+        """
+        return fill_rows(self, Path(path), ItemList(items), raw=raw, bgr=bgr, on_error=on_error, restart=restart,
+                         workers=workers)
 
     def embed_boxes(self, frame: np.ndarray, boxes: np.ndarray | Sequence, *, bgr: bool = False) -> np.ndarray:
         """A row for each box of a frame.
@@ -179,110 +227,54 @@ class Embedder:
                                    dtype=tested.get("dtype", "auto"))
         return lambda images: self.runtime.branches(images, precision)
 
-    def _decoded(self, items: Iterable[Item], bgr: bool,
-                 problems: list[tuple[int, str]] | None) -> Iterator[np.ndarray]:
-        """Batches uint8 [B, H, W, 3], decoded in threads ahead of their use."""
-        waiting = iter(enumerate(items))
+    def _decoded(self, groups: Iterable[list[tuple[int, Item | Exception]]], bgr: bool,
+                 forgiving: bool) -> Iterator[tuple[list[int], np.ndarray, list[tuple[int, str]]]]:
+        """(indices, uint8 [B, H, W, 3], problems) of each group, decoded in threads ahead of their use."""
+        waiting = iter(groups)
         with ThreadPoolExecutor(self.threads) as pool:
-            def submit() -> list[Future]:
-                batch = islice(waiting, self.batch_size)
-                return [pool.submit(self._picture, index, item, bgr) for index, item in batch]
+            def submit() -> Iterator[list[Future]]:
+                for group in islice(waiting, 1):
+                    yield [pool.submit(self._picture, index, item, bgr) for index, item in group]
 
-            running = deque(batch for _ in range(_AHEAD + 1) if (batch := submit()))
+            running = deque(group for _ in range(_AHEAD + 1) for group in submit())
             try:
                 while running:
+                    indices, problems = [], []
                     images = np.zeros((len(running[0]), *self.info.size, 3), np.uint8)
                     for row, (index, picture) in enumerate(future.result() for future in running.popleft()):
+                        indices.append(index)
                         if isinstance(picture, np.ndarray):
                             images[row] = picture
-                        elif problems is None:
+                        elif not forgiving:
                             raise picture
                         else:
                             problems.append((index, str(picture)))
-                    if batch := submit():
-                        running.append(batch)
-                    yield images
+                    running.extend(submit())
+                    yield indices, images, problems
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _picture(self, index: int, item: Item, bgr: bool) -> tuple[int, np.ndarray | Exception]:
+    def _picture(self, index: int, item: Item | Exception, bgr: bool) -> tuple[int, np.ndarray | Exception]:
+        if isinstance(item, Exception):
+            return index, item
         try:
             return index, read_picture(item, self.info.size, bgr)
         except OSError as error:
             return index, type(error)(f"item {index}: {error}")
-        except ValueError as error:
+        except (ValueError, cv2.error) as error:
             return index, BadImage(f"item {index}: {error}")
 
 
 def choose_precision(device: str, precision: str) -> Precision:
     """The precision of `Embedder.load`."""
-    place = select_device(device, "0")
+    kind, _, number = device.partition(":")
+    place = select_device(kind, number or "0")
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
     if precision == "auto":
         precision = "bfloat16" if place.type == "cpu" and cpu_has_bfloat16() else "auto"
         return make_precision(place, precision == "bfloat16" or place.type == "cuda", dtype=precision)
     return make_precision(place, precision != "float32", dtype=precision)
-
-
-def read_picture(item: Item, size: tuple[int, int], bgr: bool = False) -> np.ndarray:
-    """uint8 [height, width, 3] RGB of a path, the bytes of an image file, or an array, see `Embedder.embed`.
-
-    Raises:
-        BadImage, OSError: it is no picture.
-    """
-    if isinstance(item, np.ndarray):
-        return np.ascontiguousarray(resize(_to_rgb(item, bgr), size))
-    if isinstance(item, bytes):
-        return _decode(item, size)
-    if not isinstance(item, (str, os.PathLike)):
-        raise BadImage(f"a {type(item).__name__}; expected a path, the bytes of an image file or a uint8 array "
-                       "(np.asarray makes one of a PIL picture)")
-    with open(item, "rb") as file:
-        return _decode(file.read(), size, str(item))
-
-
-def _decode(data: bytes, size: tuple[int, int], name: str = "") -> np.ndarray:
-    if len(data) < _SMALL_FILE:
-        _check_sides(decode(data, name=name), name)
-    return decode(data, size, name)
-
-
-def _check_sides(picture: np.ndarray, name: str = "") -> None:
-    height, width = picture.shape[:2]
-    if min(height, width) < _LEAST_SIDE:
-        raise BadImage(f"{name}{': ' if name else ''}a picture of {width} x {height} pixels shows nobody")
-
-
-def _to_rgb(array: np.ndarray, bgr: bool) -> np.ndarray:
-    if array.dtype != np.uint8:
-        raise BadImage(f"an array of {array.dtype}; expected uint8 with values 0..255")
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise BadImage(f"an array of shape {array.shape}; expected [H, W, 3] RGB, [H, W] grey or [H, W, 4] RGBA")
-    _check_sides(array)
-    if array.ndim == 2:
-        return cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_GRAY2RGB)
-    array = array[:, :, :3]
-    return np.ascontiguousarray(array[:, :, ::-1] if bgr else array)
-
-
-def crop_boxes(frame: np.ndarray, boxes: np.ndarray | Sequence) -> list[np.ndarray]:
-    """The parts of a frame [H, W, ...] within boxes, see `Embedder.embed_boxes`; every pixel that a box touches."""
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) if len(boxes) else np.empty((0, 4))
-    height, width = frame.shape[:2]
-    limits = np.array([width, height, width, height], dtype=np.float64)
-    finite = np.isfinite(boxes).all(1)
-    low, high = np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])
-    clipped = np.clip(np.hstack([low, high]), 0, limits)
-    sides = clipped[:, 2:] - clipped[:, :2]
-    bad = np.flatnonzero(~finite | ~(boxes[:, 2:] > boxes[:, :2]).all(1) | ~(sides >= _LEAST_SIDE).all(1))
-    if len(bad):
-        first = boxes[bad[0]].tolist()
-        raise ValueError(f"boxes {', '.join(map(str, bad[:20]))} are empty, not finite or outside the frame of {width} "
-                         f"x {height} pixels (the first is x0, y0, x1, y1 = {first})")
-    return [frame[y0:y1, x0:x1] for x0, y0, x1, y1 in clipped.astype(int)]
 
 
 def _is_stack(items: object) -> bool:

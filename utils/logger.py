@@ -90,7 +90,7 @@ def run_tool(main: Callable[[], None]) -> None:
         sys.stderr.write(f"error: {user_message(error)}\n")
         sys.exit(2)
     except Stopped as stopped:
-        sys.stderr.write(f"stopped ({stopped}); the checkpoint is written, --resume goes on from it\n")
+        sys.stderr.write(f"stopped ({stopped}); {stopped.advice}\n")
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

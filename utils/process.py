@@ -132,7 +132,16 @@ EXIT_STOPPED = 75  # "try again later" of sysexits.h: what was done is kept, and
 
 
 class Stopped(BaseException):  # no Exception, for it is raised at any place, also where mistakes are dealt with
-    """A run that got a signal to end has written its checkpoint; the message is the signal's name."""
+    """A run that got a signal to end has kept what it had done.
+
+    Args:
+        signal_name: the message.
+        advice: what is kept, and how to go on.
+    """
+
+    def __init__(self, signal_name: str, advice: str = "the checkpoint is written, --resume goes on from it"):
+        super().__init__(signal_name)
+        self.advice = advice
 
 
 class StopRequest:
