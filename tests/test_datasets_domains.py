@@ -126,3 +126,21 @@ def test_tool_reports_a_mistake_without_a_traceback(folders, tmp_path):
     assert "empty.png: the file is empty" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_the_tool_splits_the_test_folder_of_a_config_and_no_set_without_domains(folders, tmp_path):
+    test = tmp_path / "MyDataSet" / "image_A"
+    test.mkdir(parents=True)
+    for folder in folders:
+        folder.rename(test / folder.name)
+    words = ["--save_dir", tmp_path / "lists", "DATASETS.ROOT_DIR", tmp_path, "DATASETS.TEST_DIR", "image_A"]
+    done = run_tool("split_domains", *words, "DATASETS.NAMES", "market1501+naic")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.stem for path in (tmp_path / "lists").iterdir()) == sorted(LISTS)
+    for more, message in (
+            (["DATASETS.NAMES", "tree:a+csv:b.csv"], "tree:a+csv:b.csv has no domains: only NAIC's test pictures are"),
+            (["DATASETS.NAMES", "naic", "DATASETS.TEST_DIR", "image_C"], "no test folder "),
+            (["--data_dir_query", test], "name both --data_dir_query and --data_dir_gallery")):
+        done = run_tool("split_domains", *words, *more)
+        assert done.returncode == 2
+        assert f"error: {message}" in done.stderr

@@ -17,6 +17,7 @@ import numpy as np
 
 from datasets.bases import Problems
 from datasets.files.images import BadImage, decode, list_images
+from datasets.sets.homes import describe_entries
 from utils.files import write_text
 from utils.parallel import in_processes
 from utils.progress import progress as show_progress
@@ -68,7 +69,7 @@ def split_domains(query_dir: str | os.PathLike, gallery_dir: str | os.PathLike, 
             raise NotADirectoryError(f"{part} folder {folder} does not exist or is no folder")
         names = list_images(folder)
         if not names:
-            raise ValueError(f"{part} folder {folder} holds no image")
+            raise ValueError(f"{part} folder {folder} holds no image: it has {describe_entries(folder)}")
         images += [(part, folder, name) for name in names]
     problems = Problems()
     lists: dict[str, list[str]] = {list_name(part, domain): [] for part in PARTS for domain in DOMAINS}
