@@ -178,7 +178,16 @@ def test_a_csv_may_lie_under_a_root_of_its_own(root, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     for name in ("people", "people.csv"):
         (root / name).rename(tmp_path / "elsewhere" / name)
-    assert load("csv:people.csv", root, ("train",), roots={"people": tmp_path / "elsewhere"})[0].num_classes == 2
+    for place in ("elsewhere", "elsewhere/people.csv"):
+        assert load("csv:people.csv", root, ("train",), roots={"people": tmp_path / place})[0].num_classes == 2
+
+
+def test_a_root_may_be_the_trees_own_folder(root):
+    for place in (root, root / "people"):
+        data, folders = load("tree:people", "/nowhere", ("train",), roots={"people": place})
+        assert (data.num_classes, folders) == (2, {"people": root / "people"})
+    with pytest.raises(NotADirectoryError, match="no folder /nowhere/people"):
+        load("tree:people", "/nowhere", ("train",))
 
 
 def test_roots_name_sets_in_use_or_public_ones():

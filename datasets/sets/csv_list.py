@@ -62,7 +62,13 @@ class _Row(NamedTuple):
 
 def csv_folder(reference: Reference, places: Places) -> Path:
     """The folder of the CSV, which its paths begin at."""
-    return (places.root_of(reference.name) / reference.place).parent
+    return _csv_file(reference, places).parent
+
+
+def _csv_file(reference: Reference, places: Places) -> Path:
+    """ROOT/FILE, or ROOT itself where DATASETS.ROOTS names the file."""
+    root = places.root_of(reference.name)
+    return root if root.is_file() else root / reference.place
 
 
 def load_csv(reference: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
@@ -77,7 +83,7 @@ def load_csv(reference: Reference, places: Places, parts: Collection[str] = ("tr
         ValueError: the header lacks a column or has two for one, or a line is malformed, or names an image that is not
             there or not inside the file's folder (all).
     """
-    path = places.root_of(reference.name) / reference.place
+    path = _csv_file(reference, places)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: DATASETS.NAMES csv:FILE names it, below DATASETS.ROOT_DIR")
     problems = Problems()

@@ -25,11 +25,13 @@ _OTHER_SPLITS = {"training": "train", "bounding_box_train": "train", "test": "ga
                  **dict.fromkeys(("val", "valid", "validation"), "query/ and gallery"),
                  **{name: name for name in SPLITS}}
 
+
 def tree_folder(reference: Reference, places: Places) -> Path:
-    """ROOT/FOLDER; ROOT itself if `tree` alone is asked for and there is no ROOT/tree."""
+    """ROOT/FOLDER; where there is none, ROOT itself if it is called so, or if `tree` alone is asked for."""
     root = places.root_of(reference.name)
     folder = root / reference.place
-    return root if reference.place == DEFAULT_PLACE and not folder.is_dir() else folder
+    is_root = reference.place == DEFAULT_PLACE or root.name == folder.name
+    return root if is_root and root.is_dir() and not folder.is_dir() else folder
 
 
 def load_tree(reference: Reference, places: Places, parts: Collection[str] = ("train", "test")) -> ReIDData:
