@@ -69,7 +69,7 @@ def _count(bank: FeatureBank, info: ModelInfo, chosen: Pairs, other: Pairs) -> N
     sides = [(rows[part], bank.pids[part], bank.camids[part])
              for part in (slice(None, bank.num_query), slice(bank.num_query, None))]
     for pairs, half in zip((chosen, other), split_identities(bank.pids), strict=True):
-        count_pairs(pairs, *sides, half, bank.drop_same_camera)
+        count_pairs(pairs, *sides, half, bank.drop_same_camera, bank.same_file)
 
 
 def format_thresholds(thresholds: dict[str, Any]) -> str:

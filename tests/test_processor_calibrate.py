@@ -55,6 +55,13 @@ def test_only_pairs_within_a_half_and_by_the_protocol_count():
         assert pairs.num_negatives == sum(pids[i] != pids[j] for i, j in inside)
 
 
+def test_a_file_and_itself_are_no_pair():
+    side = np.eye(3, dtype=np.float32), np.array([1, 1, 2]), np.zeros(3)
+    pairs = Pairs()
+    count_pairs(pairs, side, side, [1, 2], False, np.array([[0, 0], [1, 1], [2, 1]]))
+    assert (pairs.num_positives, pairs.num_negatives) == (3, 3)
+
+
 def test_the_probability_is_a_half_where_both_are_as_likely():
     curve = fit_probability(pairs_of(RNG.normal(0.7, 0.1, 3000), RNG.normal(0.3, 0.1, 30000)))
     assert curve["slope"] < 0

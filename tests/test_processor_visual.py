@@ -128,6 +128,29 @@ def test_frames_say_who_it_is_and_what_the_protocol_leaves_out(runs, data):
     assert seen == {UNCOUNTED, RIGHT, WRONG}
 
 
+def test_a_querys_own_file_is_marked_as_not_counted_and_changes_no_figure_of_the_page(runs, tmp_path):
+    run = Path(shutil.copytree(runs / "a", tmp_path / "a"))
+    ((domain, bank),) = read_bank(run / "features")[0].items()
+    matches = np.argwhere((bank.pids[:bank.num_query, None] == bank.pids[None, bank.num_query:])
+                          & (bank.camids[:bank.num_query, None] != bank.camids[None, bank.num_query:]))
+    np.save(run / "features" / f"{domain}.same_file.npy", matches[:1])
+    ensemble([run], None, run / "submission.json")
+    query, own = str(bank.query_names[matches[0, 0]]), str(bank.gallery_names[matches[0, 1]])
+    (table,) = json.loads((run / "per_query.json").read_text()).values()
+    records = cards(make_rank_page(run, PageOptions(limit=0)))
+    for name, ap in zip(table["re_ranked"]["queries"], table["re_ranked"]["ap"], strict=True):
+        assert records[name]["lists"][0]["ap"] == pytest.approx(ap, abs=1e-12)
+    assert {item[4] for item in records[query]["lists"][0]["items"] if item[1] == own} <= {UNCOUNTED}
+
+
+def test_a_run_without_a_match_has_a_page(data, tmp_path):
+    run = make_run(tmp_path / "run", data)
+    ((domain, bank),) = read_bank(run / "features")[0].items()
+    np.save(run / "features" / f"{domain}.pids.npy", np.arange(len(bank.pids)))
+    page = make_rank_page(run, PageOptions(top=3))
+    assert "no query has a match: no frames, and no figures" in page.read_text()
+
+
 def test_the_first_match_is_shown_however_late_it_comes(data, tmp_path):
     page = make_rank_page(make_run(tmp_path / "run", data, noise=30), PageOptions(top=1, limit=0))
     lists = [record["lists"][0]["items"] for record in cards(page).values()]

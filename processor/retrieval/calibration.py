@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from processor.retrieval.metrics import NO_PAIRS, own_files
 from processor.retrieval.roc import SmallestValues
 
 ENOUGH = 10  # wrong pairs that a threshold must let through to be more than the distance of a few odd pictures
@@ -82,13 +83,15 @@ def split_identities(pids: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def count_pairs(pairs: Pairs, query: tuple[np.ndarray, np.ndarray, np.ndarray],
-                gallery: tuple[np.ndarray, np.ndarray, np.ndarray], half: np.ndarray, drop_same_camera: bool) -> None:
+                gallery: tuple[np.ndarray, np.ndarray, np.ndarray], half: np.ndarray, drop_same_camera: bool,
+                same_file: np.ndarray = NO_PAIRS) -> None:
     """Add the pairs of queries and gallery pictures whose identities are both of a half.
 
     Args:
         query, gallery: rows [N, D] of length 1, pids [N], camids [N].
         half: the identities.
         drop_same_camera: leave out two pictures of a person by the same camera, as the metrics do.
+        same_file: [n, 2] (query, gallery picture) that are one file; they are left out, too.
 
     >>> rows, pairs = np.eye(2, dtype=np.float32), Pairs()
     >>> count_pairs(pairs, (rows, np.array([3, 5]), np.zeros(2)), (rows, np.array([3, 4]), np.ones(2)), [3, 4], True)
@@ -101,8 +104,9 @@ def count_pairs(pairs: Pairs, query: tuple[np.ndarray, np.ndarray, np.ndarray],
         part = queries[begin : begin + _ROWS]
         cosines = query[0][part] @ rows.T
         same = query[1][part, None] == pids
-        dropped = same & (query[2][part, None] == camids) if drop_same_camera else np.zeros_like(same)
-        pairs.add(cosines[same & ~dropped], cosines[~same])
+        own = own_files(same_file, part, images[None])
+        dropped = own | (same & drop_same_camera & (query[2][part, None] == camids))
+        pairs.add(cosines[same & ~dropped], cosines[~same & ~own])
 
 
 def fit_probability(pairs: Pairs) -> dict[str, float]:

@@ -294,6 +294,26 @@ def count_matches(
     return counts
 
 
+def own_files(same_file: np.ndarray, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Which gallery images are the own file of the query whose ranking they stand in.
+
+    Args:
+        same_file: as for `RankAccumulator`.
+        rows: [R] queries.
+        images: [R, n] gallery images, or [1, n] the same ones for all of them.
+    Returns:
+        [R, n] bool.
+
+    >>> own_files(np.array([[4, 1]]), np.array([3, 4]), np.array([[0, 1, 2]])).astype(int).tolist()
+    [[0, 0, 0], [0, 1, 0]]
+    """
+    images = np.broadcast_to(images, (len(rows), images.shape[1]))
+    own = np.zeros(images.shape, bool)
+    for place in np.flatnonzero(np.isin(rows, same_file[:, 0])):
+        own[place] = np.isin(images[place], same_file[same_file[:, 0] == rows[place], 1])
+    return own
+
+
 def merge_results(results: Sequence[RankResult]) -> RankResult:
     """The result over all queries of several domains (as NAIC's green and normal), each weighted by its valid ones.
 

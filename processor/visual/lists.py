@@ -11,7 +11,7 @@ from processor.evaluation.sources import DomainSource
 from processor.evaluation.truth import Truth
 from processor.retrieval.distance import Block, top_k
 from processor.retrieval.ensemble import sum_blocks
-from processor.retrieval.metrics import RankAccumulator, RankResult
+from processor.retrieval.metrics import RankAccumulator, RankResult, own_files
 
 WRONG, RIGHT, UNCOUNTED, UNKNOWN = range(4)  # of a list's entry
 MAX_CAMERAS = 24  # the matrix has the cameras with the most gallery pictures
@@ -131,9 +131,7 @@ def pair_kinds(truth: Truth, rows: np.ndarray, images: np.ndarray) -> tuple[np.n
     """Whether gallery images [R, n] show the person of the queries `rows` [R], and whether they do not count."""
     same = truth.g_pids[images] == truth.q_pids[rows, None]
     dropped = truth.drop_same_camera & same & (truth.g_camids[images] == truth.q_camids[rows, None])
-    for query, image in truth.same_file[np.isin(truth.same_file[:, 0], rows)]:
-        dropped |= (rows[:, None] == query) & (images == image)
-    return same, dropped
+    return same, dropped | own_files(truth.same_file, rows, images)
 
 
 class _Walk:
