@@ -41,12 +41,13 @@ from datasets.bases import (
     Sample,
     format_names,
 )
-from datasets.files.images import is_safe_path, list_images, printable, report_others
+from datasets.files.images import is_safe_path, list_images, report_others
 from datasets.sets.domains import DOMAINS, PARTS
 from datasets.sets.naic_downloads import describe_downloads
 from datasets.sets.naic_lists import REPEATED, read_list
 from datasets.sets.naic_test import read_domains, read_truth
 from datasets.sets.numbering import NamedImage, SetImage, class_indices, drop_singles, number_training
+from utils.logger import printable
 
 FOLDER = "MyDataSet"
 TEST_DIR = Places.test_dir  # image_B_v1_1

@@ -83,8 +83,11 @@ def _parse_name(text: str, whole: str, key: str) -> Reference:
         return Reference(kind, kind)
     place = re.sub(r"^(?:\./+)+|/+$", "", place)  # ./people/ is people
     if colon and not is_safe_path(place):
+        above, _, last = place.rpartition("/")
+        hint = (f"for this one set DATASETS.ROOT_DIR {above}, and {kind}:{last}" if above.startswith("/") and last
+                else f"{kind} alone is {DEFAULT_PLACES[kind]} there")
         raise ValueError(f"{key}={whole!r}: {place!r} must be a path below DATASETS.ROOT_DIR, with forward slashes "
-                         f"({kind} alone is {DEFAULT_PLACES[kind]} there)")
+                         f"({hint})")
     name = re.sub(r"(?i)\.csv$", "", PurePosixPath(place).name) if colon else kind
     if name in _TAKEN or not re.fullmatch(r"\w[\w .()-]*", name):
         raise ValueError(f"{key}={whole!r}: a set cannot be called {name!r}; rename {place!r} to letters, digits, "
@@ -141,6 +144,10 @@ def load_sets(references: Sequence[Reference], places: Places,
         if "train" in parts and not data.train:
             raise ValueError(f"nothing to train on: {reference.name} in {folder} has no identity with two images")
         loaded.append(data)
+    people = [name for data in loaded for name in data.pid_names]
+    if "train" in parts and len(people) == 1:
+        raise ValueError(f"nothing to learn: {people[0]} is the only identity with two images, and a training tells "
+                         "identities apart")
     if "test" in parts and not any(data.eval_sets for data in loaded):
         raise ValueError(f"nothing to test on: no query and gallery images in {', '.join(map(str, folders.values()))}")
     return combine(loaded), folders

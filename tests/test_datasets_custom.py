@@ -206,7 +206,7 @@ def test_a_missing_column_and_a_missing_file_are_named(tmp_path):
             load_csv(write_csv(tmp_path, text))
     with pytest.raises(ValueError, match=r"list\.csv:2: not UTF-8"):
         load_csv(write_csv(tmp_path, HEADER.encode() + b"\xff\xfe"))
-    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.csv.*\(there: list\.csv\)"):
         load_csv(tmp_path / "nowhere.csv")
 
 

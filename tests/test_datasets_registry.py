@@ -136,7 +136,8 @@ def test_a_folder_may_be_called_as_people_call_folders(text, name, place):
     ("market", "'market' is not one of csv, cuhk03, "), ("naic+", "'' is not one of"),
     ("naic:x", "'naic:x' is not one of"), ("market1501+market1501", "two sets are called 'market1501'"),
     ("tree:a/x+csv:b/x.csv", "two sets are called 'x'"), ("tree:../x", "must be a path below"),
-    ("csv:/x.csv", "must be a path below"), ("tree:", "must be a path below"),
+    ("csv:/x.csv", "must be a path below"), ("tree:/data/people", "DATASETS.ROOT_DIR /data, and tree:people"),
+    ("csv:C:/x.csv", "must be a path below"), ("tree:", "must be a path below"),
     ("tree:market1501", "cannot be called 'market1501'"), ("tree:train_2019_cs", "cannot be called 'train_2019_cs'"),
     ("tree:green", "cannot be called 'green'"), ("csv:all.csv", "cannot be called 'all'"),
     ("unlabel", "'unlabel' is not one of csv,"), ("tree:unlabel", "cannot be called 'unlabel'"),
@@ -292,6 +293,13 @@ def test_a_set_without_training_images_is_named(root):
     (root / "empty").mkdir()
     with pytest.raises(ValueError, match="nothing to train on: empty"):
         load("market1501+tree:empty", root, ("train",))
+
+
+def test_a_single_person_is_nobody_to_be_told_from(root):
+    (root / "people/2").rename(root / "elsewhere")
+    with pytest.raises(ValueError, match=r"nothing to learn: people/1 is the only identity"):
+        load("tree:people", root, ("train",))
+    assert load("tree:people+market1501", root, ("train",))[0].num_classes == 3
 
 
 def test_tree_alone_may_be_the_root_itself(root):

@@ -13,7 +13,7 @@ import torch
 
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.files import atomic_path, epoch_checkpoints, make_mapped_array, read_json, write_json
-from utils.logger import user_message
+from utils.logger import run_tool, user_message
 from utils.precision import Precision, select_device
 from utils.process import RunLock, run_logged
 from utils.seed import uniform
@@ -156,6 +156,14 @@ def test_an_error_from_a_loader_worker_is_cut_to_its_message():
     wrapped = ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
                          "last):\n  File x\nValueError: a.png: truncated")
     assert user_message(wrapped) == "a.png: truncated"
+
+
+def test_a_name_that_is_not_utf8_is_named_before_a_tool_begins(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "OUTPUT_DIR", os.fsdecode("/data/张三".encode("gbk"))])
+    with pytest.raises(SystemExit) as stop:
+        run_tool(lambda: pytest.fail("the tool was begun"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(r"error: /data/\xd5\xc5\xc8\xfd: not UTF-8; rename that file or folder")
 
 
 # ------------------------------------------------------------------ processes

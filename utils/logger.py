@@ -67,8 +67,18 @@ def silence(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+def printable(text: str) -> str:
+    """A file name for a message: bytes that are not UTF-8, line breaks and the like as escapes."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def user_message(error: BaseException) -> str:
     """The message of an error, without the traceback that a data loader's worker wraps it in."""
+    if isinstance(error, UnicodeEncodeError):  # a file name that was read as bytes, or came from the command line
+        name = printable(error.object[max(0, error.start - 60):error.end + 60])
+        return (f"{name}: not UTF-8; rename that file or folder (convmv -f gbk -t utf-8 --notest), or name a link to "
+                "it that is")
     text = str(error).strip() or type(error).__name__
     if "Original Traceback" in text:
         text = text.rsplit("\n", 1)[-1].split(": ", 1)[-1]
@@ -84,6 +94,8 @@ def run_tool(main: Callable[[], None]) -> None:
     is a loss that is no longer finite, LostWorker a process that died.
     """
     try:
+        for argument in sys.argv:  # better now than in hours, when it is written into a file
+            argument.encode("utf-8")
         main()
     except (ValueError, OSError, FloatingPointError, LostWorker) as error:
         logging.getLogger("traceback").debug("%s", traceback.format_exc())

@@ -15,6 +15,7 @@ import numpy as np
 
 from datasets.bases import Problems, format_names
 from datasets.files import jpeg, png
+from utils.logger import printable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm",
                   ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
@@ -126,12 +127,6 @@ def name_problem(name: str) -> str:
         if any(character < " " or character == "\x7f" for character in name):
             return "a name may not hold a line break or another control character; rename it"
     return "" if is_safe_path(name) else "a name may not hold a backslash or begin like a drive; rename it"
-
-
-def printable(name: str) -> str:
-    """A file name for a message: bytes that are not UTF-8, line breaks and the like as escapes."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def is_hidden(name: str) -> bool:

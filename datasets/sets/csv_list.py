@@ -25,10 +25,11 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData
+from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData, format_names
 from datasets.files.images import is_safe_path
 from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted
 from datasets.sets.numbering import SPLITS, SetImage, class_indices, to_data, wanted_splits
+from utils.logger import printable
 
 DEFAULT_PLACE = "data.csv"  # below the root, if the name says no more
 # Column -> its names, without blanks, '-' and '_', in small letters. The first wins over the others.
@@ -85,7 +86,9 @@ def load_csv(reference: Reference, places: Places, parts: Collection[str] = ("tr
     """
     path = _csv_file(reference, places)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: DATASETS.NAMES csv:FILE names it, below DATASETS.ROOT_DIR")
+        there = format_names((printable(file.name) for file in path.parent.glob("*.[cCtT][sS][vV]")), 6)
+        raise FileNotFoundError(f"no file {path}: DATASETS.NAMES csv:FILE names it, below DATASETS.ROOT_DIR (there: "
+                                f"{there or 'no CSV'})")
     problems = Problems()
     images: dict[str, list[SetImage]] = {split: [] for split in SPLITS}
     for split, image in _read_images(path, list(_read_rows(path, problems)), problems):

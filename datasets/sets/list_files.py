@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from datasets.bases import Problems
-from datasets.files.images import is_inside, name_problem, printable
+from datasets.files.images import is_inside, name_problem
+from utils.logger import printable
 
 OUTSIDE = "a list may only name files inside its own folder"
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datasets.bases import format_names
-from datasets.files.images import is_hidden, printable
+from datasets.files.images import is_hidden
 from datasets.sets.domains import PARTS
+from utils.logger import printable
 
 
 def describe_downloads(root: Path) -> str:

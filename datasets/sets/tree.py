@@ -15,8 +15,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from datasets.bases import Places, Problems, Reference, ReIDData, format_names
-from datasets.files.images import is_hidden, is_inside, name_problem, printable, report_others, scan_images
+from datasets.files.images import is_hidden, is_inside, name_problem, report_others, scan_images
 from datasets.sets.numbering import SPLITS, SetImage, to_data, wanted_splits
+from utils.logger import printable
 
 DEFAULT_PLACE = "tree"  # below the root, if the name says no more
 # What others call a split, and where its people belong here.
@@ -115,7 +116,8 @@ def _folders(folder: Path, problems: Problems, others: list[str]) -> list[str]:
         there = [printable(path.name) for path in folder.parent.glob("[!.]*/")]
         raise NotADirectoryError(f"no folder {folder}: a tree has a folder for each identity, or train/, query/ and "
                                  "gallery/ with such folders; DATASETS.NAMES tree:FOLDER names it, below "
-                                 f"DATASETS.ROOT_DIR (folders there: {format_names(there, 6) or 'none'})")
+                                 f"DATASETS.ROOT_DIR, and tree alone is that folder itself (folders there: "
+                                 f"{format_names(there, 6) or 'none'})")
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -19,7 +19,7 @@ from datasets.sets.domains import PARTS
 from datasets.sets.list_files import quoted
 from processor.doctor.findings import Findings, Picture
 from processor.doctor.inventory import NO_IDENTITY, ImageSet, Inventory, read_naic
-from utils.logger import silence
+from utils.logger import printable, silence
 
 _MOST = 6  # names of what lies in a folder
 
@@ -147,14 +147,14 @@ def _check_matches(name: str, pair: QueryGallery, findings: Findings) -> None:
 # --------------------------------------------------------------------------------------------- what lies in a folder
 def describe_folder(folder: Path) -> str:
     """What lies in a folder, and in its folders: "in DATA there are query/ (12 pictures), readme.txt"."""
-    names = [f"{path.name}/ ({_describe_entries(path)})" if path.is_dir() else path.name
+    names = [f"{printable(path.name)}/ ({_describe_entries(path)})" if path.is_dir() else printable(path.name)
              for path in sorted(folder.iterdir())[:_MOST + 1]] if folder.is_dir() else []
     more = ", …" * (len(names) > _MOST)
     return f"in {folder} there is {', '.join(names[:_MOST]) + more or 'nothing'}"
 
 
 def _describe_entries(folder: Path) -> str:
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    names = sorted(printable(path.name) + "/" * path.is_dir() for path in folder.iterdir())
     pictures = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
     others = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)]
     counted = [f"{pictures:,} picture{'s' * (pictures > 1)}"] * (pictures > 0)
