@@ -18,7 +18,7 @@ from model.make_model import ReIDModel, make_model, place_model
 from model.pretrained import MODEL_HEADS, load_weights
 from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
 from processor.evaluation.ranking import rank_domains, write_results
-from processor.evaluation.sources import Compute, bank_source, warn_of_k1
+from processor.evaluation.sources import Compute, bank_source, warn_of_ranking
 from processor.evaluation.truth import truths_of, warn_of_obstacles
 from processor.trained_model import describe_model
 from utils.checkpoint import read_checkpoint
@@ -191,7 +191,7 @@ def _extract_tests(cfg, device: torch.device, folder: Path, workers: Workers) ->
     logger.info("testing on %s", loaders.measured_on)
     warn_of_obstacles(truths_of(loaders.test))
     for domain, test in loaders.test.items():
-        warn_of_k1(domain, ranking_of(cfg), len(test.samples) - test.num_query)
+        warn_of_ranking(domain, ranking_of(cfg), len(test.samples) - test.num_query)
     about = {"evaluation": {"top_k": cfg.TEST.TOP_K}, "weight": weight.name, "weight_sha256": sha256_of(weight),
              "model": cfg.MODEL.NAME, "size": list(cfg.INPUT.SIZE_TEST), "measured_on": loaders.measured_on,
              "model_id": describe_model(cfg, model, {}).model_id}

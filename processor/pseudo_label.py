@@ -22,6 +22,7 @@ from datasets.naic import UNLABEL, data_root
 from datasets.sets.domains import PARTS
 from datasets.sets.unlabelled import Unlabelled, find_unlabelled
 from processor.evaluation.feature_bank import FeatureBank, read_bank
+from processor.evaluation.sources import warn_of_neighbours
 from processor.inference import compute_of, device_of, load_trained, ranking_of, write_bank
 from processor.pseudo.clusters import NOBODY, Labels, Rules, keep_numbers, label
 from processor.pseudo.report import describe, measure_labels, write_sheet
@@ -116,6 +117,9 @@ def pseudo_label(cfg, unlabelled: Unlabelled, place: Path, features: Path, copy:
                          "images without queries")
     check_place(place)
     check_weight(cfg)
+    if rules.method != "nearest_query" or rules.distance == "re_ranked":
+        warn_of_neighbours("unlabelled images", {"k1 of UDA.RE_RANKING_PARAMETER": rules.re_ranking[0]},
+                           len(unlabelled.samples))
     bank = _extract(cfg, unlabelled, features, workers)
     report = None
     if workers.is_main:

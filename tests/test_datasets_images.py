@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from datasets.files import images, jpeg
-from datasets.files.images import BadImage, FolderSource, decode, is_safe_path, list_images, resize
+from datasets.files.images import BadImage, FolderSource, MountedSource, decode, is_safe_path, list_images, resize
+from datasets.files.same_file import identify, pair_up
 
 
 @pytest.fixture
@@ -403,3 +404,18 @@ def test_a_name_that_cannot_be_a_key_is_printable_in_its_error(name, printed, pr
     with pytest.raises(ValueError, match=f"(?s)1 problem\n.*{re.escape(printed)}: .*{problem}") as error:
         list_images(tmp_path)
     assert str(error.value).encode("utf-8").count(b"\n") == 1
+
+
+def test_links_and_hard_links_lead_to_one_file_and_copies_do_not(tmp_path):
+    for name in ("a.png", "copy.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
+    (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
+    files = MountedSource({"one": FolderSource(tmp_path), "two": FolderSource(tmp_path / "again")})
+    keys = ["one/a.png", "one/copy.png", "one/link.png", "one/hard.png", "two/a.png", "one/gone.png", "two/gone.png"]
+    first, copy, *same, gone, other = identify(files, keys)
+    assert set(same) == {first}
+    assert copy != first
+    assert (gone, other) == ("one/gone.png", "two/gone.png")  # in a pack, perhaps
+    assert pair_up([gone, copy], [first, gone, gone]).tolist() == [[0, 1], [0, 2]]

@@ -115,6 +115,17 @@ def test_identities_that_share_a_picture_are_one_person_and_stay_together(tmp_pa
     assert not {"p02", "p05"} & set(names_of(pair.gallery, pair))
 
 
+def test_a_single_camera_cuts_a_split_whose_queries_have_a_match(tmp_path, caplog):
+    data = make_data(tmp_path, [(0, 4)] * 4, camids=(3,))
+    pair = cut(data, FolderSource(tmp_path), SplitRequest(2, 0, None), SETTINGS).eval_sets["validation"]
+    assert not pair.drop_same_camera
+    assert {sample.pid for sample in pair.query} <= {sample.pid for sample in pair.gallery}
+    assert "all images are from one camera" in caplog.text
+    each_its_own = [Sample(key, pid, pid + 1) for key, pid, _ in data.train]
+    with pytest.raises(ValueError, match=r"2 with a match for a query in validation .where cameras are known, a match"):
+        cut(ReIDData(each_its_own, 4, data.pid_names), FolderSource(tmp_path), SplitRequest(2, 0, None), SETTINGS)
+
+
 def test_the_demos_shared_identities_are_found(tiny_data):
     data = load_naic(tiny_data, parts=("train",))
     people = people_of(data, FolderSource(tiny_data / "MyDataSet"))

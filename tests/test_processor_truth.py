@@ -146,10 +146,12 @@ def test_a_k1_as_large_as_the_gallery_is_remarked_on_before_the_features_are_mad
     measure(config, "csv:two.csv", *keys, "[3, 2, 0.3]")
     assert caplog.messages == []
     measure(config, "csv:two.csv", *keys, "[4, 2, 0.3]")
-    remark = "k1=4 in TEST.RE_RANKING_PARAMETER is not below the 4 images of its gallery"
+    remark = "k1 of TEST.RE_RANKING_PARAMETER is 4, and there are 4 images to be neighbours"
     assert [message.split(": ")[0] for message in caplog.messages if remark in message] == ["two"]
     ensemble([tmp_path / "out"], None, tmp_path / "e/submission.json")
     assert len([message for message in caplog.messages if remark in message]) == 2
+    measure(config, "csv:two.csv", "TEST.DATABASE_AUGMENTATION", 9)
+    assert "two: TEST.DATABASE_AUGMENTATION is 9, and there are 4 images to be neighbours" in caplog.text
 
 
 # ------------------------------------------------------------------ one file twice

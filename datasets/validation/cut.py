@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from datasets.bases import UNKNOWN_CAMID, ReIDData, Sample
@@ -82,6 +82,7 @@ def cut(data: ReIDData, source: ImageSource, request: SplitRequest, settings: di
     Raises:
         ValueError: the data have too few identities for the request.
     """
+    data = _without_a_single_camera(data)
     people = people_of(data, source if request.compare else None)
     if request.identities + request.distractors >= len(people):
         raise ValueError(f"{request.identities} identities and {request.distractors} distractors of {len(people)} "
@@ -99,13 +100,25 @@ def cut(data: ReIDData, source: ImageSource, request: SplitRequest, settings: di
     lacking = [f"{missing} {role} in {name}" for name, draft in drafts.items()
                for missing, role in zip(draft.missing, roles, strict=True) if missing]
     if lacking:
-        raise ValueError(f"too few of the {len(people)} identities fit: missing are {', '.join(lacking)}; ask for "
-                         "fewer, or for another share of green ones")
+        match = ""
+        if any(sample.camid != UNKNOWN_CAMID for sample in data.train):
+            match = " (where cameras are known, a match is an image from another camera)"
+        raise ValueError(f"too few of the {len(people)} identities fit: missing are {', '.join(lacking)}{match}; ask "
+                         "for fewer, or for another share of green ones")
     queried, distractors = map(sorted, chosen)
     pid_names = sorted([*queried, *distractors])
     cameras = {sample.key: sample.camid for sample in data.train if sample.camid != UNKNOWN_CAMID}
     eval_sets = {name: evaluation(draft.query, draft.gallery, cameras, pid_names) for name, draft in drafts.items()}
     return ValidationSplit(queried, distractors, eval_sets, settings)
+
+
+def _without_a_single_camera(data: ReIDData) -> ReIDData:
+    """The data with their only camera unknown: it tells nothing apart, and no query had a match from another."""
+    cameras = {sample.camid for sample in data.train}
+    if len(cameras) == 1 and UNKNOWN_CAMID not in cameras:
+        logger.warning("all images are from one camera: images from a query's own camera are matches in the split")
+        return replace(data, train=[sample._replace(camid=UNKNOWN_CAMID) for sample in data.train])
+    return data
 
 
 def _walk(people: list[Person], source: ImageSource, request: SplitRequest,

@@ -17,7 +17,7 @@ from processor.evaluation.sources import (
     DomainSource,
     bank_source,
     distmat_source,
-    warn_of_k1,
+    warn_of_ranking,
 )
 from processor.evaluation.truth import warn_of_obstacles
 from processor.retrieval.ensemble import check_same_order, check_weights, concat_features
@@ -82,7 +82,7 @@ def open_models(inputs: list[Path], weights: list[float] | None, mode: str = "su
 def _bank_domains(folder: Path, opened: Opened, compute: Compute) -> dict[str, DomainSource]:
     banks, ranking = opened[0], read_ranking(opened[1])
     for domain, bank in banks.items():
-        warn_of_k1(f"{folder}, {domain}", ranking, len(bank.gallery_names))
+        warn_of_ranking(f"{folder}, {domain}", ranking, len(bank.gallery_names))
     return {domain: bank_source(str(folder), bank, ranking, compute, domain) for domain, bank in banks.items()}
 
 

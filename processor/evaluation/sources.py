@@ -96,12 +96,20 @@ def bank_source(name: str, bank: FeatureBank, ranking: Ranking, compute: Compute
     return DomainSource(name, bank.query_names, bank.gallery_names, streams, truth, nearest)
 
 
-def warn_of_k1(domain: str, ranking: Ranking, num_gallery: int) -> None:
-    """Warn if re-ranking looks at more neighbours than a gallery has images."""
-    if ranking.re_ranking and (k1 := ranking.re_ranking[0]) >= num_gallery:
-        logger.warning("%s: k1=%d in TEST.RE_RANKING_PARAMETER is not below the %d images of its gallery: nearly all "
-                       "images are neighbours of one another, and re-ranking means little; take a k1 well below %d",
-                       domain, k1, num_gallery, num_gallery)
+def warn_of_ranking(domain: str, ranking: Ranking, num_gallery: int) -> None:
+    """Warn if a ranking looks at as many neighbours as a gallery has images."""
+    warn_of_neighbours(domain, {
+        "k1 of TEST.RE_RANKING_PARAMETER": ranking.re_ranking[0] if ranking.re_ranking else 0,
+        "TEST.QUERY_EXPANSION": ranking.query_expansion, "TEST.DATABASE_AUGMENTATION": ranking.database_augmentation,
+    }, num_gallery)
+
+
+def warn_of_neighbours(place: str, counts: dict[str, int], num_images: int) -> None:
+    """Warn if a key asks for as many neighbours as there are images; counts: {key: its value}."""
+    for key, count in counts.items():
+        if count >= num_images:
+            logger.warning("%s: %s is %d, and there are %d images to be neighbours: with nearly all of them it tells "
+                           "nothing apart; take a number well below %d", place, key, count, num_images, num_images)
 
 
 def expanded_features(bank: FeatureBank, branch: str, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
