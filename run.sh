@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}  # see utils/__init__.py
 
 usage() {
     cat <<'TEXT'
-bash run.sh [KEY VALUE ...]   set up, then prepare -> train each resolution -> test -> ensemble -> submission;
+bash run.sh [KEY VALUE ...]   set up, then prepare -> train each resolution -> test -> ensemble -> submission -> page;
                               KEY VALUE pairs, as of tools/train.py, change the recipe in every stage
 bash run.sh --dry-run         say of each stage whether it would run, go on or be skipped, and why
 bash run.sh --force           train anew where a model's folder holds another training: the folder is moved aside
@@ -25,7 +25,7 @@ Environment (all optional):
                naic (resnet101_ibn_b at 256x128, 384x192 and 480x240, for GPUs)
                own  (your pictures, a folder a person: DATA_ROOT=/path RECIPE=own bash run.sh DATASETS.NAMES tree:people)
   WEIGHTS      folder of checkpoints to test instead of training
-  OUTPUT_ROOT  where results go (default: output): a folder a model, submission.json, summary.json
+  OUTPUT_ROOT  where results go (default: output): a folder a model, submission.json, summary.json, ranks/index.html
   SEED         seed of the demo data and of the training (default: the recipe's)
   PYTHON       interpreter to use where it has what requirements.txt asks for (Python 3.10 or newer)
 

@@ -1,4 +1,4 @@
-"""The stages behind run.sh: prepare -> train each resolution -> test each checkpoint -> ensemble -> summary.
+"""The stages behind run.sh: prepare -> train each resolution -> test each checkpoint -> ensemble -> page -> summary.
 
 A stage is one command of tools/ in a process of its own. It is skipped when an earlier run finished it with the same
 settings and the same data (processor/stages) and its outputs are still there. A run that was killed goes on with the
@@ -154,7 +154,7 @@ def plan(settings: Settings) -> list[Stage]:
     pairs = [_model_stages(run, config, tuple(stage.name for stage in stages)) for config in recipe.configs]
     stages += [stage for train, _ in pairs for stage in train]
     tests = [stage for _, tested in pairs for stage in tested]
-    return [*stages, *tests, _ensemble_stage(out, tests)]
+    return [*stages, *tests, _ensemble_stage(out, tests), _page_stage(run, tests)]
 
 
 def _with_opts(run: _Run, *opts: str, prepared: tuple[str, ...] = ()) -> _Run:
@@ -305,6 +305,15 @@ def _ensemble_stage(out: Path, tests: list[Stage]) -> Stage:
                  after=tuple(stage.name for stage in tests), earlier=lambda: digests(*indices))
 
 
+def _page_stage(run: _Run, tests: list[Stage]) -> Stage:
+    """The page of ranked lists. Its script stands for it: a page that a user made anew, with other options, stays."""
+    indices = [stage.folder / "features" / "index.json" for stage in tests]
+    return Stage("ranks", ["tools/visualize.py", "--run", str(run.out), "--data", str(run.root)],
+                 [run.out / "ranks" / "page.js"],
+                 data=lambda: {"the answer and the features": digests(run.out / "submission.json", *indices)},
+                 after=("ensemble",), optional=True)
+
+
 def find_weights(weights: Path, model: str, name: str, epochs: tuple[int, ...]) -> dict[int, Path]:
     """The checkpoints of one config in WEIGHTS, by epoch.
 
@@ -393,7 +402,13 @@ def _run_stage(stage: Stage, title: str, settings: Settings) -> float:
     command = [stage.command[0], *["--resume"] * (verdict.action == RESUME), *stage.command[1:]]
     logger.info("%s: python %s", title, shlex.join(command))
     started = time.monotonic()
-    _run_command(stage, command, out)
+    try:
+        _run_command(stage, command, out)
+    except StageFailed as error:
+        if not stage.optional:
+            raise
+        logger.warning("%s; the results are whole without it", error)
+        return round(time.monotonic() - started, 1)
     facts.forget()
     took = round(time.monotonic() - started, 1)
     write_done(stage, out, stage_facts, took)

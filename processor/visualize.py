@@ -150,8 +150,8 @@ def _config_of(model: Path, data: Path | None):
     values = {key: str(cfg.DATASETS[key.split(".")[1]]) for key in _MOVED}
     places = {key: next((place for place in (Path(value), model.parent / Path(value).name) if place.exists()), value)
               for key, value in values.items() if value}
-    changes = {"OUTPUT_DIR": str(model), **{key: str(place) for key, place in places.items()}}
-    return change_cfg(cfg, changes | ({"DATASETS.ROOT_DIR": str(data), "DATASETS.ROOTS": []} if data else {}))
+    places |= {"DATASETS.ROOT_DIR": data} if data else {}
+    return change_cfg(cfg, {"OUTPUT_DIR": str(model), **{key: str(place) for key, place in places.items()}})
 
 
 def _open_pictures(cfg, model: Path, banks: dict[str, FeatureBank]) -> RunPictures:

@@ -101,17 +101,17 @@ def test_a_finished_run_is_skipped_and_a_changed_input_is_not(recipe, tiny_data,
     first = run(settings)
     caplog.clear()
     assert run(settings) == first
-    assert caplog.text.count("done before, skipped") == 4
+    assert caplog.text.count("done before, skipped") == 5
     truth = data / "MyDataSet" / "image_B_v1_1" / "ground_truth.json"
     content = json.loads(truth.read_text())
     truth.write_text(json.dumps(content, indent=3))
     caplog.clear()
     run(settings)
-    assert caplog.text.count("done before, skipped") == 3  # all but the test, whose features came out the same
+    assert caplog.text.count("done before, skipped") == 4  # all but the test, whose features came out the same
     (tmp_path / "out" / "submission.json").unlink()
     caplog.clear()
     run(settings)
-    assert caplog.text.count("done before, skipped") == 3
+    assert caplog.text.count("done before, skipped") == 4  # the answer came out the same, and so would the page
     assert (tmp_path / "out" / "submission.json").is_file()
 
     # A training on other lists does not overwrite that on these.
@@ -158,9 +158,9 @@ def test_the_naic_recipe_tests_six_checkpoints(tmp_path):
         "demo_data", "split_domains",
         "train_r101_ibn_b_128", "train_r101_ibn_b_192", "train_r101_ibn_b_240",
         "test_r101_ibn_b_128_40", "test_r101_ibn_b_128_50", "test_r101_ibn_b_192_40", "test_r101_ibn_b_192_50",
-        "test_r101_ibn_b_240_40", "test_r101_ibn_b_240_50", "ensemble",
+        "test_r101_ibn_b_240_40", "test_r101_ibn_b_240_50", "ensemble", "ranks",
     ]
-    assert len(stages[-1].command[stages[-1].command.index("--inputs") + 1:-2]) == 6
+    assert len(stages[-2].command[stages[-2].command.index("--inputs") + 1:-2]) == 6
     assert not (tmp_path / "out").exists()
 
 

@@ -51,6 +51,8 @@ class Actor:
         if tool == "ensemble":
             Path(words[words.index("--output") + 1]).write_text("{}")
             return 0
+        if tool == "visualize":
+            return self.page(words)
         words = [word for word in words if word != "--resume"]
         cfg = load_cfg(words[words.index("--config_file") + 1], words[words.index("--config_file") + 2:])
         return self.train(cfg) if tool == "train" else self.test(cfg)
@@ -70,6 +72,12 @@ class Actor:
         (folder / "features").mkdir(parents=True, exist_ok=True)
         (folder / "features/index.json").write_text(f"{cfg.TEST.TOP_K} {read_checkpoint(Path(cfg.TEST.WEIGHT))}")
         (folder / "submission.json").write_text("{}")
+        return 0
+
+    def page(self, words):
+        page = Path(words[words.index("--run") + 1]) / "ranks"
+        page.mkdir(exist_ok=True)
+        (page / "page.js").write_text("")
         return 0
 
     def again(self, settings):
@@ -98,7 +106,7 @@ def data(tiny_data, tmp_path):
 def done(recipe, actor, data, tmp_path):
     """Settings of a run that is done."""
     settings = Settings(tmp_path / "out", "tiny", data)
-    assert actor.again(settings) == ["split_domains", "train", "test", "ensemble"]
+    assert actor.again(settings) == ["split_domains", "train", "test", "ensemble", "visualize"]
     return settings
 
 
@@ -131,17 +139,34 @@ def test_comments_bases_and_keys_that_change_no_result_do_not_count(done, actor,
 
 
 def test_a_test_key_or_a_gallery_picture_repeats_the_tests_alone(done, actor, data):
-    assert actor.again(changed(done, opts=("TEST.TOP_K", "5"))) == ["test", "ensemble"]
+    assert actor.again(changed(done, opts=("TEST.TOP_K", "5"))) == ["test", "ensemble", "visualize"]
     path = next((data / "MyDataSet/image_B_v1_1/gallery").iterdir())
     cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (20, 40)))
     assert actor.again(changed(done, opts=("TEST.TOP_K", "5")))[:2] == ["split_domains", "test"]
+
+
+def test_a_page_that_fails_loses_no_result_and_is_tried_again(done, actor, caplog):
+    shutil.rmtree(done.output_root / "ranks")
+    (done.output_root / "summary.json").unlink()
+    fine, actor.page = actor.page, lambda words: 1
+    assert actor.again(done) == ["visualize"]
+    assert "stage ranks failed with exit code 1; its log is" in caplog.text
+    assert read_json(done.output_root / "summary.json")["seconds"]["ranks"] >= 0
+    actor.page = fine
+    assert actor.again(done) == ["visualize"]
+    assert actor.again(done) == []
+
+
+def test_a_page_that_a_user_made_with_other_options_stays(done, actor):
+    (done.output_root / "ranks" / "index.html").write_text("with --scatter")
+    assert actor.again(done) == []
 
 
 def test_trainings_that_lost_their_records_are_gone_on_from(done, actor):
     before = weights_of(done.output_root)
     shutil.rmtree(done.output_root / "stages")
     actor.train = lambda cfg: 0
-    assert actor.again(done) == ["split_domains", "train --resume", "test", "ensemble"]
+    assert actor.again(done) == ["split_domains", "train --resume", "test", "ensemble", "visualize"]
     assert weights_of(done.output_root) == before
 
 
@@ -153,14 +178,14 @@ def test_a_stopped_training_goes_on_after_a_move(recipe, actor, data, tmp_path):
     shutil.move(data, tmp_path / "disk")
     actor.stops = False
     assert actor.again(Settings(tmp_path / "moved", "tiny", tmp_path / "disk")) == ["train --resume", "test",
-                                                                                  "ensemble"]
+                                                                                  "ensemble", "visualize"]
 
 
 def test_a_recipe_with_more_epochs_goes_on_from_the_last_one(done, actor):
     longer = changed(done, opts=("SOLVER.MAX_EPOCHS", "9"))
     verdict = {stage.name: verdict for stage, verdict in survey(longer)}["train_tiny"]
     assert verdict == ("go on", "from tiny/latest.pth")
-    assert actor.again(longer) == ["train --resume", "test", "ensemble"]
+    assert actor.again(longer) == ["train --resume", "test", "ensemble", "visualize"]
     assert actor.again(longer) == []
     with pytest.raises(ValueError, match=r"train_tiny: .* SOLVER\.MAX_EPOCHS was 9 and is 5; the epochs that are "
                        r"trained must keep their schedule\. Undo"):
@@ -185,7 +210,7 @@ def test_another_training_does_not_overwrite_what_is_there(recipe, actor, data, 
         assert actor.acted == [], again
     assert weights_of(tmp_path / "out") == before
     actor.stops = False
-    assert actor.again(changed(other, force=True)) == ["train", "test", "ensemble"]
+    assert actor.again(changed(other, force=True)) == ["train", "test", "ensemble", "visualize"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "out/tiny.1").glob("*.pth")} == before
     assert actor.again(changed(other, force=True)) == []  # what is done is not forced again
 
@@ -226,9 +251,10 @@ def test_a_dry_run_says_of_each_stage_what_and_why(done, actor, capsys, monkeypa
         return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("    python ")]
 
     assert lines() == [f"{name}: would be skipped: done before"
-                       for name in ("split_domains", "train_tiny", "test_tiny", "ensemble")]
+                       for name in ("split_domains", "train_tiny", "test_tiny", "ensemble", "ranks")]
     assert lines("TEST.TOP_K", "5")[2:] == ["test_tiny: would run: TEST.TOP_K was 10 and is 5",
-                                            "ensemble: would run: unless test_tiny leaves what was there before"]
+                                            "ensemble: would run: unless test_tiny leaves what was there before",
+                                            "ranks: would run: unless ensemble leaves what was there before"]
     assert lines("SOLVER.SEED", "5")[1].startswith("train_tiny: would stop: ")
     assert "would run: --force moves" in lines("SOLVER.SEED", "5", force=True)[1]
     (done.output_root / "tiny" / f"{NET}_4.pth").unlink()
@@ -251,7 +277,7 @@ def test_incomplete_data_are_refused_as_by_a_training_and_keys_help(recipe, acto
     assert actor.acted == []
     opts = ("DATASETS.TRAIN_SETS", "[2019_cs,2020_cs,2020_fs]", "DATASETS.TEST_DIR",
             "elsewhere" if lacking == "image_B_v1_1" else "image_B_v1_1")
-    assert actor.again(changed(settings, opts=opts)) == ["split_domains", "train", "test", "ensemble"]
+    assert actor.again(changed(settings, opts=opts)) == ["split_domains", "train", "test", "ensemble", "visualize"]
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -303,7 +329,7 @@ def test_a_folder_of_people_is_trained_measured_and_ranked(people, tmp_path, mon
     monkeypatch.setattr(pipeline, "run_logged", run_logged_by_server)
     facts.forget()
     summary = run(Settings(tmp_path / "out", "own", people, opts=SMALL))
-    assert [*summary["seconds"]] == ["validation", "train_own", "test_own", "ensemble"]
+    assert [*summary["seconds"]] == ["validation", "train_own", "test_own", "ensemble", "ranks"]
     assert summary["ensemble"]["plain"]["num_valid"] == 2
     assert len(read_json(tmp_path / "out/submission.json")) == 2
     assert {verdict.action for verdict in actions(Settings(tmp_path / "out", "own", people, opts=SMALL)).values()} == {
@@ -311,9 +337,9 @@ def test_a_folder_of_people_is_trained_measured_and_ranked(people, tmp_path, mon
 
 
 @pytest.mark.parametrize(("layout", "stages"), [
-    ("tree", ["validation", "train_own", "test_own", "ensemble"]),
-    ("tree with a test part", ["train_own", "test_own", "ensemble"]),
-    ("naic", ["split_domains", "train_own", "test_own", "ensemble"]),
+    ("tree", ["validation", "train_own", "test_own", "ensemble", "ranks"]),
+    ("tree with a test part", ["train_own", "test_own", "ensemble", "ranks"]),
+    ("naic", ["split_domains", "train_own", "test_own", "ensemble", "ranks"]),
 ])
 def test_what_is_prepared_depends_on_the_set(people, data, tmp_path, layout, stages):
     if layout == "tree with a test part":

@@ -102,6 +102,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print(f"\n{table(summary)}\n")
     print(f"submission: {settings.output_root / 'submission.json'}")
+    if (page := settings.output_root / "ranks" / "index.html").is_file():
+        print(f"ranks:      {page} (open it in a browser)")
     print(f"summary:    {settings.output_root / 'summary.json'} ({summary['seconds_total']:.0f} s)")
 
 

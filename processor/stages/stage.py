@@ -42,6 +42,7 @@ class Stage:
         begin: of a training: raises ValueError unless a run could go on from the checkpoints that are there, and
             returns the one it would go on from. Such a stage is never run over checkpoints that are there.
         earlier: what earlier versions compared instead of facts, beside the command.
+        optional: its failure is a warning, because no result depends on it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Stage:
     after: tuple[str, ...] = ()
     begin: Callable[[], Path] | None = None
     earlier: Callable[[], list[str]] = list
+    optional: bool = False
 
     @property
     def folder(self) -> Path:
