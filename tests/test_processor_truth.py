@@ -20,6 +20,7 @@ from processor.evaluation.ensemble import ensemble
 from processor.evaluation.feature_bank import read_bank
 from processor.evaluation.truth import Truth, common_truth
 from processor.inference import do_inference
+from processor.stages.summary import table
 from processor.trainer import do_train, dry_run
 from processor.training.build import choose_evaluations
 from utils.checkpoint import read_checkpoint, save_checkpoint
@@ -138,6 +139,15 @@ def test_queries_without_a_match_are_counted_beside_the_figures(config, tmp_path
     write_csv(tmp_path, "two", cameras=(1, 2), rows=["shots/two_0_0.png,other,1,query"])
     measure(config, "csv:two.csv")
     assert "%, 2 of 3 queries (1 without a match in the gallery)" in caplog.messages[-1]
+
+
+def test_the_table_of_a_pipeline_counts_queries_without_a_match():
+    figures = {"mAP": 0.5, "rank1": 0.5, "naic_score": 0.5, "num_queries": 120}
+    models = {"a": {"plain": {**figures, "num_valid": 118}}}
+    assert table({"models": models, "ensemble": models["a"]}).splitlines()[-1] == (
+        "118 of 120 queries (2 without a match in the gallery)")
+    models["a"]["plain"]["num_valid"] = 120
+    assert "queries" not in table({"models": models, "ensemble": models["a"]})
 
 
 def test_a_k1_as_large_as_the_gallery_is_remarked_on_before_the_features_are_made(config, tmp_path, caplog):
