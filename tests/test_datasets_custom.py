@@ -175,6 +175,7 @@ def test_an_evaluation_with_an_unknown_camera_keeps_every_camera(tmp_path):
 
 @pytest.mark.parametrize(("line", "fault"), [
     ("i/7.jpg,dora,1,test", "split 'test' is not one of train, query, gallery"),
+    ("i/7.jpg,dora,1,val", "split 'val' is not one of .*; it takes columns is_query and is_gallery"),
     ("i/7.jpg,,1,train", "the pid is empty"),
     ("i/7.jpg,dora,-1,train", "expected a camid such as 3 or cam3, or none, got '-1'"),
     ("i/7.jpg,dora,1.5,train", "expected a camid such as"),
@@ -226,6 +227,7 @@ def table(rows, header="path,pid,camid,split", delimiter=","):
 
 @pytest.mark.parametrize("text", [
     table(rows_of(), delimiter=";"), table(rows_of(), delimiter="\t"), table(rows_of(), delimiter="|"),
+    "sep=;\r\n" + table(rows_of(), delimiter=";"),
     table(rows_of(), delimiter="\t").encode("utf-16"), "\n" + table(rows_of()),
     table(rows_of(), "Path,PID,CamID,Split"), table(rows_of(), "path, pid, camid, split"),
     table(rows_of(), "img_path,Person ID,camera_id,set"), table(rows_of(), "filename,identity,Camera,subset"),
@@ -252,6 +254,19 @@ def test_paths_into_the_csvs_folder_may_be_whole(tmp_path):
         text = table(rows_of(path=f"{tmp_path / folder}/{{}}".format))
         (tmp_path / "real/list.csv").write_text(text)
         assert load_csv(tmp_path / folder / "list.csv") == wanted
+
+
+def test_the_log_says_which_columns_of_a_csv_are_read(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        load_csv(write_csv(tmp_path, table([{**row, "x": "1"} for row in rows_of()], "Image,label,cam,set,age")))
+    assert "read path from 'Image', pid from 'label', camid from 'cam', split from 'set'; passed over: " in caplog.text
+
+
+def test_people_of_a_csv_who_are_not_trained_on_are_named(tmp_path, caplog):
+    path = write_csv(tmp_path, GOOD + "i/6.jpg,dora,1,train\ni/7.jpg,-1,1,train\n")
+    load_csv(path)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{path}: 1 image of -1, which is junk; 1 of 3 people not trained on, since they have a single image: dora"]
 
 
 def test_a_csv_without_a_column_of_cameras_has_unknown_ones(tmp_path):

@@ -240,7 +240,7 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> 
     except cv2.error as error:
         raise BadImage(f"{place}cannot be decoded ({error.err or error})") from error
     if image is None:
-        raise BadImage(f"{place}cannot be decoded; the file is damaged")
+        raise BadImage(f"{place}cannot be decoded; the file is damaged or of a rare kind")
     if size is not None:
         image = resize(image, size)
     is_bgr = not is_gif and (flag == cv2.IMREAD_COLOR or flag in _REDUCED.values())

@@ -20,15 +20,16 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import logging
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData, format_names
-from datasets.files.images import is_safe_path
+from datasets.files.images import is_safe_path, report_others
 from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted
-from datasets.sets.numbering import SPLITS, SetImage, class_indices, to_data, wanted_splits
+from datasets.sets.numbering import SPLITS, SetImage, class_indices, describe_lost, to_data, wanted_splits
 from utils.logger import printable
 
 DEFAULT_PLACE = "data.csv"  # below the root, if the name says no more
@@ -36,7 +37,7 @@ DEFAULT_PLACE = "data.csv"  # below the root, if the name says no more
 COLUMNS: dict[str, tuple[str, ...]] = {
     "path": ("path", "imgpath", "imagepath", "filepath", "filename", "imagename", "imgname", "file", "image", "img"),
     "pid": ("pid", "id", "personid", "person", "identity", "label", "vehicleid"),
-    "camid": ("camid", "cam", "camera", "cameraid"),
+    "camid": ("camid", "cam", "camera", "cameraid", "camno", "camname", "cameraname"),
     "split": ("split", "set", "subset"),
     "is_query": ("isquery",),
     "is_gallery": ("isgallery",),
@@ -47,6 +48,8 @@ _SPLIT_NAMES = {**{split: split for split in SPLITS}, "training": "train", "prob
 _EVALUATED = ("validation", "val", "test")  # is_query and is_gallery say as what
 _CAMERA = re.compile(r"(?:(?:c|cam|camera)[ _-]*)?([0-9]{1,9})(?:\.0+)?", re.IGNORECASE)
 _UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "<na>")
+
+logger = logging.getLogger(__name__)
 
 
 class _Row(NamedTuple):
@@ -94,7 +97,9 @@ def load_csv(reference: Reference, places: Places, parts: Collection[str] = ("tr
     for split, image in _read_images(path, list(_read_rows(path, problems)), problems):
         images[split].append(image)
     problems.raise_or_skip(str(path), "Correct the lines, or put the images there.", parts, places.skip)
-    return to_data(reference.name, {split: images[split] for split in wanted_splits(parts)})
+    kept = {split: images[split] for split in wanted_splits(parts)}
+    report_others(str(path), (), describe_lost(kept.get("train", [])))
+    return to_data(reference.name, kept)
 
 
 def _read_images(path: Path, rows: list[_Row], problems: Problems) -> Iterator[tuple[str, SetImage]]:
@@ -142,7 +147,8 @@ def _splits_of(row: _Row) -> list[str]:
 def _split_fault(row: _Row) -> str:
     if row.split.lower() in _EVALUATED and row.is_query + row.is_gallery:
         return f"split {quoted(row.split)}, and neither is_query nor is_gallery is true"
-    return f"split {quoted(row.split)} is not one of {', '.join(SPLITS)}"
+    flags = "; it takes columns is_query and is_gallery" if row.split.lower() in _EVALUATED else ""
+    return f"split {quoted(row.split)} is not one of {', '.join(SPLITS)}{flags}"
 
 
 def number_cameras(texts: Iterable[str]) -> dict[str, int]:
@@ -166,11 +172,14 @@ def _read_rows(path: Path, problems: Problems) -> Iterator[_Row]:
     Raises:
         ValueError: the file is no text, or its header does not do.
     """
-    text = _read_text(path)
+    text = re.sub(r"^sep=.\r?\n", "\n", _read_text(path))  # a line that tells Excel what stands between cells
     delimiter = max(",;\t|", key=lambda mark: len(_columns(next(_cells(path, text, mark), (1, []))[1])))
     lines = _cells(path, text, delimiter)
     number, header = next(lines, (1, []))
     places = _check_header(f"{path}:{number}", header)
+    unread = [quoted(name) for place, name in enumerate(header) if name and place not in places.values()]
+    logger.info("%s: read %s%s", path, ", ".join(f"{name} from {header[place]!r}" for name, place in places.items()),
+                f"; passed over: {', '.join(unread)}" if unread else "")
     boxes = [place for place, name in enumerate(header) if _plain(name) in _BOX]
     for number, cells in lines:
         if any(cells[len(header):]):

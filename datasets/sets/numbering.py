@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample
+from datasets.bases import UNKNOWN_CAMID, QueryGallery, ReIDData, Sample, format_names
 
 SPLITS = ("train", "query", "gallery")
 JUNK = "-1"  # Market-1501's mark of a detection that is no good picture of anybody; other sets took it over
@@ -69,6 +69,18 @@ def drop_singles(name: str, images: Sequence[SetImage]) -> list[SetImage]:
     if singles:
         logger.info("%s: dropped %d of %d identities, with one image each", name, singles, len(counts))
     return [image for image in images if counts[image.pid] > 1]
+
+
+def describe_lost(images: Sequence[SetImage]) -> Iterator[str]:
+    """Which of the training images of a user's own set are not trained on, for the log."""
+    counts = Counter(image.pid for image in images)
+    if JUNK in counts:
+        number = counts.pop(JUNK)
+        yield f"{number} image{'s' * (number > 1)} of {JUNK}, which is junk"
+    singles = [pid for pid, count in counts.items() if count == 1]
+    if singles:
+        yield (f"{len(singles)} of {len(counts)} people not trained on, since they have a single image: "
+               f"{format_names(singles)}")
 
 
 def wanted_splits(parts: Collection[str]) -> list[str]:

@@ -10,13 +10,12 @@ counted in a warning.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from datasets.bases import Places, Problems, Reference, ReIDData, format_names
 from datasets.files.images import is_hidden, is_inside, name_problem, report_others, scan_images
-from datasets.sets.numbering import SPLITS, SetImage, to_data, wanted_splits
+from datasets.sets.numbering import SPLITS, SetImage, describe_lost, to_data, wanted_splits
 from utils.logger import printable
 
 DEFAULT_PLACE = "tree"  # below the root, if the name says no more
@@ -63,19 +62,9 @@ def load_tree(reference: Reference, places: Places, parts: Collection[str] = ("t
             images[split] += _read_identity(folder, prefix, pid, problems, others)
             empty += [prefix + pid] if len(images[split]) + problems.count == before else []
     problems.raise_or_skip(str(folder), "Rename it, or put there what links lead to.", parts, places.skip)
-    report_others(str(folder), others, _lost(empty, images.get("train", [])))
+    lost = [f"{len(empty)} folder{'s' * (len(empty) > 1)} without an image: {format_names(empty)}"] if empty else []
+    report_others(str(folder), others, [*lost, *describe_lost(images.get("train", []))])
     return to_data(reference.name, images)
-
-
-def _lost(empty: list[str], train: list[SetImage]) -> Iterator[str]:
-    """Which people are not trained on, for the log."""
-    if empty:
-        yield f"{len(empty)} folder{'s' * (len(empty) > 1)} without an image: {format_names(empty)}"
-    counts = Counter(image.pid for image in train)
-    singles = [pid for pid, count in counts.items() if count == 1]
-    if singles:
-        yield (f"{len(singles)} of {len(counts)} people not trained on, since they have a single image: "
-               f"{format_names(singles)}")
 
 
 def _check_folders(folder: Path, names: list[str]) -> set[str]:
