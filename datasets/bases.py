@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -191,6 +191,26 @@ def format_names(names: Iterable[str], limit: int = 3) -> str:
     names = sorted(names)
     head = ", ".join(names[:limit])
     return head if len(names) <= limit else f"{head}, … ({len(names)} in all)"
+
+
+def names_of_results(eval_sets: dict[str, QueryGallery]) -> Callable[[str, str], str]:
+    """(evaluation, key) -> what results call an image: the first that tells all queries and all gallery images apart.
+
+    Its file name, as in NAIC, whose answers hold file names; else its key; else, where an image stands in several
+    evaluations, the evaluation and the key.
+    """
+    def by_file(_: str, key: str) -> str:
+        return Path(key).name
+
+    def by_key(_: str, key: str) -> str:
+        return key
+
+    for name_of in (by_file, by_key):
+        sides = [[name_of(domain, sample.key) for domain, pair in eval_sets.items() for sample in getattr(pair, side)]
+                 for side in ("query", "gallery")]
+        if all(len(set(names)) == len(names) for names in sides):
+            return name_of
+    return "{}/{}".format
 
 
 def statistics(data: ReIDData) -> str:

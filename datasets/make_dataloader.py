@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -12,7 +12,16 @@ import numpy as np
 
 from datasets.augment.channels import with_shuffled_channels
 from datasets.bad_images import ReplacingLoader
-from datasets.bases import UNKNOWN_CAMID, Places, QueryGallery, Reference, ReIDData, Sample, format_names
+from datasets.bases import (
+    UNKNOWN_CAMID,
+    Places,
+    QueryGallery,
+    Reference,
+    ReIDData,
+    Sample,
+    format_names,
+    names_of_results,
+)
 from datasets.batches import ImageLoader, SequentialBatches, open_loader
 from datasets.files.images import FileSource, ImageSource, MountedSource
 from datasets.files.pack_reader import open_packed
@@ -138,7 +147,7 @@ def make_dataloader(cfg, train: bool = True, test: bool = True, rank: int = 0, w
         loaders.train = _train_loader(source, data.train, cfg.INPUT.SIZE_TRAIN, loaders.sampler,
                                       cfg.DATALOADER.NUM_WORKERS, sets.places.skip)
         loaders.augment = TrainAugment(mean, std, make_recipe(cfg), cfg.SOLVER.SEED, channels)
-    name_of = _names_of_results(data.eval_sets)
+    name_of = names_of_results(data.eval_sets)
     for domain, pair in data.eval_sets.items():
         samples = [*pair.query, *pair.gallery]
         batches = SequentialBatches(len(samples), cfg.TEST.IMS_PER_BATCH, rank, world_size)
@@ -192,26 +201,6 @@ def _train_loader(source: ImageSource, train: list[Sample], size: Sequence[int],
 
 def _pids(samples: list[Sample]) -> np.ndarray:
     return np.array([sample.pid for sample in samples])
-
-
-def _names_of_results(eval_sets: dict[str, QueryGallery]) -> Callable[[str, str], str]:
-    """(evaluation, key) -> what results call an image: the first that tells all queries and all gallery images apart.
-
-    Its file name, as in NAIC, whose answers hold file names; else its key; else, where an image stands in several
-    evaluations, the evaluation and the key.
-    """
-    def by_file(_: str, key: str) -> str:
-        return Path(key).name
-
-    def by_key(_: str, key: str) -> str:
-        return key
-
-    for name_of in (by_file, by_key):
-        sides = [[name_of(domain, sample.key) for domain, pair in eval_sets.items() for sample in getattr(pair, side)]
-                 for side in ("query", "gallery")]
-        if all(len(set(names)) == len(names) for names in sides):
-            return name_of
-    return "{}/{}".format
 
 
 def _drops_same_camera(choice: bool | str, name: str, pair: QueryGallery) -> bool:

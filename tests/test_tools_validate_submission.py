@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from set_files import load_naic
+from set_files import IMAGES, load_naic, write_set
 from tool_server import run_tool
 
-from processor.evaluation.submission_check import validate_submission
+from datasets.bases import Places
+from datasets.registry import ChosenSets, parse_names
+from processor.evaluation.submission_check import validate_ranking, validate_submission
 from processor.retrieval.submission import write_submission
 
 TEST = Path("MyDataSet/image_B_v1_1")
@@ -145,3 +147,69 @@ def test_the_tool_tells_valid_invalid_and_unusable_apart(tiny_data, perfect, tmp
         assert (unusable.returncode, unusable.stdout) == (2, "")
         assert "error: " in unusable.stderr
         assert "Traceback" not in unusable.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- sets but NAIC
+def ranking_of(name: str) -> dict[str, list[str]]:
+    """An answer for a miniature of a public set: of each query its gallery, its own picture first, then its matches."""
+    gallery, answer = IMAGES[name]["gallery"], {}
+    for path, (pid, camid) in IMAGES[name]["query"].items():
+        order = sorted((gallery[other] != (pid, camid), gallery[other][0] != pid, other) for other in gallery)
+        answer[Path(path).name] = [Path(other).name for _, _, other in order]
+    return answer
+
+
+@pytest.fixture
+def check_ranking(tmp_path):
+    """check_ranking(answer, names) -> the report on it against miniatures of public sets."""
+    def checked(answer, names, top_k=200):
+        for name in names.split("+"):
+            write_set(tmp_path / "sets", name)
+        (tmp_path / "submission.json").write_text(json.dumps(answer))
+        references = parse_names(names)
+        return validate_ranking(tmp_path / "submission.json", ChosenSets(references, references,
+                                                                         Places(tmp_path / "sets")), top_k)
+    return checked
+
+
+@pytest.mark.parametrize("name", ["market1501", "dukemtmc", "veri", "cuhk03"])
+def test_a_ranking_of_another_set_is_valid_and_scored_by_its_protocol(name, check_ranking):
+    """The query's own camera comes first in each list, and is left out."""
+    answer = ranking_of(name)
+    report = check_ranking(answer, name)
+    assert report.problems == []
+    assert report.figures["rank1"] == report.figures["mAP@200"] == 1
+    assert report.figures["num_valid"] == len(answer)
+    assert report.lines()[0].startswith(f"valid: {len(answer)} queries × {len(IMAGES[name]['gallery'])} names of ")
+    assert report.lines()[2].startswith("scored by each set's own protocol")
+    worst = check_ranking({query: names[::-1] for query, names in answer.items()}, name)
+    assert worst.figures["mAP@200"] < 1 or name == "cuhk03"  # where each query has one image to search
+
+
+def test_the_lists_of_several_sets_name_images_of_their_own_gallery(check_ranking):
+    answer = ranking_of("market1501") | ranking_of("dukemtmc")
+    assert check_ranking(answer, "market1501+dukemtmc").problems == []
+    query = next(iter(ranking_of("dukemtmc")))
+    (problem,) = check_ranking({**answer, query: answer["0001_c1s1_001051_00.jpg"]}, "market1501+dukemtmc", 4).problems
+    assert problem.text == f"query '{query}': '0000_c1s1_000151_01.jpg' is of another set's gallery"
+    kinds = {problem.kind for problem in check_ranking({**answer, "x.jpg": [], query: ["y.jpg"]}, "market1501+dukemtmc"
+                                                       ).problems}
+    assert kinds == {"unknown query", "unknown gallery name", "wrong length"}
+
+
+def test_the_tool_checks_against_what_a_config_tests_on(tiny_data, perfect, tmp_path):
+    write_set(tmp_path, "market1501")
+    path = tmp_path / "submission.json"
+    path.write_text(json.dumps(ranking_of("market1501")))
+    done = tool(path, "--data", tmp_path, "DATASETS.NAMES", "market1501")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("valid: 2 queries × 4 names of 4, ")
+    path.write_text(json.dumps(perfect))
+    naic = tool(path, "DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", tiny_data)
+    assert naic.stdout == tool(path, "--data", tiny_data).stdout
+    assert naic.returncode == 0
+    split = tool(path, "DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", tiny_data, "DATASETS.VALIDATION",
+                 tiny_data / "derived/validation.json")
+    assert split.returncode == 1, split.stderr
+    assert "unknown query" in split.stdout.splitlines()[-1]
+    assert tool(path).returncode == 2

@@ -25,9 +25,14 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
 def make_config_parser(doc: str, config_file: str = "YAML file; without it the defaults") -> argparse.ArgumentParser:
     """A parser with --config_file, whose help is `config_file`, and KEY VALUE pairs; for `parse_config`."""
     parser = make_parser(doc)
+    add_config_arguments(parser, config_file)
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, config_file: str) -> None:
+    """The arguments of `make_config_parser`."""
     parser.add_argument("--config_file", default=None, metavar="FILE", help=config_file)
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override what files set")
-    return parser
 
 
 def parse_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, CfgNode]:

@@ -1,14 +1,21 @@
-"""A submission against a test folder, as a competition would look at it: all that is wrong, or its score."""
+"""A submission against what it is to rank: all that is wrong, or its score.
+
+NAIC's test folder as the competition would look at it, or the evaluations that a config tests on.
+"""
 from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.files.images import is_safe_path, list_images
+from datasets.bases import QueryGallery, names_of_results
+from datasets.files.images import FileSource, is_safe_path, list_images
+from datasets.files.same_file import identify, pair_up
 from datasets.naic import TEST_DIR, data_root
+from datasets.registry import ChosenSets
 from datasets.sets.domains import DOMAINS, PARTS
 from datasets.sets.naic_test import read_domains, read_truth
 from processor.retrieval.metrics import format_figures
@@ -27,18 +34,20 @@ class SubmissionReport:
         problems: in the order of the file; none: the competition takes it.
         about: what a valid file holds, in a few words.
         figures: its score if the truth is known, else {}.
+        protocol: what its score counts.
         hint: what to do if the problems may come from how it was checked, or "".
     """
 
     problems: list[Problem] = field(default_factory=list)
     about: str = ""
     figures: dict[str, float | int] = field(default_factory=dict)
+    protocol: str = ""
     hint: str = ""
 
     def lines(self, limit: int = 20) -> list[str]:
         """The first `limit` problems and how many there are of each kind, or what is valid and its score."""
         if not self.problems:
-            return [f"valid: {self.about}", *([_score_line(self.figures), _PROTOCOL] if self.figures else [])]
+            return [f"valid: {self.about}", *([_score_line(self.figures), self.protocol] if self.figures else [])]
         count = len(self.problems)
         kinds = Counter(problem.kind for problem in self.problems)
         return [
@@ -69,11 +78,7 @@ def validate_submission(path: str | os.PathLike, root: str | os.PathLike, test_d
         ValueError: an argument, or the ground truth or the domain lists of the data, cannot be used.
         OSError: the file, the test folder or the domain lists of derived_dir are missing.
     """
-    path = Path(path)
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k}: a list holds at least one name")
-    if not path.is_file():
-        raise FileNotFoundError(f"no submission file {path}")
+    path = _check_arguments(path, top_k)
     data = data_root(root)
     folder = _test_folder(data, test_dir)
     images = {part: list_images(folder / part) for part in PARTS}
@@ -88,13 +93,81 @@ def validate_submission(path: str | os.PathLike, root: str | os.PathLike, test_d
     if problems:
         short = domains is None and any(problem.kind == "wrong length" for problem in problems)
         return SubmissionReport(problems, hint=_NO_DOMAINS if short else "")
-    answer = read_json(path)
+    answer, pids = read_json(path), [{}, {}]
+    if truth:
+        pids = [{name: truth[f"{part}/{name}"][0] for name in images[part]} for part in PARTS]
+    return SubmissionReport(about=_describe(answer, path, len(images["gallery"])),
+                            figures=_score(answer, *pids, top_k), protocol=_PROTOCOL)
+
+
+def validate_ranking(path: str | os.PathLike, sets: ChosenSets, top_k: int = 200) -> SubmissionReport:
+    """Check an answer file against the evaluations that a config tests on, and score it where the truth is known.
+
+    Every query needs a list of top_k different images of its own evaluation's gallery, or of all of a smaller one.
+
+    Args:
+        path: the submission JSON, as tools/test.py writes it.
+        sets: what is tested on, be it test sets or a validation split.
+        top_k: as `validate_submission`.
+    Raises:
+        ValueError, OSError: an argument or the data cannot be used.
+    """
+    path = _check_arguments(path, top_k)
+    data, files, _ = sets.load(train=False)
+    name_of = names_of_results(data.eval_sets)
+    gallery_of: dict[str, set[str]] = {}
+    pids: list[dict[str, tuple[str, int]]] = [{}, {}]  # of queries, of gallery images
+    ignored: dict[str, set[str]] = {}
+    for domain, pair in data.eval_sets.items():
+        names = [[name_of(domain, sample.key) for sample in side] for side in (pair.query, pair.gallery)]
+        searched = set(names[1])
+        gallery_of.update((query, searched) for query in names[0])
+        if pair.has_truth:
+            for known, side, samples in zip(pids, names, (pair.query, pair.gallery), strict=True):
+                known |= {name: (domain, sample.pid) for name, sample in zip(side, samples, strict=True)}
+            ignored |= _ignored(pair, *names, files)
+    gallery = list(dict.fromkeys(name for names in gallery_of.values() for name in names))
+    fewest = {query: min(top_k, len(names)) for query, names in gallery_of.items()}
+    problems = list(submission_problems(path, list(gallery_of), gallery, top_k, fewest))
+    answer = {} if problems else read_json(path)
+    problems += [Problem("foreign gallery", f"query {query!r}: {min(other)!r} is of another set's gallery")
+                 for query, names in answer.items() if (other := set(names) - gallery_of[query])]
+    if problems:
+        return SubmissionReport(problems)
+    return SubmissionReport(about=_describe(answer, path, len(gallery)), figures=_score(answer, *pids, top_k, ignored),
+                            protocol=_OWN_PROTOCOL)
+
+
+def _ignored(pair: QueryGallery, query: list[str], gallery: list[str], files: FileSource) -> dict[str, set[str]]:
+    """{query: the gallery images that its evaluation leaves out}: its own file, and its person from its camera."""
+    ignored: dict[str, set[str]] = defaultdict(set)
+    sides = pair.query, pair.gallery
+    same = pair_up(*(identify(files, (sample.key for sample in side)) for side in sides)).tolist()
+    if pair.drop_same_camera:
+        same += pair_up(*([(sample.pid, sample.camid) for sample in side] for side in sides)).tolist()
+    for row, place in same:
+        ignored[query[row]].add(gallery[place])
+    return ignored
+
+
+def _check_arguments(path: str | os.PathLike, top_k: int) -> Path:
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k}: a list holds at least one name")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no submission file {path}")
+    return Path(path)
+
+
+def _describe(answer: dict[str, list[str]], path: Path, gallery: int) -> str:
+    """What a valid file holds."""
     lengths = sorted({len(names) for names in answer.values()})
-    about = (f"{len(answer):,} queries × {' to '.join(f'{n:,}' for n in dict.fromkeys((lengths[0], lengths[-1])))} "
-             f"names of {len(images['gallery']):,}, {path.stat().st_size:,} bytes")
-    return SubmissionReport(about=about, figures=_score(answer, truth, images, top_k))
+    return (f"{len(answer):,} queries × {' to '.join(f'{n:,}' for n in dict.fromkeys((lengths[0], lengths[-1])))} "
+            f"names of {gallery:,}, {path.stat().st_size:,} bytes")
 
 
+_OWN_PROTOCOL = ("scored by each set's own protocol, from the lists as far as they go: a query's own file does not "
+                 "count, nor its person from its own camera where the set says so; metrics.json beside a submission is "
+                 "of whole rankings")
 _PROTOCOL = ("scored by the competition's protocol: the lists as they are (re-ranked, if the model was tested so), "
              "matches in the gallery of all domains, all cameras; metrics.json beside a submission is by its own "
              "`protocol`: its figures may differ")
@@ -127,14 +200,13 @@ def _find_domains(folder: Path, images: dict[str, list[str]], path: Path,
     return None
 
 
-def _score(answer: dict[str, list[str]], truth: dict[str, tuple[str, int]], images: dict[str, list[str]],
-           top_k: int) -> dict[str, float | int]:
-    """The figures of a valid answer, {} without a truth to compare it with."""
-    if not truth:
+def _score(answer: dict[str, list[str]], query_pids: Mapping[str, Hashable], gallery_pids: Mapping[str, Hashable],
+           top_k: int, ignored: Mapping[str, set[str]] | None = None) -> dict[str, float | int]:
+    """The figures of a valid answer, {} without a truth to compare it with; see `score_submission`."""
+    if not query_pids:
         return {}
-    query_pids, gallery_pids = ({name: truth[f"{part}/{name}"][0] for name in images[part]} for part in PARTS)
     try:
-        return score_submission(answer, query_pids, gallery_pids, top_k)
+        return score_submission(answer, query_pids, gallery_pids, top_k, ignored)
     except ValueError as error:  # no query has a match: that is a fault of the truth, not of the answer
         logger.warning("no score: %s", error)
         return {}

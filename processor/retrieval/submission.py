@@ -5,7 +5,7 @@ import codecs
 import json
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,7 +141,7 @@ def _list_problems(query: str, names: Any, gallery: set[str], least: int, most: 
 
 def score_submission(
     answer: Mapping[str, Sequence[str]], query_pids: Mapping[str, Hashable], gallery_pids: Mapping[str, Hashable],
-    k: int,
+    k: int, ignored: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, float | int]:
     """Rank-1, mAP@k and the NAIC score of an answer, from its lists alone.
 
@@ -152,6 +152,7 @@ def score_submission(
         answer: {query: gallery names, nearest first}, none of them twice.
         query_pids, gallery_pids: {image name: identity} of all images.
         k: ranks looked at.
+        ignored: {query: names that count neither as a match nor as a mistake}.
     Returns:
         rank1, mAP@k and naic_score, their mean, in 0..1; num_valid and num_queries.
     Raises:
@@ -166,10 +167,13 @@ def score_submission(
     matches = Counter(gallery_pids.values())
     firsts, precisions = [], []
     for query, pid in query_pids.items():
-        if matches[pid]:
-            hits = [rank for rank, name in enumerate(answer[query][:k], start=1) if gallery_pids.get(name) == pid]
+        out = (ignored or {}).get(query, ())
+        number = matches[pid] - sum(gallery_pids.get(name) == pid for name in out)
+        if number:
+            names = [name for name in answer[query] if name not in out][:k]
+            hits = [rank for rank, name in enumerate(names, start=1) if gallery_pids.get(name) == pid]
             firsts.append(hits[:1] == [1])
-            precisions.append(sum(n / rank for n, rank in enumerate(hits, start=1)) / min(matches[pid], k))
+            precisions.append(sum(n / rank for n, rank in enumerate(hits, start=1)) / min(number, k))
     if not firsts:
         raise ValueError(f"none of the {len(query_pids)} queries has an image of its identity in the gallery")
     rank1, mean_ap = float(np.mean(firsts)), float(np.mean(precisions))
