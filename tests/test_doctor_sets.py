@@ -58,7 +58,7 @@ def tree(root: Path) -> None:
 
 BARREN = {
     "an empty MyDataSet": (lambda root: (root / "MyDataSet").mkdir(), "there is nothing"),
-    "a raw download": (raw_download, "there is image_A/ (query/), train/ (images/, label.txt)"),
+    "a raw download": (raw_download, "train/ (images/, label.txt); train/ is a training set of NAIC 2020: call it"),
     "empty lists": (empty_lists, "train_2020_fs/ (images/, train_list.txt)"),
     "lists without their images": (lists_alone, "train_2020_fs/ (images/, train_list.txt)"),
     "a folder of people": (tree, "people/ (person1/, person2/). It looks like DATASETS.NAMES tree:people"),

@@ -14,9 +14,13 @@ def describe_downloads(root: Path) -> str:
     """A sentence for an error: what lies in a folder, and how it becomes what is looked for."""
     if not root.is_dir():
         return ""
-    paths = sorted(path for path in root.iterdir() if not is_hidden(path.name))
-    there = format_names((printable(path.name) + "/" * path.is_dir() for path in paths), 8) or "nothing"
-    return "; ".join([f". In {root} there is {there}", *_hints([path for path in (*paths, root) if path.is_dir()])])
+    names = (printable(path.name) + "/" * path.is_dir() for path in root.iterdir() if not is_hidden(path.name))
+    return f". In {root} there is {format_names(names, 8) or 'nothing'}{describe_names(root)}"
+
+
+def describe_names(root: Path) -> str:
+    """What the download in a folder, which is there, has to be called, after a semicolon each; "" = there is none."""
+    return "".join(f"; {hint}" for hint in _hints([*sorted(root.glob("[!.]*/")), root]))
 
 
 def _hints(folders: list[Path]) -> Iterator[str]:

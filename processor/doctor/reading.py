@@ -17,6 +17,7 @@ from datasets.naic import TRAIN_SETS
 from datasets.registry import DATASETS, DEFAULT_PLACES, PSEUDO, ChosenSets, open_folders, parse_names
 from datasets.sets.domains import PARTS
 from datasets.sets.list_files import quoted
+from datasets.sets.naic_downloads import describe_names
 from processor.doctor.findings import Findings, Picture
 from processor.doctor.inventory import NO_IDENTITY, ImageSet, Inventory, read_naic
 from utils.logger import printable, silence
@@ -71,7 +72,8 @@ def _check_identities(inventory: Inventory, reference: Reference, folder: Path, 
         findings.add("one image", inventory.label(index), (inventory.picture(index),))
     if not len(known) or counts.max() < 2:
         findings.add("nothing to train on", f"{reference.name}: {_describe_lack(reference, len(known))}; "
-                                            f"{describe_folder(folder)}{_describe_likeness(folder, reference)}")
+                                            f"{describe_folder(folder)}{_describe_likeness(folder, reference)}"
+                                            f"{describe_names(folder) if reference.kind == 'naic' else ''}")
 
 
 def _describe_lack(reference: Reference, known: int) -> str:
