@@ -16,14 +16,14 @@ from datasets.transforms import Normalize
 from processor.evaluation.ensemble import ENSEMBLE, open_models
 from processor.evaluation.feature_bank import CONFIG, FeatureBank, read_bank, read_ranking
 from processor.evaluation.sources import HERE, Compute
-from processor.inference import device_of, load_trained
+from processor.inference import load_trained
 from processor.visual.lists import RIGHT, WRONG, RankedLists, rank_lists
 from processor.visual.maps import describe_branches, draw_map, location_features, pair_map
 from processor.visual.page import PageData, Shown, list_places, write_page
 from processor.visual.pictures import Place, RunPictures, SmallCopies
 from processor.visual.scatter import scatter, worst_identities
 from utils.checkpoint import read_checkpoint
-from utils.files import new_folder, read_json, sha256_of
+from utils.files import new_folder, read_json, remove_leftovers, sha256_of
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,8 @@ def make_rank_page(run: Path, options: PageOptions, compute: Compute = HERE) -> 
         raise ValueError(f"{run} is an ensemble: name the checkpoint that the maps are of with --model FILE")
     runs = [_open_run(folder, options, compute) for folder in (run, options.compare) if folder is not None]
     shown, counts = _choose(runs, options.limit)
-    maps = _Maps(runs[0], options) if options.maps else None
+    maps = _Maps(runs[0], options.model, torch.device(compute.device or "cpu")) if options.maps else None
+    remove_leftovers(run)
     with new_folder(target) as fresh:
         copies = SmallCopies(fresh / "pictures", target / "pictures")
         points = _scatter(runs[0]) if options.scatter else []
@@ -105,7 +106,7 @@ def make_rank_page(run: Path, options: PageOptions, compute: Compute = HERE) -> 
             logger.warning("%d of the pictures cannot be read: %s", len(copies.problems), problem)
         write_page(fresh, PageData(
             titles=[str(opened.folder) for opened in runs], lists=[opened.lists for opened in runs], shown=shown,
-            counts=counts, top=options.top, copies=copies, metrics=_read_metrics(run), points=points,
+            counts=counts, top=options.top, copies=copies, points=points,
             maps={entry: maps.draw(entry, copies) for entry in progress(drawn, "maps", "queries")},
             about_maps=maps.about if maps else ""))
     return target / "index.html"
@@ -179,10 +180,6 @@ def _open_pictures(cfg, model: Path, banks: dict[str, FeatureBank]) -> RunPictur
     return RunPictures(source, keys)
 
 
-def _read_metrics(run: Path) -> dict:
-    return read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
-
-
 def _choose(runs: list[_Run], limit: int) -> tuple[list[Shown], list[int]]:
     """The queries to list, the lowest AP first and those without one last; how many there are in both runs, in the
     first alone and in the second alone.
@@ -234,8 +231,8 @@ class _Maps:
     about: which embedding they explain.
     """
 
-    def __init__(self, run: _Run, options: PageOptions):
-        weight = options.model or _find_weight(run)
+    def __init__(self, run: _Run, weight: Path | None, device: torch.device):
+        weight = weight or _find_weight(run)
         self.cfg = run.cfg
         if len(run.models) > 1:
             text = read_checkpoint(weight).get("config")
@@ -244,7 +241,7 @@ class _Maps:
             self.cfg = load_cfg_text(text, str(weight))
         elif run.index.get("weight_sha256") not in (None, sha256_of(weight)):
             logger.warning("%s is not the checkpoint that %s was tested with", weight, run.folder)
-        self.pictures, self.device = run.pictures, device_of(self.cfg)
+        self.pictures, self.device = run.pictures, device
         self.model = load_trained(self.cfg, weight, self.device).eval()
         self.normalize = Normalize(list(self.cfg.INPUT.PIXEL_MEAN), list(self.cfg.INPUT.PIXEL_STD))
         self.about = f"{weight.name}{describe_branches(self.model)}"

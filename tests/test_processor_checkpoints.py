@@ -364,6 +364,8 @@ def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
              f"notes.{gone}.0123abcd.tmp": True}
     for name in names:
         (tmp_path / name).touch()
+    names |= {f".ranks.{gone}.0123abcd.tmp": False}
+    (tmp_path / f".ranks.{gone}.0123abcd.tmp" / "pictures").mkdir(parents=True)
     remove_leftovers(tmp_path)
     assert {name: (tmp_path / name).exists() for name in names} == names
 

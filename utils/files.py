@@ -59,11 +59,11 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what killed processes left of files that they were writing (`atomic_path`); a living process' stay."""
+    """Remove what killed processes left of what they wrote (`atomic_path`, `new_folder`); a living process' stays."""
     for path in Path(folder).glob(".*.tmp"):
         match = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp", path.name)
         if match and not _is_another(int(match[1])):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_another(process: int) -> bool:

@@ -53,10 +53,10 @@ class CameraMatrix:
     gallery: list[int]
     cells: np.ndarray
 
-    @property
-    def depth(self) -> float:
-        """Points below 100 that are drawn in full colour: the worst cell's, 10 at least."""
-        return max(10.0, 100 - float(np.nanmin(self.cells, initial=100)))
+    def depths(self) -> np.ndarray:
+        """How dark each cell is drawn, 0 for the best to 1 for the worst; 10 points at least lie between these."""
+        best = float(np.nanmax(self.cells, initial=0))
+        return (best - self.cells) / max(10.0, best - float(np.nanmin(self.cells, initial=best)))
 
 
 @dataclass

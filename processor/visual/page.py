@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from processor.retrieval.roc import FPR_EXPONENTS
 from processor.visual.lists import RIGHT, UNCOUNTED, DistanceCounts, RankedLists
 from processor.visual.pictures import Place, SmallCopies
 from processor.visual.templates import HERE, environment
@@ -51,7 +52,6 @@ class PageData:
 
     titles, lists: of each run; lists: {domain: its lists}.
     counts: queries that the runs have in common, that the first has alone, that the second has alone.
-    metrics: the first run's metrics.json.
     points: (position, picture, group) of the scatter plot.
     maps: of a query: (title, cosine, the two drawn pictures); about_maps: which checkpoint made them.
     """
@@ -62,7 +62,6 @@ class PageData:
     counts: list[int]
     top: int
     copies: SmallCopies
-    metrics: dict
     points: list[tuple[np.ndarray, Place, int]]
     maps: Mapping[Shown, list[tuple[str, float, str, str]]]
     about_maps: str
@@ -74,8 +73,7 @@ def write_page(folder: Path, data: PageData) -> None:
     has_truth = any(lists.result for lists in data.lists[0].values())
     write_text(folder / "index.html", environment().get_template("page.html").render(
         data=data, has_truth=has_truth, figures=[_figures(lists) for lists in data.lists[0].values() if lists.result],
-        charts=[_chart(lists, _thresholds(data.metrics, lists.domain)) for lists in data.lists[0].values()
-                if lists.counts],
+        charts=[_chart(lists) for lists in data.lists[0].values() if lists.counts],
         matrices=[lists for lists in data.lists[0].values() if lists.cameras],
         cameras=sorted({int(camera) for lists in data.lists[0].values() for camera in lists.query_camids}),
         domains=domains, chunk=CHUNK, groups=sorted({group for *_, group in data.points} - {-1})))
@@ -158,11 +156,12 @@ def _figures(lists: RankedLists) -> tuple[str, list[tuple[str, str]]]:
                           ("wrong at rank 1", f"{mistakes:,}")]
 
 
-def _thresholds(metrics: dict, domain: str) -> list[tuple[str, float]]:
-    """(what it is for, distance) of a domain's last ranking in metrics.json, as far as it has any."""
-    figures = list(metrics.get(domain, {}).values())[-1:]
-    return [(name.removeprefix("threshold").strip("@_ "), value) for by_name in figures
-            for name, value in by_name.items() if name.startswith("threshold") and isinstance(value, float)]
+def thresholds(counts: DistanceCounts) -> list[tuple[str, float]]:
+    """The distances at which RocCounts' false positive rates are reached, to the precision of a step."""
+    nearer = counts.counts[0].cumsum()
+    rates = {f"FPR 1e-{power}": int(nearer[-1]) // 10**power for power in FPR_EXPONENTS}
+    return [(name, int(nearer.searchsorted(rank, side="right")) * counts.high / counts.STEPS)
+            for name, rank in rates.items() if rank]
 
 
 class Chart(NamedTuple):
@@ -177,7 +176,7 @@ class Chart(NamedTuple):
     thresholds: list[tuple[float, str]]
 
 
-def _chart(lists: RankedLists, thresholds: list[tuple[str, float]]) -> Chart:
+def _chart(lists: RankedLists) -> Chart:
     counts = lists.counts
     edges, shares = distributions(counts)
     width, height = _CHART
@@ -196,7 +195,7 @@ def _chart(lists: RankedLists, thresholds: list[tuple[str, float]]) -> Chart:
     ticks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
     return Chart(lists.domain, width, height, paths, counts.counts.sum(1).tolist(),
                  [(place(value), f"{value:g}") for value in ticks.round(9).tolist()],
-                 [(place(value), name) for name, value in thresholds if low <= value <= high])
+                 [(place(value), name) for name, value in thresholds(counts)])
 
 
 def distributions(counts: DistanceCounts) -> tuple[np.ndarray, np.ndarray]:
