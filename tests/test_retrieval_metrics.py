@@ -211,7 +211,8 @@ def test_to_dict_is_ready_for_json():
     result = evaluate_rank([[0.1, 0.2]], [7], [1, 7], [0], [1, 1])
     figures = json.loads(json.dumps(result.to_dict()))
     assert list(figures) == ["rank1", "rank5", "rank10", "mAP", "mAP@200", "mINP", "naic_score", "num_valid",
-                           "num_queries", "TPR@FPR=1e-04", "TPR@FPR=1e-03", "TPR@FPR=1e-02"]
+                           "num_queries", *(f"{name}@FPR=1e-0{e}" for name in ("TPR", "distance") for e in (4, 3, 2)),
+                               "EER"]
     assert figures["naic_score"] == (figures["rank1"] + figures["mAP@200"]) / 2
 
 
@@ -221,7 +222,7 @@ def test_merging_weights_by_valid_queries():
     parts = [evaluate_rank(distmat[rows], names[0][rows], names[1], names[2][rows], names[3])
              for rows in (slice(0, 4), slice(4, 30))]
     merged, whole = merge_results(parts), evaluate_rank(distmat, *names)
-    expected = {name: value for name, value in whole.to_dict().items() if not name.startswith("TPR")}
+    expected = {name: value for name, value in whole.to_dict().items() if name not in whole.pair_figures}
     assert merged.to_dict() == pytest.approx(expected)  # no TPR: a threshold belongs to one gallery
     np.testing.assert_allclose(merged.cmc, whole.cmc)
     np.testing.assert_array_equal(merged.ap, whole.ap)
@@ -409,3 +410,49 @@ def test_msmt17_is_evaluated_in_less_than_one_and_a_half_gigabytes():
     assert result["TPR@FPR=1e-02"] == pytest.approx(0.01, rel=0.1)
     assert result["TPR@FPR=1e-03"] == pytest.approx(0.001, rel=0.3)
     assert result["num_valid"] == result["num_queries"] == 11659
+
+
+# ------------------------------------------------------------------ thresholds of pairs
+def pair_case(seed=3, num_query=60, num_gallery=2000):
+    rng = np.random.default_rng(seed)
+    names, distmat = labels(rng, num_query, num_gallery, pids=30), rng.normal(1.2, 0.1, (num_query, num_gallery))
+    distmat[names[0][:, None] == names[1]] -= 0.3
+    kept = ~((names[0][:, None] == names[1]) & (names[2][:, None] == names[3]))
+    same = names[0][:, None] == names[1]
+    return names, distmat.astype(np.float32), same & kept, ~same
+
+
+def test_the_distance_of_a_rate_accepts_what_its_tpr_counts():
+    names, distmat, same, different = pair_case()
+    figures = evaluate_rank(distmat, *names).pair_figures
+    for rate in ("1e-04", "1e-03", "1e-02"):
+        distance = figures[f"distance@FPR={rate}"]
+        assert (distmat[different] < distance).mean() <= float(rate) < (distmat[different] <= distance).mean()
+        assert (distmat[same] < distance).mean() == figures[f"TPR@FPR={rate}"]
+
+
+def test_at_the_equal_error_rate_as_many_are_refused_as_accepted():
+    names, distmat, same, different = pair_case()
+    rate = evaluate_rank(distmat, *names).pair_figures["EER"]
+    distance = np.quantile(distmat[different], rate)
+    assert (distmat[same] >= distance).mean() == pytest.approx(rate, abs=2e-3)
+    assert 0.05 < rate < 0.1
+
+
+def test_intervals_of_pairs_hold_their_figure_and_narrow_with_the_queries():
+    widths = []
+    for num_query in (20, 320):
+        names, distmat, *_ = pair_case(num_query=num_query)
+        result = evaluate_rank(distmat, *names)
+        assert set(result.pair_intervals) == set(result.pair_figures) - {"EER"}
+        for name, (low, high) in result.pair_intervals.items():
+            assert low <= result.pair_figures[name] <= high
+        low, high = result.pair_intervals["TPR@FPR=1e-02"]
+        widths.append(high - low)
+    assert widths[1] < 0.6 * widths[0]
+
+
+def test_intervals_of_pairs_may_be_left_out():
+    accumulator = RankAccumulator([7, 8], [7, 1], [0, 0], [1, 1])
+    accumulator.update(slice(0, 2), [[0.1, 0.2], [0.3, 0.1]])
+    assert accumulator.result(pair_intervals=False).pair_intervals == {}

@@ -51,8 +51,8 @@ class Ranked:
         kinds = list(next(iter(self.results.values())))
         merged = {name: {kind: merge_results([self.results[domain][kind] for domain in domains]) for kind in kinds}
                   for name, domains in members.items()}
-        return {name: {kind: {**result.to_dict(), "ci95": intervals(result)} for kind, result in by_kind.items()}
-                for name, by_kind in merged.items()}
+        return {name: {kind: {**result.to_dict(), "ci95": {**intervals(result), **result.pair_intervals}}
+                       for kind, result in by_kind.items()} for name, by_kind in merged.items()}
 
 
 # ------------------------------------------------------------------ ranking

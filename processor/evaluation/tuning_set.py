@@ -185,7 +185,7 @@ class TuningSet:
         for by_model in progress(blocks, title, "blocks", total):
             for setting, rows, distances in mixed(by_model[0][0], [parts for _, parts in by_model]):
                 counters[setting].update(rows, distances)
-        return [counter.gather(self.compute.workers).result() for counter in counters.values()]
+        return [counter.gather(self.compute.workers).result(pair_intervals=False) for counter in counters.values()]
 
     def _at_once(self) -> int:
         """How many settings share a pass: their counters, which keep the nearest hundredth of all pairs, may take a

@@ -32,13 +32,19 @@ class RankResult:
     domain_sizes: tuple[int, ...]  # queries of each domain, domain after domain, if several were merged
     max_rank: int          # length of cmc
     k: int                 # of ap_at_k
-    tpr_at_fpr: dict[str, float] = field(default_factory=dict)  # see RocCounts; {} for several domains together
+    pair_figures: dict[str, float] = field(default_factory=dict)  # RocCounts.figures; {} for several domains together
+    pair_intervals: dict[str, list[float]] = field(default_factory=dict)  # RocCounts.intervals, likewise
     tpr_exact: bool = True  # False: so many pairs that the thresholds were rounded to a grid, see RocCounts
 
     @property
     def valid(self) -> np.ndarray:
         """[Q] bool: the queries that have a match."""
         return self.first_hit > 0
+
+    @property
+    def tpr_at_fpr(self) -> dict[str, float]:
+        """{"TPR@FPR=1e-04": ...} of `pair_figures`."""
+        return {name: value for name, value in self.pair_figures.items() if name.startswith("TPR")}
 
     @property
     def num_queries(self) -> int:
@@ -80,7 +86,7 @@ class RankResult:
         ranks = {f"rank{r}": float(cmc[r - 1]) for r in (1, 5, 10) if r <= len(cmc)}
         return {**ranks, "mAP": self.mAP, f"mAP@{self.k}": self.mAP_at_k, "mINP": self.mINP,
                 "naic_score": self.naic_score, "num_valid": self.num_valid, "num_queries": self.num_queries,
-                **self.tpr_at_fpr}
+                **self.pair_figures}
 
 
 class RankAccumulator:
@@ -176,7 +182,9 @@ class RankAccumulator:
         ordered = np.sort(distances)
         places = _places(ordered, distances, same_pid)
         near = int(ordered.searchsorted(self._roc.negatives.limit))
-        self._roc.add(distances[same_pid[~dropped]], np.delete(ordered[:near], places[places < near]))
+        nearest = distances[same_pid]
+        self._roc.add(row, nearest[~dropped], np.delete(ordered[:near], places[places < near]))
+        self._roc.count(nearest[~dropped], nearest, ordered)
         ranks = (places + 1 - np.cumsum(dropped))[~dropped]  # of the matches; what is dropped takes no rank
         if not len(ranks):
             return
@@ -211,9 +219,11 @@ class RankAccumulator:
             first.absorb(other)
         return first
 
-    def result(self) -> RankResult:
+    def result(self, pair_intervals: bool = True) -> RankResult:
         """The figures of all queries.
 
+        Args:
+            pair_intervals: draw those of the TPR and its distances, too: up to seconds with millions of pairs.
         Raises:
             ValueError: a query was never given, or none has a match in the gallery.
         """
@@ -225,8 +235,8 @@ class RankAccumulator:
             raise ValueError(f"none of the {len(self._seen)} queries has an image of its identity{other} in the "
                              f"gallery")
         per_query = (array.copy() for array in (self._ap, self._ap_at_k, self._inp, self._first_hit))
-        return RankResult(*per_query, (len(self._seen),), self.max_rank, self.k, self._roc.tpr_at_fpr(),
-                          self._roc.exact)
+        return RankResult(*per_query, (len(self._seen),), self.max_rank, self.k, self._roc.figures(),
+                          self._roc.intervals(len(self._seen)) if pair_intervals else {}, self._roc.exact)
 
 
 def _places(ordered: np.ndarray, distances: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -352,10 +362,10 @@ def format_queries(figures: Mapping[str, float | int]) -> str:
 
 
 def format_figures(figures: Mapping[str, float | int]) -> str:
-    """The means of `RankResult.to_dict` but TPR@FPR, in per cent.
+    """The means of `RankResult.to_dict`, in per cent, but what is of pairs.
 
     >>> format_figures({"rank1": 0.5, "mAP": 0.251, "num_valid": 8, "TPR@FPR=1e-02": 0.1})
     'rank1 50.00%, mAP 25.10%'
     """
     return ", ".join(f"{name} {100 * value:.2f}%" for name, value in figures.items()
-                     if isinstance(value, float) and not name.startswith("TPR"))
+                     if isinstance(value, float) and not (name == "EER" or "@FPR" in name))

@@ -4,6 +4,9 @@ from __future__ import annotations
 import numpy as np
 
 FPR_EXPONENTS = (4, 3, 2)  # FPR 1e-4, 1e-3, 1e-2
+# Distances at which error rates are counted, for the point where they are equal: 1e-3 to 16384 in steps of 1 %.
+_GRID = (2.0 ** (np.arange(-10 * 64, 14 * 64) / 64)).astype(np.float32)
+_BOOTSTRAPPED = 1 << 21    # kept values of which intervals are drawn; more would take longer than the ranking
 MAX_POOL = 1 << 25         # values that are kept as they are: 128 MiB of float32, up to four times that while sorted
 _GRID_SHIFT = 8            # the histogram leaves out the last 8 of a float32's 32 bits
 
@@ -22,23 +25,35 @@ class SmallestValues:
     def __init__(self, size: int) -> None:
         self.size, self.limit = size, np.float32(np.inf)
         self._pieces: list[np.ndarray] = [np.empty(0, np.float32)]
+        self._rows: list[np.ndarray] = [np.empty(0, np.int32)]
         self._count = 0
 
-    def add(self, values: np.ndarray) -> None:
-        """Take values of any shape and order; what is not below the limit is forgotten."""
+    def add(self, values: np.ndarray, row: int = 0) -> None:
+        """Take values of any shape and order, of a query; what is not below the limit is forgotten."""
         piece = values[values < self.limit]
-        self._pieces.append(piece)
-        self._count += len(piece)
+        self._add(piece, np.full(len(piece), row, np.int32))
+
+    def _add(self, values: np.ndarray, rows: np.ndarray) -> None:
+        self._pieces.append(values)
+        self._rows.append(rows)
+        self._count += len(values)
         if self._count > 2 * self.size:
-            values = np.concatenate(self._pieces)
-            values.partition(self.size - 1)
-            self._pieces, self._count = [values[: self.size].copy()], self.size
-            self.limit = values[self.size - 1]
+            values, rows = np.concatenate(self._pieces), np.concatenate(self._rows)
+            kept = np.argpartition(values, self.size - 1)[: self.size]
+            self._pieces, self._rows, self._count = [values[kept]], [rows[kept]], self.size
+            self.limit = self._pieces[0][-1]
 
     def absorb(self, other: SmallestValues) -> None:
         """Add what `other` keeps."""
-        for piece in other._pieces:
-            self.add(piece)
+        for values, rows in zip(other._pieces, other._rows, strict=True):
+            below = values < self.limit
+            self._add(values[below], rows[below])
+
+    def ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """The values, ascending, and the query of each; equal ones by query."""
+        values, rows = np.concatenate(self._pieces), np.concatenate(self._rows)
+        order = np.lexsort((rows, values))[: self.size]
+        return values[order], rows[order]
 
     def value_at(self, k: int) -> float:
         """The k-th smallest value, k from 0 and below `size`; infinity if so many were not finite."""
@@ -59,7 +74,7 @@ class Histogram:
         self._counts = np.zeros(1 << (32 - _GRID_SHIFT), np.int64)
         self._added = 0
 
-    def add(self, values: np.ndarray) -> None:
+    def add(self, values: np.ndarray, row: int = 0) -> None:
         steps, counts = np.unique(_step_of(values[values < self.limit]), return_counts=True)
         self._counts[steps] += counts
         self._added += int(counts.sum())
@@ -105,38 +120,89 @@ class RocCounts:
     Args:
         num_positives: at least the number of matching pairs to come.
         num_negatives: the exact number of other pairs to come.
-    Only the smallest hundredth of the negatives decides, so it is all that is kept. exact: False if even that, or the
-    positives, are more than MAX_POOL values; then both are counted on `Histogram`'s grid, and the threshold is the
-    largest on that grid.
+    Only the smallest hundredth of the negatives decides, so twice that, for the intervals, is all that is kept. exact:
+    False if even that, or the positives, are more than MAX_POOL values; then both are counted on `Histogram`'s grid,
+    and the threshold is the largest on that grid.
 
     >>> counts = RocCounts(num_positives=2, num_negatives=100)
-    >>> counts.add(positives=np.array([0.1, 0.35]), negatives=np.arange(100) / 10 + 0.2)
-    >>> counts.tpr_at_fpr()["TPR@FPR=1e-02"]  # a threshold between 0.2 and 0.3 accepts 1 of 100 wrong pairs
-    0.5
+    >>> counts.add(0, positives=np.array([0.1, 0.35]), negatives=np.arange(100) / 10 + 0.2)
+    >>> figures = counts.figures()
+    >>> figures["TPR@FPR=1e-02"], round(figures["distance@FPR=1e-02"], 3)  # below 0.3 there is 1 of 100 wrong pairs
+    (0.5, 0.3)
     """
 
     def __init__(self, num_positives: int, num_negatives: int) -> None:
-        sizes = max(num_positives, 1), num_negatives // 10 ** min(FPR_EXPONENTS) + 1
+        sizes = max(num_positives, 1), 2 * (num_negatives // 10 ** min(FPR_EXPONENTS)) + 1
         self.exact = max(sizes) <= MAX_POOL
         self.positives, self.negatives = map(SmallestValues if self.exact else Histogram, sizes)
         self._num_positives, self._num_negatives = 0, num_negatives
+        self._below = np.zeros((2, len(_GRID)), np.int64)  # matching and other pairs nearer than each of _GRID
 
-    def add(self, positives: np.ndarray, negatives: np.ndarray) -> None:
-        """Take distances; negatives that are not below `self.negatives.limit` may be left out."""
+    def add(self, row: int, positives: np.ndarray, negatives: np.ndarray) -> None:
+        """Take a query's distances; negatives that are not below `self.negatives.limit` may be left out."""
         self._num_positives += len(positives)
-        self.positives.add(positives)
-        self.negatives.add(negatives)
+        self.positives.add(positives, row)
+        self.negatives.add(negatives, row)
+
+    def count(self, positives: np.ndarray, others: np.ndarray, all_pairs: np.ndarray) -> None:
+        """Take a query's distances for the equal error rate, each ascending; others: what `all_pairs` has beside the
+        negatives."""
+        self._below[0] += positives.searchsorted(_GRID)
+        self._below[1] += all_pairs.searchsorted(_GRID) - others.searchsorted(_GRID)
 
     def absorb(self, other: RocCounts) -> None:
         """Add the pairs of another count made for the same totals."""
         self._num_positives += other._num_positives
         self.positives.absorb(other.positives)
         self.negatives.absorb(other.negatives)
+        self._below += other._below
 
-    def tpr_at_fpr(self) -> dict[str, float]:
-        """{"TPR@FPR=1e-04": ...}; {} if there is no matching or no other pair."""
+    def figures(self) -> dict[str, float]:
+        """{"TPR@FPR=1e-04": ..., "distance@FPR=1e-04": the threshold, ..., "EER": ...}; {} if there is no matching or
+        no other pair. What is infinite is left out."""
         if not self._num_positives or not self._num_negatives:
             return {}
         thresholds = {e: self.negatives.value_at(self._num_negatives // 10 ** e) for e in FPR_EXPONENTS}
-        return {f"TPR@FPR=1e-{e:02d}": self.positives.count_below(threshold) / self._num_positives
-                for e, threshold in thresholds.items()}
+        tpr = {f"TPR@FPR=1e-{e:02d}": self.positives.count_below(threshold) / self._num_positives
+               for e, threshold in thresholds.items()}
+        distances = {f"distance@FPR=1e-{e:02d}": threshold for e, threshold in thresholds.items()
+                     if np.isfinite(threshold)}
+        return {**tpr, **distances, **self._equal_error_rate()}
+
+    def _equal_error_rate(self) -> dict[str, float]:
+        """{"EER": the rate at which as many matching pairs are refused as others are accepted}, between two distances
+        of _GRID on the straight line; {} if nothing was counted or it is not within the grid."""
+        refused = 1 - self._below[0] / self._num_positives
+        accepted = self._below[1] / self._num_negatives
+        after = int(np.argmax(accepted >= refused))
+        if not self._below.any() or after == 0:
+            return {}
+        gaps = refused[after - 1] - accepted[after - 1], accepted[after] - refused[after]
+        share = gaps[0] / (gaps[0] + gaps[1])
+        return {"EER": float(accepted[after - 1] + share * (accepted[after] - accepted[after - 1]))}
+
+    def intervals(self, num_queries: int, draws: int = 200, seed: int = 0, level: float = 0.95) -> dict[str, list]:
+        """Percentile bootstrap over queries of the TPR and the distances of `figures`; {} if it would take long.
+
+        A draw weighs each query by how often it was drawn; its threshold is that of the drawn pairs.
+        """
+        figures = self.figures()
+        if not figures or not self.exact or self.negatives.size > _BOOTSTRAPPED:
+            return {}
+        (near, near_rows), (same, same_rows) = self.negatives.ordered(), self.positives.ordered()
+        if not (len(near) and len(same)):
+            return {}
+        rng = np.random.default_rng([seed, num_queries])
+        drawn: dict[str, list[float]] = {name: [] for name in figures if name != "EER"}
+        for _ in range(draws):
+            times = np.bincount(rng.integers(num_queries, size=num_queries), minlength=num_queries)
+            wrong, right = np.cumsum(times[near_rows]), np.cumsum(times[same_rows])
+            for e in FPR_EXPONENTS if right[-1] else ():
+                place = min(wrong.searchsorted(self._num_negatives // 10 ** e, "right"), len(near) - 1)
+                accepted = same.searchsorted(near[place])
+                drawn[f"TPR@FPR=1e-{e:02d}"].append(right[accepted - 1] / right[-1] if accepted else 0.0)
+                if f"distance@FPR=1e-{e:02d}" in drawn:
+                    drawn[f"distance@FPR=1e-{e:02d}"].append(float(near[place]))
+        bounds = 50 * (1 - level), 50 * (1 + level)
+        return {name: np.percentile(values, bounds).tolist() for name, values in drawn.items()
+                if values and np.isfinite(values).all()}
