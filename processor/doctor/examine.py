@@ -125,9 +125,9 @@ def _choose_sets(data: str | os.PathLike | ChosenSets, options: DoctorOptions, d
 
 def _inspect(inventory: Inventory, output: Path, options: DoctorOptions) -> Inspected:
     roots = ", ".join(map(os.path.realpath, inventory.source.roots))
-    made_for = f"format {_FORMAT}, OpenCV {cv2.__version__}, {roots}"
+    made_for, before = (f"format {number}, OpenCV {cv2.__version__}, {roots}" for number in (_FORMAT, _FORMAT - 1))
     workers = min(16, os.cpu_count() or 1) if options.workers is None else options.workers
-    with RecordStore(output / RECORDS, made_for) as store:
+    with RecordStore(output / RECORDS, made_for, before) as store:
         return inspect_images(inventory.source, len(inventory), inventory.key, store, workers, options.progress)
 
 

@@ -189,12 +189,13 @@ class RecordStore:
         path: the file; it is made.
         made_for: what the records depend on beside the images: the data's place, the decoder's version. Records that
             were made for something else are dropped.
+        same_pictures: what `made_for` was when other pictures were faulty; only records without a problem are kept.
     Raises:
         OSError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, made_for: str) -> None:
-        self.path = path
+    def __init__(self, path: Path, made_for: str, same_pictures: str = "") -> None:
+        self.path, self._same_pictures = path, same_pictures
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._open(made_for)
@@ -213,6 +214,9 @@ class RecordStore:
         row = self._connection.execute("SELECT text FROM made_for").fetchone()
         if row is None:
             self._connection.execute("INSERT INTO made_for VALUES (?)", (made_for,))
+        elif row[0] == self._same_pictures:
+            self._connection.execute("DELETE FROM images WHERE problem != ''")
+            self._connection.execute("UPDATE made_for SET text = ?", (made_for,))
         elif row[0] != made_for:
             logger.info("%s was made for %s; all images are read again", self.path, row[0])
             self._start_again(made_for)
