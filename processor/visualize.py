@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from datasets.make_dataloader import make_dataloader, make_sets
 from datasets.transforms import Normalize
 from processor.evaluation.ensemble import ENSEMBLE, open_models
 from processor.evaluation.feature_bank import CONFIG, FeatureBank, read_bank, read_ranking
-from processor.evaluation.sources import HERE, Compute
+from processor.evaluation.sources import HERE, Compute, DomainSource
 from processor.inference import load_trained
 from processor.visual.lists import RIGHT, WRONG, RankedLists, rank_lists
 from processor.visual.maps import describe_branches, draw_map, location_features, pair_map
@@ -61,19 +61,27 @@ class PageOptions:
 
 @dataclass
 class _Run:
-    """A tested model or an ensemble: its lists by domain, and its first model's banks, config and index.
+    """A tested model or an ensemble.
 
-    models: the folders, {} weights each.
+    models: the folders; weights: of their distances. banks, index, cfg: the first model's.
+    sources, shares, k: as `open_models` gives them; lists: what `rank` makes of them, by domain.
     """
 
     folder: Path
     models: list[Path]
     weights: list[float]
-    lists: dict[str, RankedLists]
     banks: dict[str, FeatureBank]
     index: dict
     cfg: object
     pictures: RunPictures
+    sources: dict[str, list[DomainSource]]
+    shares: list[float]
+    k: int
+    lists: dict[str, RankedLists] = field(default_factory=dict)
+
+    def rank(self, top: int) -> None:
+        self.lists = {domain: rank_lists(domain, sources, self.shares, self.banks[domain].camids, top, self.k)
+                      for domain, sources in self.sources.items()}
 
 
 def make_rank_page(run: Path, options: PageOptions, compute: Compute = HERE) -> Path:
@@ -91,9 +99,13 @@ def make_rank_page(run: Path, options: PageOptions, compute: Compute = HERE) -> 
         raise ValueError(f"{target} exists and is no page of this tool; move it away")
     if options.maps and options.model is None and len(_find_models(run)[0]) > 1:
         raise ValueError(f"{run} is an ensemble: name the checkpoint that the maps are of with --model FILE")
-    runs = [_open_run(folder, options, compute) for folder in (run, options.compare) if folder is not None]
-    shown, counts = _choose(runs, options.limit)
+    runs = [_open_run(folder, options.data, compute) for folder in (run, options.compare) if folder is not None]
+    common, counts = _common_queries(runs)
     maps = _Maps(runs[0], options.model, torch.device(compute.device or "cpu")) if options.maps else None
+    for opened in runs:
+        opened.rank(options.top)
+    shown = _choose([Shown(domain, name, [opened.lists[domain] for opened in runs]) for domain, name in common],
+                    options.limit)
     remove_leftovers(run)
     with new_folder(target) as fresh:
         copies = SmallCopies(fresh / "pictures", target / "pictures")
@@ -126,15 +138,12 @@ def _find_models(run: Path) -> tuple[list[Path], list[float] | None, str]:
     return models, about["weights"], about["mode"]
 
 
-def _open_run(folder: Path, options: PageOptions, compute: Compute) -> _Run:
+def _open_run(folder: Path, data: Path | None, compute: Compute) -> _Run:
     models, weights, mode = _find_models(folder)
-    domains, shares, k = open_models(models, weights, mode, compute=compute)
+    opened = open_models(models, weights, mode, compute=compute)
     banks, index = read_bank(models[0] / "features")
-    cfg = _config_of(models[0], options.data)
-    pictures = _open_pictures(cfg, models[0], banks)
-    lists = {domain: rank_lists(domain, sources, shares, banks[domain].camids, options.top, k)
-             for domain, sources in domains.items()}
-    return _Run(folder, models, weights or [1.0], lists, banks, index, cfg, pictures)
+    cfg = _config_of(models[0], data)
+    return _Run(folder, models, weights or [1.0], banks, index, cfg, _open_pictures(cfg, models[0], banks), *opened)
 
 
 def _config_of(model: Path, data: Path | None):
@@ -180,33 +189,36 @@ def _open_pictures(cfg, model: Path, banks: dict[str, FeatureBank]) -> RunPictur
     return RunPictures(source, keys)
 
 
-def _choose(runs: list[_Run], limit: int) -> tuple[list[Shown], list[int]]:
-    """The queries to list, the lowest AP first and those without one last; how many there are in both runs, in the
-    first alone and in the second alone.
+def _common_queries(runs: list[_Run]) -> tuple[list[tuple[str, str]], list[int]]:
+    """(domain, name) of the queries that all runs have, and how many are in all, in the first and in the second alone.
 
     Raises:
-        ValueError: no query is in both runs.
+        ValueError: there are none.
     """
-    names = [{(domain, name) for domain, lists in run.lists.items() for name in lists.query_names} for run in runs]
+    names = [{(domain, str(name)) for domain in run.sources for name in run.banks[domain].query_names} for run in runs]
     common = set.intersection(*names)
     if not common:
         raise ValueError(f"{runs[0].folder} and {runs[1].folder} have no query in common")
-    shown = [Shown(domain, name, [run.lists[domain] for run in runs]) for domain, name in sorted(common)]
-    shown.sort(key=lambda entry: (entry.ap() is None, entry.ap()))
-    if limit and len(shown) > limit:
-        worst, others = shown[: limit // 2], shown[limit // 2 :]
-        shown = worst + [others[i] for i in np.linspace(0, len(others) - 1, limit - len(worst)).astype(int)]
-    return shown, [len(common), *(len(each - common) for each in names)]
+    return sorted(common), [len(common), *(len(each - common) for each in names)]
+
+
+def _choose(queries: list[Shown], limit: int) -> list[Shown]:
+    """The queries to list, the lowest AP first and those without one last."""
+    queries.sort(key=lambda query: (query.ap() is None, query.ap()))
+    if not limit or len(queries) <= limit:
+        return queries
+    worst, others = queries[: limit // 2], queries[limit // 2 :]
+    return worst + [others[i] for i in np.linspace(0, len(others) - 1, limit - len(worst)).astype(int)]
 
 
 # ------------------------------------------------------------------ scatter
 def _scatter(run: _Run) -> list[tuple[np.ndarray, Place, int]]:
     """(position, picture, group) of each point; all domains together."""
-    banks = [read_bank(model / "features")[0] for model in run.models]
     feats, weights = [], []
-    for bank, model, weight in zip(banks, run.models, run.weights, strict=True):
-        shares = read_ranking(read_bank(model / "features")[1]).branch_weights(next(iter(bank.values())).feats)
-        feats += [np.concatenate([bank[domain].feats[branch] for domain in run.lists]) for branch in shares]
+    for model, weight in zip(run.models, run.weights, strict=True):
+        banks, index = read_bank(model / "features")
+        shares = read_ranking(index).branch_weights(next(iter(banks.values())).feats)
+        feats += [np.concatenate([banks[domain].feats[branch] for domain in run.lists]) for branch in shares]
         weights += [weight * share for share in shares.values()]
     firsts = [run.banks[domain] for domain in run.lists]
     # Two sets may call different persons by one number.

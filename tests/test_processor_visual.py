@@ -19,11 +19,10 @@ from model.make_model import GLOBAL, make_model
 from model.pooling import POOLINGS
 from processor.evaluation.ensemble import ensemble, open_models
 from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
-from processor.retrieval.roc import RocCounts
 from processor.visual import pictures as pictures_room
 from processor.visual.lists import RIGHT, UNCOUNTED, WRONG, DistanceCounts, rank_lists
 from processor.visual.maps import location_features, pair_map
-from processor.visual.page import distributions, thresholds
+from processor.visual.page import distributions
 from processor.visual.scatter import scatter
 from processor.visualize import PageOptions, make_rank_page
 
@@ -226,17 +225,17 @@ def test_distances_are_counted_whatever_their_range():
     assert shares[0].sum() == 0
 
 
-def test_thresholds_are_those_of_the_metrics():
-    rng = np.random.default_rng(0)
-    same, others = rng.uniform(0, 1, 500), rng.uniform(0.2, 3, 20000)
-    counts, roc = DistanceCounts(), RocCounts(len(same), len(others))
-    for kind, distances in enumerate((others, same)):
-        counts.add(kind, distances)
-    roc.add(same, others)
-    for name, threshold in thresholds(counts):
-        rate = np.count_nonzero(same < threshold) / len(same)
-        assert rate == pytest.approx(roc.tpr_at_fpr()[name.replace("FPR 1e-", "TPR@FPR=1e-0")], abs=5e-3)
-    assert [name for name, _ in thresholds(counts)] == ["FPR 1e-4", "FPR 1e-3", "FPR 1e-2"]
+def test_the_thresholds_of_the_metrics_stand_between_the_distributions(runs, tmp_path):
+    run = Path(shutil.copytree(runs / "a", tmp_path / "a", ignore=shutil.ignore_patterns("ranks")))
+    ensemble([run], None, run / "submission.json")
+    figures = json.loads((run / "metrics.json").read_text())["set"]["re_ranked"]
+    text = make_rank_page(run, PageOptions()).read_text()
+    axis = re.findall(r'class="axis" x="([\d.]+)" y="\d+">([\d.]+)<', text)
+    lines = re.findall(r'class="threshold" x1="([\d.]+)".*?<text [^>]*>(FPR=1e-\d+)<', text, re.DOTALL)
+    scale = np.polyfit(*np.float64(axis).T, 1)  # pixels -> distance
+    assert [name for _, name in lines] == ["FPR=1e-04", "FPR=1e-03", "FPR=1e-02"]
+    for x, name in lines:
+        assert np.polyval(scale, float(x)) == pytest.approx(figures[f"distance@{name}"], abs=5e-3)
 
 
 def test_a_picture_of_many_lists_is_one_file_and_is_not_made_again(runs, monkeypatch):

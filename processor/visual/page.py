@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from processor.retrieval.roc import FPR_EXPONENTS
 from processor.visual.lists import RIGHT, UNCOUNTED, DistanceCounts, RankedLists
 from processor.visual.pictures import Place, SmallCopies
 from processor.visual.templates import HERE, environment
@@ -156,14 +155,6 @@ def _figures(lists: RankedLists) -> tuple[str, list[tuple[str, str]]]:
                           ("wrong at rank 1", f"{mistakes:,}")]
 
 
-def thresholds(counts: DistanceCounts) -> list[tuple[str, float]]:
-    """The distances at which RocCounts' false positive rates are reached, to the precision of a step."""
-    nearer = counts.counts[0].cumsum()
-    rates = {f"FPR 1e-{power}": int(nearer[-1]) // 10**power for power in FPR_EXPONENTS}
-    return [(name, int(nearer.searchsorted(rank, side="right")) * counts.high / counts.STEPS)
-            for name, rank in rates.items() if rank]
-
-
 class Chart(NamedTuple):
     """Two distributions as SVG paths; ticks, thresholds: (x, label)."""
 
@@ -195,7 +186,8 @@ def _chart(lists: RankedLists) -> Chart:
     ticks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
     return Chart(lists.domain, width, height, paths, counts.counts.sum(1).tolist(),
                  [(place(value), f"{value:g}") for value in ticks.round(9).tolist()],
-                 [(place(value), name) for name, value in thresholds(counts)])
+                 [(place(value), name.removeprefix("distance@")) for name, value in lists.result.pair_figures.items()
+                  if name.startswith("distance@") and low <= value <= high])
 
 
 def distributions(counts: DistanceCounts) -> tuple[np.ndarray, np.ndarray]:
