@@ -1,5 +1,6 @@
 """Rows of the boxes of tracks, cut out of frames or a video."""
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -202,3 +203,17 @@ def test_the_command_embeds_boxes_and_refuses_what_does_not_fit(model, tmp_path,
         errors = capsys.readouterr().err.splitlines()
         assert message in errors[-1]
         assert "Traceback" not in "".join(errors)
+
+
+def test_the_adapter_of_the_docs_answers_trackers(model, tmp_path):
+    code = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text("utf-8").split("```python\n")[2]
+    names = {}
+    exec(code.split("```")[0], names)
+    tracker = names["Appearance"](model, precision="float32")
+    frame = write_frames(tmp_path / "img1")[0]
+    boxes = [[10, 5, 30, 35, 0.9, 0], [-9, -9, -1, -1, 0.8, 0], [200, 70, 210, 90, 0.7, 0]]  # with conf and class
+    feats = tracker.get_features(boxes, frame[:, :, ::-1])
+    np.testing.assert_allclose(feats[0], tracker.embedder.embed_boxes(frame, [[10, 5, 30, 35]])[0], atol=1e-6)
+    assert np.isfinite(feats).all()
+    assert np.array_equal(tracker.inference(frame[:, :, ::-1], np.array(boxes)), feats)
+    assert tracker.get_features(np.empty((0, 6)), frame).shape == (0, tracker.embedder.dim)

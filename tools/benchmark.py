@@ -1,4 +1,4 @@
-"""Measure speed and memory: python tools/benchmark.py retrieval | data | train [--json FILE]
+"""Measure speed and memory: python tools/benchmark.py retrieval | data | train | embed [--json FILE]
 
 Prints a table as GitHub markdown, each run in a fresh process. docs/benchmarks.md explains the columns.
 """
@@ -81,12 +81,28 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
                         help="edge of the product whose rate is the peak (default: 4096; on CUDA 8192)")
 
 
+def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="resnet50_ibn_a", metavar="NAME", help="backbone (default: %(default)s)")
+    parser.add_argument("--size", default="256x128", metavar="HxW", help="of its pictures (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, metavar="DIR",
+                        help="use the pictures in this folder and below it (default: rendered ones)")
+    parser.add_argument("--images", type=int, default=256, help="pictures in use (default 256)")
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch, beside one (default 64)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="auto: cuda if there is an accelerator")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each of a run's five figures (default 10)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the median counts (default 3)")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; a wrong name lists all")
+
+
 BENCHMARKS = {
     "retrieval": Benchmark("re-ranking, beside a dense baseline", add_retrieval_arguments,
                            "tools.benchmarks.retrieval"),
     "data": Benchmark("decoding, augmentation and the whole loader, beside PIL and torchvision", add_data_arguments,
                       "tools.benchmarks.data"),
     "train": Benchmark("the trainer's steps, beside a textbook loop", add_train_arguments, "tools.benchmarks.training"),
+    "embed": Benchmark("pictures to vectors, beside the textbook's extractor", add_embed_arguments,
+                       "tools.benchmarks.embed"),
 }
 
 

@@ -132,4 +132,27 @@ def _peaks_line(report: Report) -> str:
     return f"peak, TFLOP/s of a product of two {square} x {square} matrices, after each run: {rates}"
 
 
-FORMATS = {"retrieval": format_retrieval, "data": format_data, "train": format_training}
+# ----------------------------------------------------------------------------------------------------------- embedding
+def format_embed(report: Report) -> str:
+    """The report of tools.benchmarks.embed."""
+    from tools.benchmarks.embed_measure import BOXES, FRAME
+
+    plan = report["plan"]
+    setting = (f"setting: {plan['model']} {plan['size'][0]}x{plan['size'][1]} with random weights on {plan['device']}; "
+               f"pictures: {report['pictures']}, the PNG files; {plan['seconds']:g} s a figure; a frame has "
+               f"{FRAME[1]}x{FRAME[0]} pixels and {BOXES} boxes; in brackets: times the textbook")
+    kinds = [f"{kind}_{batch}" for batch in (plan["batch"], 1) for kind in ("files", "arrays")]
+    header = ["implementation", "runs", *(kind.replace("_", ", batch ") + ", images/s" for kind in kinds),
+              "frame ms, p50", "p95"]
+
+    def figures(row: Row) -> list[str]:
+        cells = []
+        for kind in kinds:
+            times = row["times_textbook"].get(kind)
+            cells.append(f"{row['rates'][kind]:.1f}" + (f" ({times:.2f})" if times else ""))
+        return [*cells, *(f"{1000 * row[key]:.0f}" for key in ("frame_p50", "frame_p95"))]
+
+    return "\n".join(format_report(report, [setting], header, lambda row: [row["title"]], figures))
+
+
+FORMATS = {"retrieval": format_retrieval, "data": format_data, "train": format_training, "embed": format_embed}
