@@ -433,9 +433,11 @@ def test_the_page_sorts_filters_and_turns_in_a_browser(browser, runs, tmp_path, 
     queries = page_data(page, "index")["queries"]
     by_change = [query[0] for query in sorted((q for q in queries if q[5] is not None), key=lambda query: query[5])]
     assert names() == by_change[:20]
-    tab.locator("button.next").first.click()
+    tab.locator("button.next").first.focus()
+    tab.keyboard.press("Enter")
     tab.wait_for_function("document.querySelectorAll('article').length === 4")
     assert names() == by_change[20:]
+    assert tab.evaluate("document.activeElement.id") == "sort"  # there is no next page to turn to
     assert tab.locator("article").first.locator(".list").count() == 2
     tab.select_option("#sort", "best")
     tab.wait_for_function("document.querySelectorAll('article').length === 20")
@@ -450,7 +452,6 @@ def test_the_page_sorts_filters_and_turns_in_a_browser(browser, runs, tmp_path, 
     tab.fill("#name", NASTY)
     tab.wait_for_selector("article")
     assert set(names()) == {query[0] for query in queries if NASTY in query[0]}  # as text
-    tab.keyboard.press("Tab")
     tab.locator("#groups button").first.click()
     assert tab.locator("circle.on").count() > 0
     tab.locator("circle.on").first.hover(force=True)
