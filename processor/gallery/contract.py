@@ -5,6 +5,7 @@ Engines differ in where rows lie (a folder, a cluster), never in what a method m
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -159,7 +160,7 @@ def check_rows(ids: Sequence[int], vectors: np.ndarray, facts: Mapping[str, Sequ
     if len(np.unique(ids)) < len(ids):
         values, counts = np.unique(ids, return_counts=True)
         raise ValueError(f"ids: {values[counts > 1][0]} comes twice")
-    return ids, check_vectors(vectors, dim, len(ids)), _check_facts(facts, len(ids))
+    return ids, check_vectors(vectors, dim, len(ids)), check_facts(facts, len(ids))
 
 
 def check_vectors(vectors: np.ndarray, dim: int, count: int | None = None) -> np.ndarray:
@@ -178,17 +179,33 @@ def check_vectors(vectors: np.ndarray, dim: int, count: int | None = None) -> np
     return vectors
 
 
-def _check_facts(facts: Mapping[str, Sequence], count: int) -> dict[str, np.ndarray]:
+def check_facts(facts: Mapping[str, Sequence], count: int) -> dict[str, np.ndarray]:
+    """{every name of FACTS: [n] int64, or objects that are str}.
+
+    Raises:
+        ValueError: as `check_rows`.
+
+    >>> check_facts({"camera": [4]}, 1)["camera"].tolist(), check_facts({}, 1)["data"].tolist()
+    ([4], ['{}'])
+    """
     unknown = set(facts) - set(FACTS)
     if unknown:
         raise ValueError(f"facts: {', '.join(sorted(unknown))} is none of {', '.join(FACTS)}")
-    checked = {}
-    for name, default in FACTS.items():
-        values = np.asarray(facts[name] if name in facts else [default] * count, dtype=None if count else object)
-        if values.shape != (count,):
-            raise ValueError(f"facts: {name} has shape {list(values.shape)}, expected [{count}]")
-        wanted = "iu" if isinstance(default, int) else "UO"
-        if count and values.dtype.kind not in wanted:
-            raise ValueError(f"facts: {name} is {values.dtype}, expected {'int64' if wanted == 'iu' else 'text'}")
-        checked[name] = values.astype(np.int64 if wanted == "iu" else object)
-    return checked
+    return {name: _check_fact(name, facts[name] if name in facts else [default] * count, count)
+            for name, default in FACTS.items()}
+
+
+def _check_fact(name: str, values: Sequence, count: int) -> np.ndarray:
+    values = np.asarray(values, dtype=None if count else object)
+    if values.shape != (count,):
+        raise ValueError(f"facts: {name} has shape {list(values.shape)}, expected [{count}]")
+    if isinstance(FACTS[name], int):
+        if count and (values.dtype.kind not in "iu" or values.max() > 2**63 - 1):
+            raise ValueError(f"facts: {name} is {values.dtype}, expected int64")
+        return values.astype(np.int64)
+    values = values.astype(object)
+    for row, value in enumerate(values):
+        # A name of bytes that are not UTF-8 has surrogates, which no engine can store.
+        if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+            raise ValueError(f"facts: {name} of row {row} is {value!r}, expected text that UTF-8 can write")
+    return values
