@@ -104,6 +104,19 @@ def test_processes_share_the_work(model, embedder, tmp_path):
     assert not (tmp_path / "feats.npy.partial").exists()
 
 
+def test_a_list_is_the_same_wherever_the_command_is_called(embedder, tmp_path, monkeypatch):
+    write_pictures(tmp_path / "in", 3, bad=[2])
+    write_pictures(tmp_path / "other" / "in", 3)
+    names = ["in/000.png", "in/001.png", "in/002.png"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="item 2"):
+        embedder.embed_into(tmp_path / "feats.npy", names)
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(ValueError, match="begun with pictures"):
+        embedder.embed_into(tmp_path / "feats.npy", names)
+    embedder.embed_into(tmp_path / "feats.npy", [tmp_path / name for name in names], on_error="none")
+
+
 def test_work_of_another_list_or_batch_size_is_not_gone_on_with(embedder, tmp_path):
     paths = write_pictures(tmp_path / "in", 6, bad=[5])
     with pytest.raises(ValueError, match="item 5"):

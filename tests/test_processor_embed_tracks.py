@@ -113,6 +113,16 @@ def test_crops_are_a_set_to_train_on(embedder, tmp_path):
     embed_boxes_of(embedder, boxes, Request(tmp_path / "out"))
 
 
+def test_a_run_that_stopped_at_a_bad_box_goes_on_with_its_crops(embedder, tmp_path):
+    write_frames(tmp_path / "img1")
+    boxes = Boxes(write_tracks(tmp_path / "gt.txt", TRACKS + "3,5,99,99,9,9\n"), tmp_path / "img1",
+                  crops=tmp_path / "crops")
+    with pytest.raises(ValueError, match=r"gt.txt:6: .* outside the frame"):
+        embed_boxes_of(embedder, boxes, Request(tmp_path / "out"))
+    embed_boxes_of(embedder, boxes, Request(tmp_path / "out", skip_bad=True))
+    assert len(list((tmp_path / "crops").glob("*/*.jpg"))) == 5
+
+
 @pytest.mark.parametrize("names", [
     ("000001.png", "000002.png", "000003.png"), ("f_1.png", "f_2.png", "f_10.png"), ("a.png", "b.png", "c.png"),
     ("0.png", "1.png", "2.png"), ("cam1_b.png", "cam1_c.png", "cam2_a.png"),

@@ -144,6 +144,11 @@ def test_boxes_are_cut_to_the_frame_and_empty_ones_named(embedder):
     with pytest.raises(ValueError, match=r"boxes 1, 2, 3, 4, 5 are empty"):
         embedder.embed_boxes(frame, np.array(bad))
     assert embedder.embed_boxes(frame, []).shape == (0, embedder.dim)
+    for wrong in ([[0, 0, 9, 9, 0.9, 1]] * 2, np.zeros((1, 1, 4))):
+        with pytest.raises(ValueError, match=r"expected \[N, 4\] x0, y0, x1, y1"):
+            embedder.embed_boxes(frame, wrong)
+    with pytest.raises(BadImage, match="not a NoneType"):
+        embedder.embed_boxes(None, [[0, 0, 9, 9]])
 
 
 def test_a_tracklet_is_the_unit_mean_of_its_rows(tested, embedder):

@@ -42,7 +42,7 @@ class ItemList:
         hasher = hashlib.sha256()
         for item in items:
             if isinstance(item, (str, os.PathLike)):
-                item = os.fsencode(item)
+                item = os.fsencode(os.path.abspath(item))
             elif isinstance(item, np.ndarray):
                 hasher.update(f"{item.dtype}{item.shape}".encode())
                 item = np.ascontiguousarray(item)

@@ -59,7 +59,12 @@ def _to_rgb(array: np.ndarray, bgr: bool) -> np.ndarray:
 
 def crop_boxes(frame: np.ndarray, boxes: np.ndarray | Sequence) -> list[np.ndarray]:
     """The parts of a frame [H, W, ...] within boxes, see `Embedder.embed_boxes`; every pixel that a box touches."""
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) if len(boxes) else np.empty((0, 4))
+    if not isinstance(frame, np.ndarray) or frame.ndim < 2:
+        raise BadImage(f"a frame is a uint8 array [H, W, 3], not a {type(frame).__name__} (cv2.imread gives None where "
+                       "there is no picture)")
+    boxes = np.atleast_2d(np.asarray(boxes, dtype=np.float64)) if len(boxes) else np.empty((0, 4))
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes of shape {boxes.shape}; expected [N, 4] x0, y0, x1, y1")
     height, width = frame.shape[:2]
     limits = np.array([width, height, width, height], dtype=np.float64)
     finite = np.isfinite(boxes).all(1)
