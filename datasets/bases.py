@@ -34,11 +34,13 @@ class Sample(NamedTuple):
             folder with the set's name before it.
         pid: training: class index, 0 … num_classes - 1; test: identity number, UNKNOWN_PID without ground truth.
         camid: camera, UNKNOWN_CAMID if the data set does not say.
+        viewid: from which side, such as a vehicle's front; 0 if the data set does not say.
     """
 
     key: str
     pid: int
     camid: int
+    viewid: int = 0
 
     @property
     def set_name(self) -> str:

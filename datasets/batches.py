@@ -33,10 +33,12 @@ _CURE = "a container gets more by docker run --shm-size=8g or --ipc=host; DATALO
 
 
 class Batch(NamedTuple):
-    """images [B, H, W, 3] uint8 RGB, pids [B] int64, keys: B names, positions [B] int64 numpy."""
+    """images [B, H, W, 3] uint8 RGB, pids, camids and viewids [B] int64, keys: B names, positions [B] int64 numpy."""
 
     images: torch.Tensor
     pids: torch.Tensor
+    camids: torch.Tensor
+    viewids: torch.Tensor
     keys: list[str]
     positions: np.ndarray
 
@@ -50,17 +52,19 @@ class DecodedImages(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, item: Item) -> tuple[np.ndarray, int, str, int]:
+    def __getitem__(self, item: Item) -> tuple[np.ndarray, Sample, int]:
         position, index = item
         sample = self.samples[index]
-        return decode(self.source.read(sample.key), self.size, sample.key), sample.pid, sample.key, position
+        return decode(self.source.read(sample.key), self.size, sample.key), sample, position
 
 
-def collate(items: list[tuple[np.ndarray, int, str, int]]) -> Batch:
+def collate(items: list[tuple[np.ndarray, Sample, int]]) -> Batch:
     """A batch of the items of `DecodedImages`."""
-    images, pids, keys, positions = zip(*items, strict=True)
+    images, samples, positions = zip(*items, strict=True)
+    keys, *labels = zip(*samples, strict=True)
     to_tensor = torch.from_numpy if get_worker_info() is None else _Sent
-    return Batch(to_tensor(np.stack(images)), to_tensor(np.array(pids, np.int64)), list(keys), np.array(positions))
+    labels = [to_tensor(np.array(label, np.int64)) for label in labels]  # pids, camids, viewids
+    return Batch(to_tensor(np.stack(images)), *labels, list(keys), np.array(positions))
 
 
 class _Sent:

@@ -196,7 +196,7 @@ def _load_train(lists: list[tuple[TrainSet, Path, Path]], data: Path, skip: bool
         if not kept:
             logger.warning("%s: no identity has two images; nothing of it is used", train_set.folder)
         named += [(f"{train_set.folder}/{train_set.images}/{file}", f"{train_set.identity}_{pid}", camid)
-                  for file, pid, camid in kept]
+                  for file, pid, camid, _ in kept]
     if not named:
         folders = ", ".join(train_set.folder for train_set, _, _ in lists)
         raise ValueError(f"nothing to train on in {data}: no identity of {folders} has two images")

@@ -180,8 +180,8 @@ def combine(parts: Sequence[ReIDData]) -> ReIDData:
     images: list[NamedImage] = []
     cameras = 0
     for data in parts:
-        images += [(key, data.pid_names[pid], camid + cameras if camid != UNKNOWN_CAMID else camid)
-                   for key, pid, camid in data.train]
+        images += [(key, data.pid_names[pid], camid + cameras if camid != UNKNOWN_CAMID else camid, viewid)
+                   for key, pid, camid, viewid in data.train]
         cameras += max((sample.camid for sample in data.train), default=0)
     whole = number_training(images)
     assert whole.num_classes == sum(data.num_classes for data in parts), "two sets share an identity's name"

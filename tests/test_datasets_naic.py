@@ -434,8 +434,8 @@ def test_training_needs_no_test_folder_and_testing_no_training_set(root):
 # ----------------------------------------------------------------------------------------------------------- test
 def test_domains_without_truth_have_unknown_pids(root):
     pair = load_naic(root, parts=("test",)).eval_sets["green"]
-    assert pair.query == [("image_B_v1_1/query/g1.png", -1, 0), ("image_B_v1_1/query/g2.png", -1, 0)]
-    assert pair.gallery == [("image_B_v1_1/gallery/g1.png", -1, 0), ("image_B_v1_1/gallery/g2.png", -1, 0)]
+    assert pair.query == [("image_B_v1_1/query/g1.png", -1, 0, 0), ("image_B_v1_1/query/g2.png", -1, 0, 0)]
+    assert pair.gallery == [("image_B_v1_1/gallery/g1.png", -1, 0, 0), ("image_B_v1_1/gallery/g2.png", -1, 0, 0)]
     assert not pair.has_truth
     assert pair.pid_names == []
 
@@ -532,9 +532,9 @@ def test_ground_truth_is_found_inside_and_beside_the_test_folder(root, place):
     (root / place / "ground_truth.json").write_text(json.dumps(truth_of(root)), encoding="utf-8")
     data = load_naic(root, parts=("test",))
     names = ["person/g1", "person/g2", "person/n1", "person/n2"]
-    assert data.eval_sets["green"].query == [("image_B_v1_1/query/g1.png", 0, 1), ("image_B_v1_1/query/g2.png", 1, 1)]
-    assert data.eval_sets["normal"].gallery == [("image_B_v1_1/gallery/n1.png", 2, 2),
-                                                ("image_B_v1_1/gallery/n2.png", 3, 2)]
+    assert [sample[1:3] for sample in data.eval_sets["green"].query] == [(0, 1), (1, 1)]
+    assert data.eval_sets["normal"].gallery == [("image_B_v1_1/gallery/n1.png", 2, 2, 0),
+                                                ("image_B_v1_1/gallery/n2.png", 3, 2, 0)]
     assert all(pair.has_truth and pair.pid_names == names for pair in data.eval_sets.values())
 
 

@@ -316,7 +316,7 @@ def test_a_set_joins_the_others_by_one_line(root, monkeypatch):
     monkeypatch.setitem(DATASETS, "trio", entry)
     data, folders = load("market1501+trio", root, ("train",))
     assert data.pid_names == ["market1501/2", "market1501/7", "trio/one"]
-    assert [tuple(sample) for sample in data.train[-3:]] == [(f"trio/{n}.jpg", 2, 6 + 1) for n in range(3)]
+    assert [tuple(sample) for sample in data.train[-3:]] == [(f"trio/{n}.jpg", 2, 6 + 1, 0) for n in range(3)]
     assert folders["trio"] == root / "people"
 
 
@@ -341,7 +341,7 @@ def test_a_pseudo_labelled_set_joins_any_other(root, tmp_path, names):
     alone, _ = load_sets(parse_names(names), places, ("train",))
     data, folders = load_sets([*parse_names(names), PSEUDO], places, ("train",))
     assert data.pid_names == [*alone.pid_names, "train_2020_fs_unlabel_0"]
-    assert data.train == [*alone.train, *[(f"unlabel/images/{n}.jpg", alone.num_classes, 0) for n in (1, 2)]]
+    assert data.train == [*alone.train, *[(f"unlabel/images/{n}.jpg", alone.num_classes, 0, 0) for n in (1, 2)]]
     assert open_folders(folders).read("unlabel/images/1.jpg") == (place / "images/1.jpg").read_bytes()
 
 

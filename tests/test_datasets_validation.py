@@ -121,7 +121,7 @@ def test_a_single_camera_cuts_a_split_whose_queries_have_a_match(tmp_path, caplo
     assert not pair.drop_same_camera
     assert {sample.pid for sample in pair.query} <= {sample.pid for sample in pair.gallery}
     assert "all images are from one camera" in caplog.text
-    each_its_own = [Sample(key, pid, pid + 1) for key, pid, _ in data.train]
+    each_its_own = [Sample(key, pid, pid + 1) for key, pid, *_ in data.train]
     with pytest.raises(ValueError, match=r"2 with a match for a query in validation .where cameras are known, a match"):
         cut(ReIDData(each_its_own, 4, data.pid_names), FolderSource(tmp_path), SplitRequest(2, 0, None), SETTINGS)
 

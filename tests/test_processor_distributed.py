@@ -54,7 +54,8 @@ def batch_of(run, step, order=None):
         images, pids, positions = images[order], pids[order], positions[order]
     width = BATCH // run.workers.size
     share = slice(run.workers.rank * width, (run.workers.rank + 1) * width)
-    return Batch(torch.from_numpy(images[share]), torch.from_numpy(pids[share]), [""] * width, positions[share])
+    pids = torch.from_numpy(pids[share])
+    return Batch(torch.from_numpy(images[share]), pids, pids, pids, [""] * width, positions[share])
 
 
 def gradients(run, order=None):

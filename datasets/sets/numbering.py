@@ -22,14 +22,17 @@ class SetImage(NamedTuple):
         path: below a folder that the loader knows, with forward slashes.
         pid: the identity's name within the set; JUNK: of no use, neither match nor mismatch.
         camid: camera from 1, UNKNOWN_CAMID if the set does not say.
+        viewid: from which side, 0 if the set does not say.
     """
 
     path: str
     pid: str
     camid: int = UNKNOWN_CAMID
+    viewid: int = 0
 
 
-NamedImage = tuple[str, str, int]  # key, stable name of its identity, camid
+# key, stable name of its identity, camid and, if it is known, viewid
+NamedImage = tuple[str, str, int] | tuple[str, str, int, int]
 
 
 def class_indices(names: Iterable[str]) -> dict[str, int]:
@@ -42,8 +45,8 @@ def class_indices(names: Iterable[str]) -> dict[str, int]:
 
 def number_training(images: Sequence[NamedImage]) -> ReIDData:
     """Training data, in the order of the images, with `class_indices` of the names of their identities."""
-    index_of = class_indices(name for _, name, _ in images)
-    train = [Sample(key, index_of[name], camid) for key, name, camid in images]
+    index_of = class_indices(image[1] for image in images)
+    train = [Sample(key, index_of[name], *seen_by) for key, name, *seen_by in images]
     return ReIDData(train, len(index_of), list(index_of))
 
 
@@ -57,7 +60,8 @@ def number_evaluation(query: Iterable[NamedImage], gallery: Iterable[NamedImage]
         KeyError: an identity is not in pid_names.
     """
     number_of = {name: number for number, name in enumerate(pid_names)}
-    sides = [sorted(Sample(key, number_of[name], camid) for key, name, camid in side) for side in (query, gallery)]
+    sides = [sorted(Sample(key, number_of[name], *seen_by) for key, name, *seen_by in side)
+             for side in (query, gallery)]
     known = all(sample.camid != UNKNOWN_CAMID for side in sides for sample in side)
     return QueryGallery(*sides, has_truth=True, pid_names=pid_names, drop_same_camera=known)
 
@@ -100,10 +104,10 @@ def to_data(name: str, images: Mapping[str, Sequence[SetImage]]) -> ReIDData:
     kept["train"] = drop_singles(name, labelled)
     several = {image.pid for image in kept["train"]}
     kept["singles"] = [image for image in labelled if image.pid not in several]
-    named = {split: [(f"{name}/{path}", f"{name}/{pid}", camid) for path, pid, camid in members]
+    named = {split: [(f"{name}/{path}", f"{name}/{pid}", *seen_by) for path, pid, *seen_by in members]
              for split, members in kept.items()}
     data = replace(number_training(named["train"]), singles=named["singles"])
     if named.get("query") and named["gallery"]:
-        pid_names = list(class_indices(pid_name for split in ("query", "gallery") for _, pid_name, _ in named[split]))
+        pid_names = list(class_indices(pid_name for split in ("query", "gallery") for _, pid_name, *_ in named[split]))
         data = replace(data, eval_sets={name: number_evaluation(named["query"], named["gallery"], pid_names)})
     return data

@@ -65,7 +65,7 @@ def leave_out(data: ReIDData, split: ValidationSplit) -> ReIDData:
         ValueError: nothing is left to train on.
     """
     left_out = set(split.pid_names)
-    kept = number_training([(key, data.pid_names[pid], camid) for key, pid, camid in data.train
+    kept = number_training([(key, data.pid_names[pid], *seen_by) for key, pid, *seen_by in data.train
                             if data.pid_names[pid] not in left_out])
     if not kept.num_classes:
         raise ValueError("the validation split leaves no identity to train on")

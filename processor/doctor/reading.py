@@ -92,19 +92,19 @@ def _read_set(reference: Reference, places: Places, parts: Sequence[str], identi
 
     def image_set(part: str, images: Iterable[tuple[str, str, int]]) -> ImageSet:
         images = list(images)
-        for _, name, _ in images:
+        for _, name, *_ in images:
             if name not in numbers:
                 numbers[name] = len(identities)
                 identities.append(name)
         return ImageSet(f"{reference.name} {part}", reference.mount, part != "train",
-                        [key.removeprefix(f"{reference.mount}/") for key, _, _ in images],
-                        np.array([numbers[name] for _, name, _ in images], np.int32), reference=reference.name,
-                        cameras=len({camid for _, _, camid in images} - {0}))
+                        [key.removeprefix(f"{reference.mount}/") for key, *_ in images],
+                        np.array([numbers[name] for _, name, *_ in images], np.int32), reference=reference.name,
+                        cameras=len({camid for _, _, camid, *_ in images} - {0}))
 
     sets = []
     if "train" in parts:
         data = _load(reference, places, "train", findings)
-        named = [(key, data.pid_names[pid], camid) for key, pid, camid in data.train]
+        named = [(key, data.pid_names[pid], camid) for key, pid, camid, _ in data.train]
         sets += [image_set("train", [*named, *data.singles])] if named or data.singles else []
     pairs = _load(reference, places, "test", findings).eval_sets if "test" in parts else {}
     if "test" in parts and not pairs:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs import flatten_cfg
 from configs.checks import batch_problem
-from datasets.bases import statistics
+from datasets.bases import Sample, statistics
 from datasets.make_dataloader import DataLoaders, make_dataloader
 from loss.make_loss import make_loss
 from model.identities import transfer_identities
@@ -153,9 +153,15 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
     optimizers = [optimizer for optimizer in make_optimizer(cfg, model, criterion) if optimizer is not None]
     precision.prepare(model, optimizers)
     average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
-    digest = hashlib.sha256(repr(loaders.data.train).encode()).hexdigest()
     return Training(cfg, loaders, model, criterion, optimizers, make_scheduler(cfg, optimizers[0]), precision, devices,
-                    workers, digest, average)
+                    workers, digest_of_list(loaders.data.train), average)
+
+
+def digest_of_list(samples: list[Sample]) -> str:
+    """SHA-256 of a training list; without views it is what it was before samples had them."""
+    named = [f"Sample(key={key!r}, pid={pid!r}, camid={camid!r}{f', viewid={viewid!r}' if viewid else ''})"
+             for key, pid, camid, viewid in samples]
+    return hashlib.sha256(f"[{', '.join(named)}]".encode()).hexdigest()
 
 
 def choose_evaluations(loaders: DataLoaders) -> None:
