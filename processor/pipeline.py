@@ -40,6 +40,7 @@ from processor.stages.stage import (
 from processor.stages.summary import summarise, table
 from processor.training.used_folder import move_aside
 from utils.files import epoch_checkpoints, write_json
+from utils.logger import silence
 from utils.process import EXIT_STOPPED, RunLock, run_logged
 
 __all__ = ["RECIPES", "Recipe", "Settings", "StageFailed", "find_weights", "plan", "run", "survey", "table"]
@@ -174,20 +175,29 @@ def _find_root(settings: Settings, cfg) -> Path:
     """The folder that holds the sets; that of the demo set need not exist.
 
     Raises:
-        ValueError: sets of one's own are asked for, and nobody says where they are.
+        ValueError: other sets than the demo's are asked for, and nobody says where they are.
     """
     if settings.data_root is not None:
         return settings.data_root
-    names, elsewhere = parse_names(cfg.DATASETS.NAMES), parse_roots(cfg.DATASETS.ROOTS)
-    if _kinds([*names, *_tested(cfg)]) == {"naic"} and "naic" not in elsewhere:
+    names, elsewhere = [*parse_names(cfg.DATASETS.NAMES), *_tested(cfg)], parse_roots(cfg.DATASETS.ROOTS)
+    if _kinds(names) == {"naic"} and "naic" not in elsewhere:
         return settings.output_root / "demo_data"
-    places = [reference.place for reference in names if reference.place and reference.name not in elsewhere]
-    roots = [root.resolve() for root in (settings.caller, REPOSITORY / cfg.DATASETS.ROOT_DIR) if root is not None]
-    root = next((root for root in roots if all((root / place).exists() for place in places)), None)
-    if root is None:
-        raise ValueError(f"where is {places[0]}? Set DATA_ROOT to the folder that holds it: DATA_ROOT=/path/to/folder "
-                         f"RECIPE={settings.recipe} bash run.sh DATASETS.NAMES {cfg.DATASETS.NAMES}")
-    return root
+    for root in (root.resolve() for root in (settings.caller, REPOSITORY / cfg.DATASETS.ROOT_DIR) if root is not None):
+        missing = [reference for reference in names if not _is_there(reference, _places(cfg, root))]
+        if not missing:
+            return root
+    raise ValueError(f"where is {missing[0].place or missing[0].name}? Set DATA_ROOT to the folder that holds it: "
+                     f"DATA_ROOT=/path/to/folder RECIPE={settings.recipe} bash run.sh "
+                     f"{shlex.join(['DATASETS.NAMES', cfg.DATASETS.NAMES])}")
+
+
+def _is_there(reference: Reference, places: Places) -> bool:
+    """Whether a set lies where it is looked for; what is in it does not matter."""
+    try:
+        DATASETS[reference.kind].folder(reference, places)
+    except OSError:
+        return False
+    return (places.root_of(reference.name) / reference.place).exists()
 
 
 def _places(cfg, root: Path) -> Places:
@@ -195,11 +205,16 @@ def _places(cfg, root: Path) -> Places:
 
 
 def _has_test_part(cfg, root: Path) -> bool:
-    """Whether any tested set has query and gallery pictures; only sets of one's own are looked at."""
+    """Whether any tested set has query and gallery pictures; NAIC's are not looked at, as they are to be split.
+
+    Raises:
+        ValueError, OSError: a set cannot be tested on, as a test would say after the training.
+    """
     places = _places(cfg, root)
-    return any(reference.kind not in ("tree", "csv") or DATASETS[reference.kind].load(reference, places, ("test",)
-                                                                                       ).eval_sets
-               for reference in _tested(cfg))
+    with silence("datasets"):
+        parts = [reference.kind == "naic" or DATASETS[reference.kind].load(reference, places, ("test",)).eval_sets
+                 for reference in _tested(cfg)]
+    return any(parts)
 
 
 def _validation_stage(run: _Run) -> Stage:

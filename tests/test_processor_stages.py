@@ -7,6 +7,7 @@ import cv2
 import pytest
 import torch
 import yaml
+from set_files import write_set
 from tool_server import run_logged_by_server, run_tool
 
 from configs import dump_cfg, load_cfg
@@ -359,6 +360,20 @@ def test_the_folder_of_people_itself_and_the_callers_folder_are_looked_at(people
     assert str(people) in plan(Settings(tmp_path / "out", "own", opts=opts, caller=people))[0].command
     with pytest.raises(ValueError, match="where is people\\? Set DATA_ROOT to the folder that holds it"):
         plan(Settings(tmp_path / "out", "own", opts=opts, caller=tmp_path))
+
+
+def test_a_public_set_is_looked_for_where_the_caller_is_and_tested_before_it_is_trained(tmp_path):
+    """Else a training would end before anybody sees that there is nothing to test on."""
+    opts = ("DATASETS.NAMES", "market1501")
+    home = write_set(tmp_path, "market1501")
+    made = plan(Settings(tmp_path / "out", "own", opts=opts, caller=tmp_path))
+    assert [stage.name for stage in made] == ["train_own", "test_own", "ensemble", "ranks"]
+    assert str(tmp_path) in made[0].command
+    with pytest.raises(ValueError, match="where is market1501\\? Set DATA_ROOT to the folder that holds it"):
+        plan(Settings(tmp_path / "out", "own", opts=opts, caller=tmp_path / "elsewhere"))
+    (home / "query").rename(home / "queries")
+    with pytest.raises(FileNotFoundError, match="is incomplete: no query/"):
+        plan(Settings(tmp_path / "out", "own", tmp_path, opts=opts))
 
 
 # ------------------------------------------------------------------ records
