@@ -38,9 +38,10 @@ class EmbeddingNet(nn.Module):
     def __init__(self, model: ReIDModel, normalize: Callable[[Tensor], Tensor], flip: bool,
                  weights: Mapping[str, float]):
         super().__init__()
-        self.model, self.normalize, self.flip = model.eval(), normalize, flip
+        self.model, self.normalize, self.flip = model, normalize, flip
         total = sum(weights.values())
         self.factors = {branch: math.sqrt(weight / total) for branch, weight in weights.items()}
+        self.eval()  # itself, too: an exporter restores the mode that it sees here, in all that is inside
 
     def branches(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, H, W, 3] RGB -> {branch: float32 [B, D_b]} before any normalisation."""

@@ -138,7 +138,7 @@ def stripes(x: Tensor) -> Tensor:
 
     If h is not a multiple of P, stripes overlap by a row; if it is smaller than P, a row is in several.
     """
-    height = x.shape[2]
+    height = int(x.shape[2])  # a number in a trace, too
     weights = torch.zeros(1, PARTS, height, 1, device=x.device)
     for i in range(PARTS):
         weights[0, i, i * height // PARTS : -(-(i + 1) * height // PARTS)] = 1
