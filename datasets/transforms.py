@@ -50,7 +50,7 @@ class Normalize:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         # Whole rows at a time: an operation with an operand of three numbers would go from pixel to pixel.
-        x = images.flatten(2).to(torch.float32).div_(255)  # [B, H, W * 3]
+        x = images.flatten(2).to(torch.float32) / 255  # [B, H, W * 3]
         mean, std = (channels.repeat(images.shape[2]) for channels in self._on(x))
         return x.sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
 

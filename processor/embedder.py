@@ -22,7 +22,7 @@ from processor.embedding.fill import ItemList, fill_rows
 from processor.embedding.pictures import Item, crop_boxes, read_picture
 from processor.embedding.rows_file import ROWS
 from processor.export.model_folder import ModelInfo
-from processor.export.runtimes import OnnxRuntime, Runtime, TorchRuntime
+from processor.export.runtimes import OnnxRuntime, OpenVinoRuntime, Runtime, TorchRuntime
 from processor.retrieval.calibration import probability
 from processor.trained_model import open_trained
 from utils.dist import ALONE, Workers
@@ -59,23 +59,24 @@ class Embedder:
     @classmethod
     def load(cls, file: str | os.PathLike, device: str = "auto", precision: str = "auto",
              batch_size: int | None = None, threads: int | None = None) -> Embedder:
-        """The model of a checkpoint of tools/train.py, of a folder of tools/export.py, or of its .onnx file.
+        """The model of a checkpoint of tools/train.py, of a folder of tools/export.py, of its .onnx or its .xml.
 
         Size, colours, mean and std, resizing, mirror image, neck, branches and their weights are the file's.
 
         Args:
             device: auto (CUDA if there is a device) | cuda | cuda:NUMBER | cpu.
             precision: auto is bfloat16 on a CPU that has it, float16 on CUDA, else float32 | float32 | bfloat16 |
-                float16. An .onnx file has its own.
+                float16. Exported files have their own; OpenVINO also computes an .xml in bfloat16, if asked.
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, another program's, or does not say what model it is of.
         """
         path = Path(file)
-        if path.suffix == ".onnx":
+        if path.suffix in (".onnx", ".xml"):
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such file")
-            runtime = OnnxRuntime(path)
+            runtime = OnnxRuntime(path, device) if path.suffix == ".onnx" else OpenVinoRuntime(
+                path, "bfloat16" if precision == "bfloat16" else "float32")
             return cls(runtime, runtime.info, batch_size, threads)
         trained = open_trained(path)
         chosen = choose_precision(device, precision)
@@ -221,7 +222,7 @@ class Embedder:
     # -------------------------------------------------------------- batches
     def _raw(self):
         if not isinstance(self.runtime, TorchRuntime):
-            raise ValueError("raw features come from a checkpoint or a model folder; an .onnx file gives rows alone")
+            raise ValueError("raw features come from a checkpoint or a model folder; exported files give rows alone")
         tested = self.info.evaluation
         precision = make_precision(self.runtime.precision.device, tested.get("mixed_precision", False),
                                    dtype=tested.get("dtype", "auto"))

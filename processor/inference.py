@@ -84,7 +84,7 @@ def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, f
         for rank in range(workers.size):
             for feat in feats.values():
                 workers.broadcast(torch.from_numpy(feat[test.batches.rows(rank)]), rank)
-    return _make_bank(test, feats)
+    return make_bank(test, feats)
 
 
 def extract_banks(model: ReIDModel, tests: dict[str, TestLoader], normalize: Normalize, flip: bool,
@@ -105,7 +105,7 @@ def extract_banks(model: ReIDModel, tests: dict[str, TestLoader], normalize: Nor
             bank = extract_features(model, test, normalize, flip, precision, make, domain, workers)
             walked[frozenset(keys)] = {key: row for row, key in enumerate(keys)}, bank
         else:
-            bank = _make_bank(test, {branch: make(branch, feat.shape) if make else np.empty_like(feat)
+            bank = make_bank(test, {branch: make(branch, feat.shape) if make else np.empty_like(feat)
                                      for branch, feat in first.feats.items()})
             rows = [row_of[key] for key in keys]
             for branch, feat in bank.feats.items():
@@ -114,8 +114,8 @@ def extract_banks(model: ReIDModel, tests: dict[str, TestLoader], normalize: Nor
         yield domain, bank
 
 
-def _make_bank(test: TestLoader, feats: dict[str, np.ndarray]) -> FeatureBank:
-    """The bank of an evaluation with these features."""
+def make_bank(test: TestLoader, feats: dict[str, np.ndarray]) -> FeatureBank:
+    """The bank of an evaluation with these features {branch: [N, D]}, in its loader's order."""
     return FeatureBank(
         feats,
         pids=test.pids, camids=test.camids, names=np.array(test.names), num_query=test.num_query,

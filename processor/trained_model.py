@@ -34,10 +34,10 @@ class TrainedModel(NamedTuple):
     model: ReIDModel
     info: ModelInfo
 
-    def network(self) -> EmbeddingNet:
+    def network(self, kind: type[EmbeddingNet] = EmbeddingNet) -> EmbeddingNet:
         """Pictures in, rows out."""
         steps = self.info.preprocessing
-        return EmbeddingNet(self.model, Normalize(steps["mean"], steps["std"]), steps["flip"], self.info.weights)
+        return kind(self.model, Normalize(steps["mean"], steps["std"]), steps["flip"], self.info.weights)
 
 
 def open_trained(file: str | Path) -> TrainedModel:

@@ -63,7 +63,9 @@ def cpu_has_bfloat16() -> bool:
 
 def in_float32(device: torch.device) -> contextlib.AbstractContextManager:
     """The context of losses, margins, distances and statistics: autocast of either backend is off."""
-    plain = torch.autocast(device.type, enabled=False)
+    # None where there is nothing to switch off: an exported program would have it in it.
+    plain = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else (
+        contextlib.nullcontext())
     if _apex_amp is None:
         return plain
     both = contextlib.ExitStack()

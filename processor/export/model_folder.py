@@ -102,7 +102,7 @@ def write_model_folder(folder: str | Path, info: ModelInfo, weights: Mapping[str
 
     Thresholds of the same model that stand there already are kept.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
     if (folder / INFO).is_file():
@@ -110,7 +110,8 @@ def write_model_folder(folder: str | Path, info: ModelInfo, weights: Mapping[str
         if before.model_id == info.model_id and not info.thresholds:
             info = replace(info, thresholds=before.thresholds)
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, temporary)
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}))
     write_json(folder / INFO, info.to_json())
 
 

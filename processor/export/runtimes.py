@@ -10,6 +10,7 @@ import torch
 
 from model.embedding import EmbeddingNet
 from processor.export.model_folder import ModelInfo, info_from_json
+from processor.export.packages import load_package
 from utils.precision import Precision
 
 METADATA = "reid"  # the key of an exported file's metadata under which model.json's content stands
@@ -53,30 +54,61 @@ class OnnxRuntime:
     """An exported .onnx file in onnxruntime.
 
     Args:
-        threads: of an operation; 0 = a core each.
+        device: auto (CUDA if onnxruntime has it) | cuda | cpu.
+        threads: of an operation; 0 = as many as torch has here.
     Raises:
-        ValueError: the file is no ONNX file, or another program's.
-        ImportError: onnxruntime is not installed.
+        ValueError: the file is no ONNX file, or another program's; or onnxruntime is not installed, or lacks CUDA.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0):
-        import onnxruntime
-
+    def __init__(self, path: str | Path, device: str = "auto", threads: int = 0):
+        onnxruntime = load_package("onnxruntime")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3  # errors: it warns of what it does itself
+        usable = [] if device == "cpu" else ["CUDAExecutionProvider"]
+        usable = [name for name in usable if name in onnxruntime.get_available_providers()]
+        if device == "cuda" and not usable:
+            raise ValueError(f"{path}: device=cuda, but this onnxruntime has no CUDA (pip install onnxruntime-gpu)")
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, onnxruntime.get_available_providers())
+            self.session = onnxruntime.InferenceSession(str(path), options, [*usable, "CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has its own types
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: not an ONNX file that onnxruntime reads ({reason})") from error
-        self.info = _read_metadata(self.session.get_modelmeta().custom_metadata_map, path)
+        self.info = _read_metadata(self.session.get_modelmeta().custom_metadata_map.get(METADATA), path)
 
     def rows(self, images: np.ndarray) -> np.ndarray:
         return self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
 
 
-def _read_metadata(metadata: dict[str, str], path: str | Path) -> ModelInfo:
+class OpenVinoRuntime:
+    """An exported .xml file, with its .bin, in OpenVINO on the CPU.
+
+    Args:
+        precision: of what is not int8: float32 | bfloat16, faster where the processor has it.
+        threads: 0 = as many as torch has here.
+    Raises:
+        ValueError: the file is none of OpenVINO's, or another program's; or openvino is not installed.
+    """
+
+    def __init__(self, path: str | Path, precision: str = "float32", threads: int = 0):
+        openvino = load_package("openvino")
+        core = openvino.Core()
+        settings = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+                    "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+        try:
+            model = core.read_model(str(path))
+        except Exception as error:  # openvino has its own types
+            raise ValueError(f"{path}: not a model that OpenVINO reads, or its .bin is missing") from error
+        text = model.get_rt_info(METADATA).astype(str) if model.has_rt_info(METADATA) else None
+        self.info = _read_metadata(text, path)
+        self.model = core.compile_model(model, "CPU", settings)
+
+    def rows(self, images: np.ndarray) -> np.ndarray:
+        return self.model(images)[0]
+
+
+def _read_metadata(text: str | None, path: str | Path) -> ModelInfo:
     try:
-        return info_from_json(json.loads(metadata[METADATA]), str(path))
-    except (KeyError, json.JSONDecodeError):
+        return info_from_json(json.loads(text or ""), str(path))
+    except json.JSONDecodeError:
         raise ValueError(f"{path}: not written by tools/export.py: it does not say what pictures it takes") from None
