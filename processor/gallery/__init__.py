@@ -1,1 +1,34 @@
 """A gallery that outlives a run: vectors with their pictures' facts, kept safely, searched exactly, told apart."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from processor.gallery.contract import Gallery, Where
+
+__all__ = ["Where", "open_gallery"]
+
+
+def open_gallery(url: str | Path, dim: int | None = None, *, model: str | None = None, vectors: str | None = None,
+                 client: Any = None, shards: int | None = None, state: str | Path | None = None) -> Gallery:
+    """Open a gallery, or make it.
+
+    Args:
+        url: a folder, or qdrant://HOST:PORT/COLLECTION.
+        dim: D of its vectors; needed to make one, else checked.
+        model: the model_id that its vectors are of; a gallery of another model is refused.
+        vectors: of a new folder, "float32" (the default: read back to the bit) or "float16" (half the disk).
+        client, shards, state: of Qdrant: a client instead of one for the URL, the number of shards of a new
+            collection, and the folder of the ledger.
+    Raises:
+        ValueError: what is there does not fit, or the URL is of no engine.
+        OSError: it cannot be reached or written.
+    """
+    scheme, separator, _ = str(url).partition("://")
+    if not separator:
+        from processor.gallery.folder import FolderGallery
+        return FolderGallery(Path(url), dim, model=model, vectors=vectors)
+    if scheme != "qdrant":
+        raise ValueError(f"{url}: expected a folder, or qdrant://HOST:PORT/COLLECTION")
+    from processor.gallery.qdrant import QdrantGallery
+    return QdrantGallery(str(url), dim, model=model, client=client, shards=shards, state=state)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from processor.gallery.ledger import Ledger
 
 UNKNOWN = -1  # a camera, a time or an identity that is not known
 NEAR_ONE = 1e-5  # how far from 1 a vector's length may be
@@ -85,11 +88,12 @@ class Batch:
 class Gallery(Protocol):
     """An open gallery; a context manager that closes it.
 
-    dim: D. model: the model_id that its vectors are of, "" = not known.
+    dim: D. model: the model_id that its vectors are of, "" = not known. ledger: names, undo log and thumbnails.
     """
 
     dim: int
     model: str
+    ledger: Ledger
 
     def add(self, ids: Sequence[int], vectors: np.ndarray, facts: Mapping[str, Sequence], *,
             replace: bool = False) -> None:
@@ -105,9 +109,10 @@ class Gallery(Protocol):
         """
         ...
 
-    def remove(self, ids: Sequence[int] | None = None, where: Where | None = None) -> int:
+    def remove(self, ids: Sequence[int] | None = None, where: Where | None = None, *, erase: bool = False) -> int:
         """Remove rows by id, or those that fulfil `where`; the number of rows that were there.
 
+        The ledger forgets them, too. With `erase`, nothing of them remains where the engine can promise it.
         Raises:
             ValueError: neither is given, or both.
         """

@@ -1,0 +1,118 @@
+"""The files of a folder gallery: vectors one after the other, mapped into memory, with the columns of their rows."""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.files import sync_folder
+
+SEGMENT_ROWS = 2**18  # rows of one file: half a GiB for 512 float32
+SLOT_BITS = 32  # a row's place is slot << SLOT_BITS | its row in the slot's file
+DTYPES = ("float32", "float16")
+COLUMNS = ("id", "camera", "time", "identity", "set")  # set as its code
+
+
+def append_bytes(path: Path, size: int, data: memoryview | bytes) -> None:
+    """Write behind the first `size` bytes; what lies there is of a writer that was killed. Durable on return.
+
+    Raises:
+        OSError: there is no room, or the file is shorter than `size`; what was there is kept.
+    """
+    fresh = not size
+    try:
+        with open(path, "wb" if fresh else "r+b") as file:
+            if file.seek(0, os.SEEK_END) < size:
+                raise OSError(f"damaged: {file.tell()} bytes where {size} were written")
+            file.truncate(size)
+            file.seek(size)
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file.fileno(), size)
+                raise
+    except OSError as error:
+        raise OSError(f"{path}: nothing was added: {error.strerror or error}") from error
+    if fresh:
+        sync_folder(path.parent)
+
+
+def wipe_bytes(path: Path, spans: Iterable[tuple[int, int]]) -> None:
+    """Overwrite (start, length) spans of a file with zeros; durable on return."""
+    with open(path, "r+b") as file:
+        for start, length in spans:
+            file.seek(start)
+            file.write(bytes(length))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Segment:
+    """One file of vectors and the columns of its rows; rows are only ever appended, a row's vector never moves.
+
+    Attributes:
+        vectors: [n, D] of the gallery's dtype, read-only, mapped.
+        columns: {name of COLUMNS: [capacity] int64}, of which the first n count.
+        live: [capacity] bool, whether a row is there and not removed.
+    """
+
+    def __init__(self, path: Path, slot: int, dim: int, dtype: str, count: int):
+        self.path, self.slot, self.dim, self.dtype = path, slot, dim, np.dtype(dtype)
+        capacity = max(SEGMENT_ROWS, count)
+        # Zeros that are never touched take no memory.
+        self.columns = {name: np.zeros(capacity, np.int64) for name in COLUMNS}
+        self.live = np.zeros(capacity, bool)
+        self.extend(count)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def extend(self, count: int) -> None:
+        """Map the first `count` rows.
+
+        Raises:
+            FileNotFoundError: a compaction has removed the file.
+            OSError: it is too short.
+        """
+        size, wanted = self.path.stat().st_size, count * self.dim * self.dtype.itemsize
+        if size < wanted:
+            raise OSError(f"{self.path}: damaged: {size} bytes where {wanted} were written")
+        self.vectors = np.memmap(self.path, self.dtype, "r", shape=(count, self.dim))
+
+    def put(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Set the columns of rows [n] from values [n, len(COLUMNS)]."""
+        for name, column in zip(COLUMNS, values.T, strict=True):
+            self.columns[name][rows] = column
+        self.live[rows] = True
+
+    def read(self, rows: np.ndarray | slice) -> np.ndarray:
+        """[n, D] float32 of length 1: float32 rows as they were added; a slice of these is a view of the map.
+
+        float16 rows are scaled to length 1 again, so that a similarity is as exact as for any other row.
+        """
+        vectors = self.vectors[rows]
+        if self.dtype == np.float32:
+            return np.asarray(vectors)
+        vectors = vectors.astype(np.float64)
+        lengths = np.sqrt(np.square(vectors).sum(1, keepdims=True))
+        return np.divide(vectors, lengths, out=vectors, where=lengths > 0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Live:
+    """Rows of one segment: rows [n] int64 ascending. They keep their meaning when the gallery changes."""
+
+    segment: Segment
+    rows: np.ndarray
+
+    @property
+    def ids(self) -> np.ndarray:
+        """[n] int64."""
+        return self.segment.columns["id"][self.rows]
