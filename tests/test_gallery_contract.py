@@ -17,7 +17,7 @@ def open_engine(engine: str, place, **options):
     return open_qdrant("qdrant://localhost:6333/people", DIM, client=place, **options)
 
 
-@pytest.fixture(params=["qdrant"])
+@pytest.fixture(params=["folder", "qdrant"])
 def engine(request):
     if request.param == "qdrant":
         pytest.importorskip("qdrant_client")

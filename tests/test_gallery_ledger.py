@@ -134,3 +134,18 @@ def test_another_models_vectors_are_refused(gallery, tmp_path):
     with open_gallery(tmp_path / "h") as again:
         assert again.model == "abc"
     assert np.array_equal(rows_of(gallery, 1), [0, 1, 2])
+
+
+def test_a_ledger_stands_beside_a_cluster(tmp_path):
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    with open_gallery("qdrant://localhost/people", DIM, client=client, state=tmp_path / "state") as gallery:
+        gallery.add(range(4), vectors_of(range(4)), {"identity": [1, 1, 2, 2]})
+        gallery.ledger.name(2, "Ann")
+        gallery.ledger.merge(1, 2)
+        assert rows_of(gallery, 1) == [0, 1, 2, 3]
+        gallery.ledger.undo()
+        assert rows_of(gallery, 2) == [2, 3]
+        gallery.ledger.put_thumbnails([2], [JPEG])
+        assert gallery.remove([2, 3], erase=True) == 2
+        assert gallery.ledger.thumbnail(2) is None
+        assert gallery.ledger.names() == {}

@@ -30,5 +30,11 @@ def open_gallery(url: str | Path, dim: int | None = None, *, model: str | None =
         return FolderGallery(Path(url), dim, model=model, vectors=vectors)
     if scheme != "qdrant":
         raise ValueError(f"{url}: expected a folder, or qdrant://HOST:PORT/COLLECTION")
-    from processor.gallery.qdrant import QdrantGallery
-    return QdrantGallery(str(url), dim, model=model, client=client, shards=shards, state=state)
+    if dim is None:
+        raise ValueError(f"{url}: the dimension of its vectors is needed")
+    from processor.gallery.qdrant import open_qdrant
+    gallery = open_qdrant(str(url), dim, model or "", client, shards)
+    if state is not None:
+        from processor.gallery.ledger import Ledger
+        gallery.ledger = Ledger(Path(state), gallery, gallery.model)
+    return gallery

@@ -88,12 +88,13 @@ class Batch:
 class Gallery(Protocol):
     """An open gallery; a context manager that closes it.
 
-    dim: D. model: the model_id that its vectors are of, "" = not known. ledger: names, undo log and thumbnails.
+    dim: D. model: the model_id that its vectors are of, "" = not known.
+    ledger: names, undo log and thumbnails; None beside a cluster if it was opened without `state`.
     """
 
     dim: int
     model: str
-    ledger: Ledger
+    ledger: Ledger | None
 
     def add(self, ids: Sequence[int], vectors: np.ndarray, facts: Mapping[str, Sequence], *,
             replace: bool = False) -> None:

@@ -101,7 +101,7 @@ class FolderGallery:
     def remove(self, ids: Sequence[int] | None = None, where: Where | None = None, *, erase: bool = False) -> int:
         """As `Gallery.remove`; with `erase`, nothing of these rows remains in the folder's files when it returns."""
         if (ids is None) == (where is None):
-            raise ValueError("remove: give ids, or a filter")
+            raise ValueError("remove: give ids or where, one of them")
         with self._writing() as (db, commit):
             ids = np.unique(np.asarray(ids, np.int64)) if where is None else _ids(self.live(where))
             rows = list(among(db, "SELECT place, id, identity FROM rows WHERE id IN ({})", ids.tolist()))

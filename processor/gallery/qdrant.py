@@ -108,7 +108,7 @@ class QdrantGallery:
 
     def __init__(self, client: QdrantClient, collection: str, url: str, dim: int, model: str, closes: bool):
         self.client, self.collection, self.url, self.dim, self.model = client, collection, url, dim, model
-        self._closes = closes
+        self._closes, self.ledger = closes, None
         self._rows = max(1, _REQUEST // (24 * dim))  # of a request with vectors, as JSON
 
     # -------------------------------------------------------------- write
@@ -143,19 +143,17 @@ class QdrantGallery:
             with _plain_errors(self.url):
                 self.client.upsert(self.collection, rows, wait=True)
 
-    def remove(self, ids: Sequence[int] | None = None, where: Where | None = None) -> int:
-        """See `contract.Gallery`."""
+    def remove(self, ids: Sequence[int] | None = None, where: Where | None = None, *, erase: bool = False) -> int:
+        """See `contract.Gallery`; what a server leaves of deleted rows on its disk is its own affair."""
         if (ids is None) == (where is None):
             raise ValueError("remove: give ids or where, one of them")
-        if where is None:
-            known = self._known(ids)
-            self._delete(known)
-            return len(known)
-        count = self.count(where)
-        with _plain_errors(self.url):
-            self.client.delete(self.collection, models.FilterSelector(filter=_make_filter(where) or models.Filter()),
-                               wait=True)
-        return count
+        batches = [self.fetch(self._known(ids))] if where is None else self.scan(where)
+        rows = {row: identity for batch in batches
+                for row, identity in zip(batch.ids.tolist(), batch.facts["identity"].tolist(), strict=True)}
+        self._delete(np.array(list(rows), np.int64))
+        if self.ledger:
+            self.ledger.forget(rows, set(rows.values()), erase)
+        return len(rows)
 
     def _delete(self, ids: np.ndarray) -> None:
         for part in _parts(len(ids), _IDS):
@@ -239,6 +237,8 @@ class QdrantGallery:
 
     def close(self) -> None:
         """See `contract.Gallery`."""
+        if self.ledger:
+            self.ledger.close()
         if self._closes:
             self.client.close()
 
