@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from galleries import gallery, gallery_engine, gallery_place  # noqa: F401
 from tool_server import draw_no_curves
 from trainings import TINY_BACKBONE, add_tiny_backbone
 

@@ -1,47 +1,11 @@
 """What every engine of a gallery keeps: the same tests over all."""
 import numpy as np
 import pytest
+from galleries import DIM, draw_rows, open_engine
 
 from processor.gallery.contract import FACTS, Where
 
-DIM = 16  # of the vectors
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
-
-
-def open_engine(engine: str, place, **options):
-    """A gallery of DIM; the same place gives the same gallery."""
-    if engine == "folder":
-        return pytest.importorskip("processor.gallery").open_gallery(str(place), DIM, **options)
-    from processor.gallery.qdrant import open_qdrant
-
-    return open_qdrant("qdrant://localhost:6333/people", DIM, client=place, **options)
-
-
-@pytest.fixture(params=["folder", "qdrant"])
-def engine(request):
-    if request.param == "qdrant":
-        pytest.importorskip("qdrant_client")
-    return request.param
-
-
-@pytest.fixture
-def place(engine, tmp_path):
-    if engine == "folder":
-        return tmp_path / "gallery"
-    from qdrant_client import QdrantClient
-
-    return QdrantClient(":memory:")
-
-
-@pytest.fixture
-def gallery(engine, place):
-    with open_engine(engine, place) as gallery:
-        yield gallery
-
-
-def draw_rows(count: int, seed: int = 0) -> np.ndarray:
-    rows = np.random.default_rng(seed).standard_normal((count, DIM))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def fill(gallery, count: int = 12, **facts) -> np.ndarray:
@@ -252,18 +216,18 @@ def test_a_scan_gives_every_row_once_by_id_in_batches(gallery):
 
 
 # -------------------------------------------------------------------------------------------------------- open, close
-def test_what_was_added_is_there_when_it_is_opened_again(engine, place):
-    with open_engine(engine, place, model="abc") as gallery:
+def test_what_was_added_is_there_when_it_is_opened_again(gallery_engine, gallery_place):
+    with open_engine(gallery_engine, gallery_place, model="abc") as gallery:
         vectors = fill(gallery)
         before = content(gallery)
     gallery.close()  # again
-    with open_engine(engine, place) as gallery:
+    with open_engine(gallery_engine, gallery_place) as gallery:
         assert content(gallery) == before
         assert (gallery.dim, gallery.model) == (DIM, "abc")
         np.testing.assert_array_equal(gallery.fetch(ids_of(12)).vectors, vectors)
 
 
-def test_vectors_of_another_model_are_refused(engine, place):
-    open_engine(engine, place, model="abc").close()
+def test_vectors_of_another_model_are_refused(gallery_engine, gallery_place):
+    open_engine(gallery_engine, gallery_place, model="abc").close()
     with pytest.raises(ValueError, match=r"abc.*def"):
-        open_engine(engine, place, model="def")
+        open_engine(gallery_engine, gallery_place, model="def")

@@ -4,9 +4,10 @@ import pytest
 
 qdrant_client = pytest.importorskip("qdrant_client")
 
+from galleries import DIM, draw_rows  # noqa: E402
 from qdrant_client import QdrantClient, models  # noqa: E402
 from qdrant_client.http.exceptions import ResponseHandlingException  # noqa: E402
-from test_gallery_contract import DIM, content, draw_rows  # noqa: E402
+from test_gallery_contract import content  # noqa: E402
 
 from processor.gallery import qdrant  # noqa: E402
 from processor.gallery.contract import Where  # noqa: E402
