@@ -351,7 +351,7 @@ def test_every_kind_has_a_severity_and_advice():
     assert order == sorted(order)
     assert all(kind.advice.endswith(".") for kind in KINDS.values())
     planted = {kind for _, kind, _ in FAULTS.values()}
-    assert set(KINDS) - planted == {"near-duplicate", "no match", "unreadable set"}  # which have tests of their own
+    assert set(KINDS) - planted == {"near-duplicate", "no match", "unreadable set", "too few identities"}
     assert MIN_SIDE == 16
 
 

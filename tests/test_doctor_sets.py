@@ -108,6 +108,17 @@ def test_a_training_set_that_is_named_and_absent_stops_a_training(tmp_path):
         assert report.stops == stops
 
 
+def test_fewer_identities_than_a_batch_takes_stop_a_training(tmp_path):
+    tree(tmp_path)
+    assert not examined(tmp_path, "tree:people").stops
+    texts = texts_of(examined(tmp_path, "tree:people", least_identities=8))
+    assert texts["too few identities"] == ["2 with two images, where a batch takes 8"]
+    (tmp_path / "people/person2/1.png").unlink()
+    assert texts_of(examined(tmp_path, "tree:people")).keys() == {"too few identities", "one image", "absent"}
+    write_set(tmp_path, "market1501")
+    assert not examined(tmp_path, "tree:people+market1501").stops
+
+
 # ----------------------------------------------------------------------------------------------------- every set
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_public_set_is_examined_and_a_cut_off_gallery_image_of_it_is_found(name, tmp_path):

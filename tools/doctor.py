@@ -67,10 +67,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def choose_data(args: argparse.Namespace) -> Path | ChosenSets:
-    """The sets that the config names; without one the folder of NAIC's."""
+def choose_data(args: argparse.Namespace) -> tuple[Path | ChosenSets, int]:
+    """The sets that the config names, without one the folder of NAIC's; and the identities that a batch takes."""
     if not args.config_file and not args.opts:
-        return args.root
+        return args.root, 2
     root = [] if args.root is None else ["DATASETS.ROOT_DIR", str(args.root)]
     cfg = load_cfg(args.config_file, [*args.opts, *root])
     from datasets.make_dataloader import make_sets
@@ -80,7 +80,8 @@ def choose_data(args: argparse.Namespace) -> Path | ChosenSets:
     places = replace(sets.places, test_dir=args.test_dir or sets.places.test_dir,
                      train_sets=tuple(args.train_sets or sets.places.train_sets or TRAIN_SETS),
                      derived_dir=args.derived or sets.places.derived_dir)
-    return replace(sets, places=places)
+    in_batch = cfg.SOLVER.IMS_PER_BATCH // cfg.DATALOADER.NUM_INSTANCE if "triplet" in cfg.DATALOADER.SAMPLER else 2
+    return replace(sets, places=places), max(2, in_batch) if args.config_file else 2  # a batch that somebody chose
 
 
 def main() -> None:
@@ -90,9 +91,10 @@ def main() -> None:
     from processor.doctor.report import summary_lines  # not before the arguments are right
 
     setup_logger()
-    report = examine(choose_data(args), args.output, DoctorOptions(
+    data, least_identities = choose_data(args)
+    report = examine(data, args.output, DoctorOptions(
         train_sets=args.train_sets, test_dir=args.test_dir or TEST_DIR, derived_dir=args.derived,
-        lists_only=args.lists_only,
+        lists_only=args.lists_only, least_identities=least_identities,
         near_bits=args.near_duplicates, write_clean_lists=args.write_clean_lists, equal_lists=args.equal_list,
         equal_by=args.equal, workers=args.workers))
     sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show

@@ -44,6 +44,7 @@ class DoctorOptions:
         write_clean_lists: True: write the cleaned lists and the lists of equal paths, from the sets' own lists.
         equal_lists: existing lists of equal paths; the cleaned lists of their sets are made by them.
         equal_by: of EQUAL_BY, when two images are equal for the cleaned lists.
+        least_identities: that a batch of the training takes.
         workers: processes that read images; None = one a core, sixteen at most.
         progress: True: show it.
     """
@@ -56,6 +57,7 @@ class DoctorOptions:
     write_clean_lists: bool = False
     equal_lists: Sequence[Path] = ()
     equal_by: str = "bytes"
+    least_identities: int = 2
     workers: int | None = None
     progress: bool = True
 
@@ -89,7 +91,8 @@ def examine(data: str | os.PathLike | ChosenSets, output: str | os.PathLike, opt
     output = Path(output)
     findings = Findings()
     cleaning = options.write_clean_lists or bool(options.equal_lists)
-    inventory = read_inventory(_choose_sets(data, options, output if cleaning else None), findings, cleaning)
+    inventory = read_inventory(_choose_sets(data, options, output if cleaning else None), findings, cleaning,
+                               options.least_identities)
     equal: dict[str, set[str]] = defaultdict(set)
     for path in options.equal_lists:  # before the images are read: a list that does not fit is refused at once
         for name, files in apply_equal_list(inventory, path).items():

@@ -37,6 +37,9 @@ KINDS: dict[str, Kind] = {
     "nothing to train on": Kind(STOPS, "data sets without an identity of two images", "Training needs two images of an "
                                 "identity: an identity with one is dropped. Here is what was looked for and what lies "
                                 "there."),
+    "too few identities": Kind(STOPS, "trainings with fewer identities than a batch takes", "A training tells people "
+                               "apart, so that it takes two at least. Lower SOLVER.IMS_PER_BATCH, or raise "
+                               "DATALOADER.NUM_INSTANCE."),
     "wrong truth": Kind(STOPS, "test files that do not fit the test folder", "The ground truth and the domain lists "
                         "must name the images of query/ and gallery/ exactly."),
     # ------------------------------------------------------------------------------------------- spoils a result

@@ -25,13 +25,15 @@ from utils.logger import printable, silence
 _MOST = 6  # names of what lies in a folder
 
 
-def read_inventory(sets: ChosenSets, findings: Findings, ignore_cleaned: bool = False) -> Inventory:
+def read_inventory(sets: ChosenSets, findings: Findings, ignore_cleaned: bool = False,
+                   least_identities: int = 2) -> Inventory:
     """Read the lists of data sets and look for their images; no image is opened.
 
     Args:
         sets: what is trained and tested on; of NAIC see `read_naic`.
         findings: takes all that is wrong with lists and names.
         ignore_cleaned: True: read NAIC's train_list.txt even if there is a cleaned list.
+        least_identities: that a batch takes.
     Raises:
         ValueError: train_sets or test_dir cannot be, or folders of two sets have one name.
         OSError: there is no folder that holds a set.
@@ -57,23 +59,26 @@ def read_inventory(sets: ChosenSets, findings: Findings, ignore_cleaned: bool = 
         key = inventory.key(index)
         if not key.isascii():
             findings.add("foreign name", quoted(key), (inventory.picture(index),))
-    for reference in sets.named:
-        folder = folders.get(reference.mount, places.root_of(reference.name))
-        _check_identities(inventory, reference, folder, findings)
+    usable = sum(_check_identities(inventory, reference, folders.get(reference.mount, places.root_of(reference.name)),
+                                   findings) for reference in sets.named)
+    if 0 < usable < least_identities:
+        findings.add("too few identities", f"{usable} with two images, where a batch takes {least_identities}")
     return inventory
 
 
-def _check_identities(inventory: Inventory, reference: Reference, folder: Path, findings: Findings) -> None:
-    """Check a set for identities of one training image, and whether there is another."""
+def _check_identities(inventory: Inventory, reference: Reference, folder: Path, findings: Findings) -> int:
+    """Check a set for identities of one training image; how many others there are."""
     of_set = np.array([image_set.reference == reference.name for image_set in inventory.sets], bool)
     known = np.flatnonzero(~inventory.in_test & (inventory.identity_of != NO_IDENTITY) & of_set[inventory.set_of])
     counts = np.bincount(inventory.identity_of[known], minlength=len(inventory.identities))
     for index in known[counts[inventory.identity_of[known]] == 1]:
         findings.add("one image", inventory.label(index), (inventory.picture(index),))
-    if not len(known) or counts.max() < 2:
+    usable = int((counts > 1).sum())
+    if not usable:
         findings.add("nothing to train on", f"{reference.name}: {_describe_lack(reference, len(known))}; "
                                             f"{describe_folder(folder)}{_describe_likeness(folder, reference)}"
                                             f"{describe_names(folder) if reference.kind == 'naic' else ''}")
+    return usable
 
 
 def _describe_lack(reference: Reference, known: int) -> str:

@@ -16,7 +16,8 @@ from processor.doctor.inventory import NO_IDENTITY, ImageSet, Inventory
 
 MAX_ITEMS = 20   # findings of a kind in the text
 _WIDTH = 116     # characters
-_WHOLE_SETS = ("incomplete set", "unreadable set", "nothing to train on")  # kinds that a terminal has the texts of
+# Kinds that a terminal has the texts of.
+_WHOLE_SETS = ("incomplete set", "unreadable set", "nothing to train on", "too few identities")
 _MOST_ITEMS = 5  # of such a kind, and lines of one
 
 
