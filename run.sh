@@ -25,7 +25,8 @@ Environment (all optional):
                naic (resnet101_ibn_b at 256x128, 384x192 and 480x240, for GPUs)
                own  (your pictures, a folder a person: DATA_ROOT=/path RECIPE=own bash run.sh DATASETS.NAMES tree:people)
   WEIGHTS      folder of checkpoints to test instead of training
-  OUTPUT_ROOT  where results go (default: output): a folder a model, submission.json, summary.json, ranks/index.html
+  OUTPUT_ROOT  where results go (default: output): a folder a model, submission.json, summary.json, ranks/index.html;
+               NAME/model/ is a trained model without its training
   SEED         seed of the demo data and of the training (default: the recipe's)
   PYTHON       interpreter to use where it has what requirements.txt asks for (Python 3.10 or newer)
 
@@ -92,7 +93,7 @@ if [ "${1:-}" = test ]; then
     shift
     selection=(-m "not slow")
     [ "${1:-}" != --all ] || { selection=(); shift; }
-    setup requirements.txt requirements-test.txt
+    setup requirements.txt requirements-export.txt requirements-test.txt
     "$interpreter" -m ruff check .
     # Two processes, a file of tests each at a time, in the order of tests/conftest.py; for --pdb: -n 0.
     exec "$interpreter" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

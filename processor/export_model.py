@@ -99,10 +99,10 @@ def export_model(request: Request) -> list[str]:
     """
     _check(request)
     trained = open_trained(request.weight)
-    _check_folder(request, trained.info)
+    replaces = _replaces(request, trained.info)
     tests = _tests(request, trained.info) if request.verify and request.formats else {}
     images = _calibration_images(request, trained.info) if request.formats else None
-    if request.force:
+    if replaces:
         files = [Path(file_name(form, precision)) for form in FORMATS for precision in PRECISIONS]
         for file in (*files, *(file.with_suffix(".bin") for file in files), INFO, WEIGHTS, PROOFS):
             (request.output / file).unlink(missing_ok=True)
@@ -127,12 +127,15 @@ def _check(request: Request) -> None:
                              "FOLDER, or --verify, whose set has them")
 
 
-def _check_folder(request: Request, info: ModelInfo) -> None:
-    if (request.output / INFO).is_file() and not request.force:
-        there = read_info(request.output)
-        if there.model_id != info.model_id:
-            raise ValueError(f"{request.output} has another model in it ({there.architecture['MODEL.NAME']}, model_id "
-                             f"{there.model_id[:12]}...): name another folder, or --force replaces it")
+def _replaces(request: Request, info: ModelInfo) -> bool:
+    """Whether another model is in the folder; raises ValueError unless it may be replaced."""
+    if not (request.output / INFO).is_file():
+        return False
+    there = read_info(request.output)
+    if there.model_id != info.model_id and not request.force:
+        raise ValueError(f"{request.output} has another model in it ({there.architecture['MODEL.NAME']}, model_id "
+                         f"{there.model_id[:12]}...): name another folder, or --force replaces it")
+    return there.model_id != info.model_id
 
 
 # ------------------------------------------------------------------ pictures

@@ -1,4 +1,5 @@
-"""The stages behind run.sh: prepare -> train each resolution -> test each checkpoint -> ensemble -> page -> summary.
+"""The stages behind run.sh: prepare -> train each resolution -> test each checkpoint -> ensemble -> page ->
+model folders -> summary.
 
 A stage is one command of tools/ in a process of its own. It is skipped when an earlier run finished it with the same
 settings and the same data (processor/stages) and its outputs are still there. A run that was killed goes on with the
@@ -155,7 +156,8 @@ def plan(settings: Settings) -> list[Stage]:
     pairs = [_model_stages(run, config, tuple(stage.name for stage in stages)) for config in recipe.configs]
     stages += [stage for train, _ in pairs for stage in train]
     tests = [stage for _, tested in pairs for stage in tested]
-    return [*stages, *tests, _ensemble_stage(out, tests), _page_stage(run, tests)]
+    exports = [_export_stage(stage) for stage in tests] if settings.weights is None else []
+    return [*stages, *tests, _ensemble_stage(out, tests), _page_stage(run, tests), *exports]
 
 
 def _with_opts(run: _Run, *opts: str, prepared: tuple[str, ...] = ()) -> _Run:
@@ -327,6 +329,17 @@ def _page_stage(run: _Run, tests: list[Stage]) -> Stage:
                  [run.out / "ranks" / "page.js"],
                  data=lambda: {"the answer and the features": digests(run.out / "submission.json", *indices)},
                  after=("ensemble",), optional=True)
+
+
+def _export_stage(test: Stage) -> Stage:
+    """The model folder of a checkpoint that was trained and tested. Its weights stand for it: files and thresholds
+    that a user added stay."""
+    checkpoint = Path(test.command[test.command.index("TEST.WEIGHT") + 1])
+    folder = test.folder / "model"
+    return Stage(f"export_{test.folder.name}",
+                 ["tools/export.py", "--weight", str(checkpoint), "--output", str(folder), "--force"],
+                 [folder / "model.safetensors"], data=lambda: {"the checkpoint": digests(checkpoint)},
+                 after=test.after, optional=True)
 
 
 def find_weights(weights: Path, model: str, name: str, epochs: tuple[int, ...]) -> dict[int, Path]:

@@ -159,8 +159,10 @@ def test_the_naic_recipe_tests_six_checkpoints(tmp_path):
         "train_r101_ibn_b_128", "train_r101_ibn_b_192", "train_r101_ibn_b_240",
         "test_r101_ibn_b_128_40", "test_r101_ibn_b_128_50", "test_r101_ibn_b_192_40", "test_r101_ibn_b_192_50",
         "test_r101_ibn_b_240_40", "test_r101_ibn_b_240_50", "ensemble", "ranks",
+        *(f"export_r101_ibn_b_{width}_{epoch}" for width in (128, 192, 240) for epoch in (40, 50)),
     ]
-    assert len(stages[-2].command[stages[-2].command.index("--inputs") + 1:-2]) == 6
+    ensemble = next(stage for stage in stages if stage.name == "ensemble")
+    assert len(ensemble.command[ensemble.command.index("--inputs") + 1:-2]) == 6
     assert not (tmp_path / "out").exists()
 
 

@@ -54,6 +54,11 @@ class Actor:
             return 0
         if tool == "visualize":
             return self.page(words)
+        if tool == "export":
+            folder = Path(words[words.index("--output") + 1])
+            folder.mkdir(exist_ok=True)
+            shutil.copy(words[words.index("--weight") + 1], folder / "model.safetensors")
+            return 0
         words = [word for word in words if word != "--resume"]
         cfg = load_cfg(words[words.index("--config_file") + 1], words[words.index("--config_file") + 2:])
         return self.train(cfg) if tool == "train" else self.test(cfg)
@@ -107,7 +112,7 @@ def data(tiny_data, tmp_path):
 def done(recipe, actor, data, tmp_path):
     """Settings of a run that is done."""
     settings = Settings(tmp_path / "out", "tiny", data)
-    assert actor.again(settings) == ["split_domains", "train", "test", "ensemble", "visualize"]
+    assert actor.again(settings) == ["split_domains", "train", "test", "ensemble", "visualize", "export"]
     return settings
 
 
@@ -167,7 +172,7 @@ def test_trainings_that_lost_their_records_are_gone_on_from(done, actor):
     before = weights_of(done.output_root)
     shutil.rmtree(done.output_root / "stages")
     actor.train = lambda cfg: 0
-    assert actor.again(done) == ["split_domains", "train --resume", "test", "ensemble", "visualize"]
+    assert actor.again(done) == ["split_domains", "train --resume", "test", "ensemble", "visualize", "export"]
     assert weights_of(done.output_root) == before
 
 
@@ -179,14 +184,14 @@ def test_a_stopped_training_goes_on_after_a_move(recipe, actor, data, tmp_path):
     shutil.move(data, tmp_path / "disk")
     actor.stops = False
     assert actor.again(Settings(tmp_path / "moved", "tiny", tmp_path / "disk")) == ["train --resume", "test",
-                                                                                  "ensemble", "visualize"]
+                                                                                  "ensemble", "visualize", "export"]
 
 
 def test_a_recipe_with_more_epochs_goes_on_from_the_last_one(done, actor):
     longer = changed(done, opts=("SOLVER.MAX_EPOCHS", "9"))
     verdict = {stage.name: verdict for stage, verdict in survey(longer)}["train_tiny"]
     assert verdict == ("go on", "from tiny/latest.pth")
-    assert actor.again(longer) == ["train --resume", "test", "ensemble", "visualize"]
+    assert actor.again(longer) == ["train --resume", "test", "ensemble", "visualize", "export"]
     assert actor.again(longer) == []
     with pytest.raises(ValueError, match=r"train_tiny: .* SOLVER\.MAX_EPOCHS was 9 and is 5; the epochs that are "
                        r"trained must keep their schedule\. Undo"):
@@ -211,7 +216,7 @@ def test_another_training_does_not_overwrite_what_is_there(recipe, actor, data, 
         assert actor.acted == [], again
     assert weights_of(tmp_path / "out") == before
     actor.stops = False
-    assert actor.again(changed(other, force=True)) == ["train", "test", "ensemble", "visualize"]
+    assert actor.again(changed(other, force=True)) == ["train", "test", "ensemble", "visualize", "export"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "out/tiny.1").glob("*.pth")} == before
     assert actor.again(changed(other, force=True)) == []  # what is done is not forced again
 
@@ -252,10 +257,11 @@ def test_a_dry_run_says_of_each_stage_what_and_why(done, actor, capsys, monkeypa
         return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("    python ")]
 
     assert lines() == [f"{name}: would be skipped: done before"
-                       for name in ("split_domains", "train_tiny", "test_tiny", "ensemble", "ranks")]
+                       for name in ("split_domains", "train_tiny", "test_tiny", "ensemble", "ranks", "export_tiny")]
     assert lines("TEST.TOP_K", "5")[2:] == ["test_tiny: would run: TEST.TOP_K was 10 and is 5",
                                             "ensemble: would run: unless test_tiny leaves what was there before",
-                                            "ranks: would run: unless ensemble leaves what was there before"]
+                                            "ranks: would run: unless ensemble leaves what was there before",
+                                            "export_tiny: would be skipped: done before"]
     assert lines("SOLVER.SEED", "5")[1].startswith("train_tiny: would stop: ")
     assert "would run: --force moves" in lines("SOLVER.SEED", "5", force=True)[1]
     (done.output_root / "tiny" / f"{NET}_4.pth").unlink()
@@ -278,7 +284,8 @@ def test_incomplete_data_are_refused_as_by_a_training_and_keys_help(recipe, acto
     assert actor.acted == []
     opts = ("DATASETS.TRAIN_SETS", "[2019_cs,2020_cs,2020_fs]", "DATASETS.TEST_DIR",
             "elsewhere" if lacking == "image_B_v1_1" else "image_B_v1_1")
-    assert actor.again(changed(settings, opts=opts)) == ["split_domains", "train", "test", "ensemble", "visualize"]
+    assert actor.again(changed(settings, opts=opts)) == ["split_domains", "train", "test", "ensemble", "visualize",
+                                                         "export"]
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -330,17 +337,19 @@ def test_a_folder_of_people_is_trained_measured_and_ranked(people, tmp_path, mon
     monkeypatch.setattr(pipeline, "run_logged", run_logged_by_server)
     facts.forget()
     summary = run(Settings(tmp_path / "out", "own", people, opts=SMALL))
-    assert [*summary["seconds"]] == ["validation", "train_own", "test_own", "ensemble", "ranks"]
+    assert [*summary["seconds"]] == ["validation", "train_own", "test_own", "ensemble", "ranks", "export_own"]
     assert summary["ensemble"]["plain"]["num_valid"] == 2
+    assert {path.name for path in (tmp_path / "out/own/model").iterdir()} == {"card.md", "model.json",
+                                                                              "model.safetensors"}
     assert len(read_json(tmp_path / "out/submission.json")) == 2
     assert {verdict.action for verdict in actions(Settings(tmp_path / "out", "own", people, opts=SMALL)).values()} == {
         "be skipped"}
 
 
 @pytest.mark.parametrize(("layout", "stages"), [
-    ("tree", ["validation", "train_own", "test_own", "ensemble", "ranks"]),
-    ("tree with a test part", ["train_own", "test_own", "ensemble", "ranks"]),
-    ("naic", ["split_domains", "train_own", "test_own", "ensemble", "ranks"]),
+    ("tree", ["validation", "train_own", "test_own", "ensemble", "ranks", "export_own"]),
+    ("tree with a test part", ["train_own", "test_own", "ensemble", "ranks", "export_own"]),
+    ("naic", ["split_domains", "train_own", "test_own", "ensemble", "ranks", "export_own"]),
 ])
 def test_what_is_prepared_depends_on_the_set(people, data, tmp_path, layout, stages):
     if layout == "tree with a test part":
@@ -367,7 +376,7 @@ def test_a_public_set_is_looked_for_where_the_caller_is_and_tested_before_it_is_
     opts = ("DATASETS.NAMES", "market1501")
     home = write_set(tmp_path, "market1501")
     made = plan(Settings(tmp_path / "out", "own", opts=opts, caller=tmp_path))
-    assert [stage.name for stage in made] == ["train_own", "test_own", "ensemble", "ranks"]
+    assert [stage.name for stage in made] == ["train_own", "test_own", "ensemble", "ranks", "export_own"]
     assert str(tmp_path) in made[0].command
     with pytest.raises(ValueError, match="where is market1501\\? Set DATA_ROOT to the folder that holds it"):
         plan(Settings(tmp_path / "out", "own", opts=opts, caller=tmp_path / "elsewhere"))
