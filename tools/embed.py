@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, metavar="FILE",
-                        help="a checkpoint of tools/train.py, a model folder, or an .onnx file of tools/export.py")
+                        help="a checkpoint of tools/train.py, a folder of tools/export.py, or an .onnx or .xml in it")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of all that is written")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", type=Path, metavar="PLACE", help="a folder, with all below it; a text file with a "

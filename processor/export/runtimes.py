@@ -54,7 +54,7 @@ class OnnxRuntime:
     """An exported .onnx file in onnxruntime.
 
     Args:
-        device: auto (CUDA if onnxruntime has it) | cuda | cpu.
+        device: auto (CUDA if onnxruntime has it) | cuda | cuda:NUMBER | cpu.
         threads: of an operation; 0 = as many as torch has here.
     Raises:
         ValueError: the file is no ONNX file, or another program's; or onnxruntime is not installed, or lacks CUDA.
@@ -65,9 +65,10 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3  # errors: it warns of what it does itself
-        usable = [] if device == "cpu" else ["CUDAExecutionProvider"]
-        usable = [name for name in usable if name in onnxruntime.get_available_providers()]
-        if device == "cuda" and not usable:
+        kind, _, number = device.partition(":")
+        has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        usable = [("CUDAExecutionProvider", {"device_id": int(number or 0)})] * (has_cuda and kind != "cpu")
+        if kind == "cuda" and not usable:
             raise ValueError(f"{path}: device=cuda, but this onnxruntime has no CUDA (pip install onnxruntime-gpu)")
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, [*usable, "CPUExecutionProvider"])
@@ -91,7 +92,7 @@ class OpenVinoRuntime:
     """
 
     def __init__(self, path: str | Path, precision: str = "float32", threads: int = 0):
-        openvino = load_package("openvino")
+        openvino, self.precision = load_package("openvino"), precision
         core = openvino.Core()
         settings = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
                     "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}

@@ -2,17 +2,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from configs import dump_cfg, load_cfg
+from datasets.files.images import decode
 from datasets.naic import FOLDER
 from model.backbones import check_name
 from model.make_model import make_model
+from processor.export.networks import OnePassNet
+from processor.export.onnx_file import quantise, write_onnx
+from processor.export.openvino_file import write_openvino
+from processor.export.packages import load_package
+from processor.trained_model import open_trained
 from tools.benchmarks.data import SET, Pictures
 from tools.benchmarks.embed_measure import ROWS, Setting
 from tools.benchmarks.harness import Entry, check_names, choose_device, measure_in_turns, new_report, parse_size
@@ -21,6 +28,7 @@ from utils.seed import seed_everything
 
 BASELINE = "textbook"
 MODELS = {"plain.pth": False, "flip.pth": True}  # file -> TEST.FLIP_FEATS
+CALIBRATED = 64  # pictures whose ranges an int8 file takes
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,8 @@ def run_benchmark(options: EmbedOptions) -> dict[str, Any]:
             write_model(folder / "models" / file, options, flip)
         setting = Setting(str(folder / "models"), str(Path(pictures.root("png")) / FOLDER / SET), options.batch,
                           options.device, options.seconds)
-        entries = [Entry(row, ROWS[row].title, setting) for row in options.rows]
+        entries = [Entry(row, ROWS[row].title, setting, _why_not(row, options.device)) for row in options.rows]
+        write_exports({ROWS[entry.name].file for entry in entries if not entry.note}, setting)
         measure_in_turns("tools.benchmarks.embed_measure", entries, options.repeats, folder, options.model,
                          lambda run: f"{run[f'files_{options.batch}']:.1f} images/s from files", tuned_malloc=False)
         rows = {entry.name: _row(entry) for entry in entries}
@@ -85,6 +94,34 @@ def write_model(file: Path, options: EmbedOptions, flip: bool) -> None:
                           list(options.size), "TEST.FLIP_FEATS", flip])
     seed_everything(0)
     save_checkpoint(file, {"model": make_model(cfg, 1).state_dict(), "config": dump_cfg(cfg)})
+
+
+def write_exports(files: Collection[str], setting: Setting) -> None:
+    """Those of the files model.onnx, model.xml and model_int8.xml that are asked for, made of plain.pth."""
+    folder = Path(setting.models)
+    trained = open_trained(folder / "plain.pth")
+    exported, int8 = folder / "model.onnx", folder / "model_int8.onnx"
+    if set(files) - set(MODELS):
+        write_onnx(trained.network(OnePassNet), trained.info, exported)
+    if "model.xml" in files:
+        write_openvino(exported, trained.info, folder / "model.xml")
+    if "model_int8.xml" in files:
+        paths = sorted(Path(setting.pictures).iterdir())[:CALIBRATED]
+        images = np.stack([decode(path.read_bytes(), trained.info.size) for path in paths])
+        quantise(exported, trained.info, torch.from_numpy(images), int8)
+        write_openvino(int8, trained.info, folder / "model_int8.xml")
+
+
+def _why_not(row: str, device: str) -> str:
+    """Why a row cannot be measured; empty if it can."""
+    if "openvino" in ROWS[row].packages and device == "cuda":
+        return "computes on the CPU"
+    try:
+        for package in ROWS[row].packages:
+            load_package(package)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -95,12 +95,16 @@ class Ours:
 
 
 class Row(NamedTuple):
-    """A line of the table. `file`: of the models, a key of tools.benchmarks.embed.MODELS."""
+    """A line of the table; `file`: of the models, see tools.benchmarks.embed; `packages`: that it takes to make it."""
 
     title: str
     make: Callable[..., Extractor]
     file: str = "plain.pth"
     precision: str = ""
+    packages: tuple[str, ...] = ()
+
+
+OPENVINO = ("onnx", "onnxruntime", "openvino")
 
 
 ROWS = {
@@ -108,6 +112,10 @@ ROWS = {
     "float32": Row("ours, float32", Ours, precision="float32"),
     "default": Row("ours, as it runs", Ours, precision="auto"),
     "default_flip": Row("ours, as it runs, with the mirror image", Ours, "flip.pth", "auto"),
+    "onnx": Row("onnxruntime, float32", Ours, "model.onnx", packages=("onnx", "onnxruntime")),
+    "openvino": Row("OpenVINO, float32", Ours, "model.xml", "float32", OPENVINO),
+    "openvino_bfloat16": Row("OpenVINO, bfloat16", Ours, "model.xml", "bfloat16", OPENVINO),
+    "openvino_int8": Row("OpenVINO, int8", Ours, "model_int8.xml", "float32", OPENVINO),
 }
 
 
