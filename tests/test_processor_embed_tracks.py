@@ -216,8 +216,8 @@ def test_the_command_embeds_boxes_and_refuses_what_does_not_fit(model, tmp_path,
 
 
 def test_the_adapter_of_the_docs_answers_trackers(model, tmp_path):
-    code = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text("utf-8").split("```python\n")[2]
-    names = {}
+    text, names = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text("utf-8"), {}
+    code = next(block for block in text.split("```python\n") if "class Appearance" in block)
     exec(code.split("```")[0], names)
     tracker = names["Appearance"](model, precision="float32")
     frame = write_frames(tmp_path / "img1")[0]
