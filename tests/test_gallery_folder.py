@@ -1,25 +1,24 @@
 """The gallery in a folder: whole commits whatever happens, and nothing is left of the erased."""
 import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from gallery_killing import DIM, content, vectors_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from processor.gallery import Where, open_gallery
 
-DIM = 8
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def vectors_of(ids, dim=DIM, salt=0):
-    """A row for each id, [n, D] of length 1."""
-    rows = np.stack([np.random.default_rng([int(row), salt]).standard_normal(dim) for row in ids])
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def facts_of(ids, salt=0):
@@ -33,10 +32,17 @@ def add(gallery, ids, salt=0, **how):
     gallery.add(ids, vectors_of(ids, salt=salt), facts_of(ids, salt), **how)
 
 
-def in_process(script, *words, **how):
-    """A script in another Python, with the repository's root on its path."""
-    return subprocess.run([sys.executable, "-c", script, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
-                          timeout=60, **how)
+def start(script, *words, **how):
+    """A script in another Python that finds the sources and the tests."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, words)], env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+
+
+def output_of(process):
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return out
 
 
 @pytest.fixture
@@ -164,5 +170,256 @@ class Model(RuleBasedStateMachine):
 
 
 TestAgainstADict = Model.TestCase
-TestAgainstADict.settings = settings(max_examples=6, stateful_step_count=15, deadline=None,
+TestAgainstADict.settings = settings(max_examples=4, stateful_step_count=12, deadline=None,
                                      suppress_health_check=list(HealthCheck))
+
+
+# ------------------------------------------------------------------ erased rows
+def bytes_of(folder):
+    return b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+
+
+def secrets(row, salt=0):
+    """What of a row must not be found: its vector, name and data, and the middle and end of its thumbnail."""
+    return (vectors_of([row], salt=salt).tobytes(), f"picture-{row}-{salt}.jpg".encode(), f"secret-{row}".encode(),
+            f"thumb-{row}".encode(), f"Person {row}".encode())
+
+
+def fill_with_secrets(gallery, ids):
+    facts = {**facts_of(ids), "identity": ids, "data": [f'{{"note": "secret-{row}"}}' for row in ids]}
+    gallery.add(ids, vectors_of(ids), facts)
+    gallery.ledger.put_thumbnails(ids, [b"\xff\xd8" + b"." * 5000 + f"thumb-{row}".encode() for row in ids])
+    for row in ids:
+        gallery.ledger.name(row, f"Person {row}")
+
+
+def test_nothing_of_an_erased_person_remains_in_the_files(gallery):
+    fill_with_secrets(gallery, list(range(20)))
+    gallery.ledger.merge(4, 5)
+    gallery.ledger.name(5, "Person 5")
+    add(gallery, [4], replace=True)
+    reader = open_gallery(gallery.folder)
+    assert reader.count() == 20
+    assert all(secret in bytes_of(gallery.folder) for secret in secrets(5))
+    assert gallery.remove([3, 4, 5], erase=True) == 3
+    for row in (3, 4, 5):
+        assert [secret for secret in secrets(row) if secret in bytes_of(gallery.folder)] == []
+    for row in (0, 7, 19):
+        assert all(secret in bytes_of(gallery.folder) for secret in secrets(row))
+    assert reader.count() == 17
+    reader.close()
+    assert gallery.verify() == []
+
+
+@pytest.mark.parametrize("late", ["remove", "compact"])
+def test_erasing_takes_what_was_left_of_rows_removed_or_replaced_before(gallery, late):
+    add(gallery, range(20))
+    gallery.remove([2])
+    add(gallery, [3], salt=1, replace=True)
+    assert secrets(2)[0] in bytes_of(gallery.folder)
+    if late == "compact":
+        gallery.compact()
+    gallery.remove([3], erase=True)
+    left = bytes_of(gallery.folder)
+    assert [secret for secret in (*secrets(2), *secrets(3), *secrets(3, 1)) if secret in left] == []
+
+
+def test_old_rows_are_purged_and_those_without_a_time_stay(gallery):
+    now = time.time_ns() // 10**6
+    times = [now - 40 * 86_400_000, now - 20 * 86_400_000, -1, 0]
+    gallery.add(range(4), vectors_of(range(4)), {"time": times})
+    assert gallery.purge(30) == 2
+    assert [row for batch in gallery.scan() for row in batch.ids] == [1, 2]
+    assert vectors_of([0]).tobytes() not in bytes_of(gallery.folder)
+    with pytest.raises(ValueError, match="-1 days"):
+        gallery.purge(-1)
+
+
+def test_an_erasure_that_a_kill_broke_off_is_completed_when_the_gallery_is_opened(gallery, monkeypatch):
+    fill_with_secrets(gallery, [0, 1, 2])
+    monkeypatch.setattr(gallery, "_finish", lambda **_: None)
+    gallery.remove([1], erase=True)
+    gallery.close()
+    assert secrets(1)[0] in bytes_of(gallery.folder)
+    with open_gallery(gallery.folder):
+        assert [secret for secret in secrets(1) if secret in bytes_of(gallery.folder)] == []
+
+
+def test_a_scan_under_way_is_told_of_when_it_keeps_erased_rows_on_the_disk(gallery, monkeypatch):
+    monkeypatch.setattr("processor.gallery.database.WAIT", 0.1)
+    with open_gallery(gallery.folder) as impatient:
+        add(impatient, range(20))
+        scan = impatient.scan(batch=8)
+        next(scan)
+        with pytest.raises(TimeoutError, match="a scan that is under way"):
+            impatient.remove([3, 9], erase=True)
+        add(impatient, [30])  # goes on
+        assert [row for batch in scan for row in batch.ids] == [8, *range(10, 20)]
+        impatient.remove([], erase=True)
+        assert [secret for secret in (*secrets(3), *secrets(9)) if secret in bytes_of(gallery.folder)] == []
+
+
+# ------------------------------------------------------------------ kills, processes, disks
+@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_kill_loses_nothing_that_was_acknowledged_and_leaves_no_half(tmp_path, kills):
+    killing = "import sys, gallery_killing; gallery_killing.main(sys.argv[1], 1, int(sys.argv[2]))"
+    assert output_of(start(killing, tmp_path / "g", kills)).startswith(f"{kills} kills")
+
+
+def test_two_processes_write_in_turns(gallery):
+    script = """if True:
+        import sys
+        from gallery_killing import vectors_of
+        from processor.gallery import open_gallery
+        with open_gallery(sys.argv[1]) as gallery:
+            for row in range(int(sys.argv[2]), int(sys.argv[2]) + 50, 5):
+                gallery.add(range(row, row + 5), vectors_of(range(row, row + 5)), {})
+                gallery.remove([row], erase=row % 2 == 0)"""
+    for writer in [start(script, gallery.folder, first) for first in (0, 50)]:
+        output_of(writer)
+    ids = [row for row in range(100) if row % 5]
+    assert list(content(gallery)) == ids
+    assert gallery.fetch(ids).vectors.tobytes() == vectors_of(ids).tobytes()
+    assert gallery.verify() == []
+
+
+def test_a_reader_goes_on_while_another_process_compacts_and_sees_whole_commits_only(gallery):
+    add(gallery, range(30))
+    script = """if True:
+        import sys
+        from gallery_killing import vectors_of
+        from processor.gallery import open_gallery
+        with open_gallery(sys.argv[1]) as gallery:
+            gallery.segment_rows = 16
+            for first in range(15):
+                gallery.add([first], vectors_of([first], salt=first), {}, replace=True)
+                gallery.compact()"""
+    writer, rounds = start(script, gallery.folder), 0
+    query, scan = vectors_of([3]), gallery.scan(batch=1)
+    next(scan)
+    while writer.poll() is None or not rounds:
+        assert gallery.count() == 30
+        assert sorted(gallery.candidates(query, 30).ids[0]) == list(range(30))
+        rows, = gallery.scan()
+        assert rows.ids.tolist() == list(range(30))
+        salts = [row for row in range(30) if rows.vectors[row].tobytes() != vectors_of([row]).tobytes()]
+        assert salts in (list(range(len(salts))), list(range(1, len(salts) + 1)))
+        rounds += 1
+    output_of(writer)
+    rest = list(scan)  # as it was when it began, from files that are long unlinked
+    assert [batch.vectors.tobytes() for batch in rest] == [vectors_of([row]).tobytes() for row in range(1, 30)]
+
+
+def test_threads_share_a_gallery(gallery):
+    faults = []
+
+    def work(first):
+        try:
+            for row in range(first, first + 20, 4):
+                add(gallery, range(row, row + 4))
+                assert gallery.candidates(vectors_of([row]), 1).ids.tolist() == [[row]]
+                gallery.assign([row], camera=9)
+                gallery.remove([row + 1], erase=row % 8 == 0)
+                gallery.count(Where(cameras=[9]))
+        except Exception as error:
+            faults.append(error)
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(0, 80, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert list(content(gallery)) == [row for row in range(80) if row % 4 != 1]
+    assert gallery.count(Where(cameras=[9])) == 20
+
+
+def limit_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+def test_a_full_disk_is_an_error_and_leaves_what_was(gallery):
+    add(gallery, range(20))
+    before = content(gallery)
+    script = """if True:
+        import signal, sys
+        from gallery_killing import content, vectors_of
+        from processor.gallery import open_gallery
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with open_gallery(sys.argv[1]) as gallery:
+            before = content(gallery)
+            for name in ("x", "x" * 400_000):  # the vectors do not fit, and SQLite's log does not
+                ids = range(100, 12_000 if name == "x" else 110)
+                try:
+                    gallery.add(ids, vectors_of(ids), {"name": [name] * len(ids)})
+                except OSError as error:
+                    print(str(error).count("\\n"), error)
+                assert content(gallery) == before
+            gallery.add([50], vectors_of([50]), {})
+            gallery.remove([50], erase=True)"""
+    lines = output_of(start(script, gallery.folder, preexec_fn=limit_files)).splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"0 .*/vectors-00000\d\.float32: nothing was added: File too large", lines[0])
+    assert re.fullmatch(r"0 .*/gallery\.sqlite: .*", lines[1])
+    assert content(gallery) == before
+    assert gallery.verify() == []
+
+
+def test_a_folder_that_may_not_be_written_is_an_error_and_stays_as_it_is():
+    script = """if True:
+        import os, sys
+        from processor.gallery import folder, open_gallery
+        if os.getuid() == 0:
+            os.setuid(65534)
+        try:
+            open_gallery(sys.argv[1])
+        except OSError as error:
+            print(error)"""
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to other users
+        os.chmod(place, 0o755)
+        with open_gallery(Path(place, "g"), DIM) as gallery:
+            add(gallery, range(20))
+        names = sorted(path.name for path in gallery.folder.iterdir())
+        gallery.folder.chmod(0o555)
+        assert f"{gallery.folder}/gallery.sqlite: " in output_of(start(script, gallery.folder))
+        gallery.folder.chmod(0o755)
+        assert sorted(path.name for path in gallery.folder.iterdir()) == names
+        with open_gallery(gallery.folder) as again:
+            assert again.count() == 20
+
+
+# ------------------------------------------------------------------ what is no gallery, or another
+@pytest.mark.parametrize(("words", "reason"), [
+    ({"dim": 9}, "dimension 8, not 9"), ({"vectors": "float16"}, "dtype float32, not float16"),
+    ({"vectors": "int8"}, "expected float32 or float16")])
+def test_another_kind_of_vectors_is_refused(gallery, words, reason):
+    with pytest.raises(ValueError, match=reason):
+        open_gallery(gallery.folder, **words)
+
+
+def test_a_folder_of_other_files_does_not_become_a_gallery(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not an empty folder"):
+        open_gallery(tmp_path, DIM)
+    with pytest.raises(ValueError, match="its dimension is needed"):
+        open_gallery(tmp_path / "new")
+    with pytest.raises(ValueError, match="expected a folder, or qdrant://"):
+        open_gallery("redis://localhost", DIM)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("vectors-000001.float32", "damaged: 100 bytes where 512 were written"),
+                                              ("gallery.sqlite", "not a database|malformed")])
+def test_a_damaged_file_is_named(gallery, name, reason):
+    add(gallery, range(20))
+    gallery.close()
+    content_was = (gallery.folder / name).read_bytes()
+    (gallery.folder / name).write_bytes(b"rubbish" * 20 if "sqlite" in name else content_was[:100])
+    with pytest.raises(OSError, match=f"{name}.*({reason})"), open_gallery(gallery.folder) as again:
+        again.count()
+
+
+def test_a_later_versions_gallery_is_refused(gallery):
+    with gallery._db.writing() as db:
+        db.execute("PRAGMA user_version=2")
+    with pytest.raises(ValueError, match="a later version"):
+        open_gallery(gallery.folder)

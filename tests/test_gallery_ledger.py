@@ -1,7 +1,7 @@
 """The ledger of a gallery: names, a person's word and its undoing, thumbnails, the model."""
 import numpy as np
 import pytest
-from test_gallery_folder import DIM, vectors_of
+from gallery_killing import DIM, vectors_of
 
 from processor.gallery import Where, open_gallery
 

@@ -272,8 +272,11 @@ class Ledger:
             identities: theirs. With `erase` the names of those that have no rows any more go, too, and nothing of it
                 all remains in the files.
         """
-        ids = list(ids)
+        ids, identities = list(ids), set(identities)
         self._wipe_thumbnails(ids)
+        with self._db.reading() as db:  # and those that they had before a merge
+            for row in among(db, "SELECT before, after FROM log_rows WHERE id IN ({})", ids):
+                identities.update(row)
         gone = [identity for identity in identities
                 if erase and identity != UNKNOWN and not self.gallery.count(Where(identities=[identity]))]
         with self._db.writing() as db:
