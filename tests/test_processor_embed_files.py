@@ -217,6 +217,9 @@ def test_names_that_are_no_line_are_refused(tmp_path):
 
 def test_bad_pictures_are_rows_of_nan_if_they_may_be(embedder, tmp_path):
     paths = write_pictures(tmp_path / "in", 9, bad=range(2, 9))
+    paths[3].write_bytes(b"")
+    cv2.imwrite(str(paths[4]), np.zeros((1, 1, 3), np.uint8))
+    paths[5].write_bytes(paths[0].read_bytes()[:900])
     with pytest.raises(ValueError, match=r"item 2: .*002.png: not a PNG.*--skip-bad"):
         embed_pictures(embedder, tmp_path / "in", Request(tmp_path / "out"))
     written = embed_pictures(embedder, tmp_path / "in", Request(tmp_path / "out", skip_bad=True))
@@ -226,6 +229,8 @@ def test_bad_pictures_are_rows_of_nan_if_they_may_be(embedder, tmp_path):
     assert np.array_equal(rows[:2], embedder.embed(paths[:2]))
     lines = (tmp_path / "out" / "problems.txt").read_text().splitlines()
     assert [line.split("\t")[:2] for line in lines] == [[str(row), f"00{row}.png"] for row in range(2, 9)]
+    for line, reason in zip(lines, ("not a PNG", "the file is empty", "1 x 1 pixels", "cut off"), strict=False):
+        assert reason in line
 
 
 def test_a_whole_folder_is_left_alone_and_another_one_not_overwritten(embedder, tmp_path, monkeypatch):

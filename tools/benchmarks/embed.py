@@ -77,7 +77,7 @@ def run_benchmark(options: EmbedOptions) -> dict[str, Any]:
             write_model(folder / "models" / file, options, flip)
         setting = Setting(str(folder / "models"), str(Path(pictures.root("png")) / FOLDER / SET), options.batch,
                           options.device, options.seconds)
-        entries = [Entry(row, ROWS[row].title, setting, _why_not(row, options.device)) for row in options.rows]
+        entries = [Entry(row, ROWS[row].title, setting, why_not(row, options.device)) for row in options.rows]
         write_exports({ROWS[entry.name].file for entry in entries if not entry.note}, setting)
         measure_in_turns("tools.benchmarks.embed_measure", entries, options.repeats, folder, options.model,
                          lambda run: f"{run[f'files_{options.batch}']:.1f} images/s from files", tuned_malloc=False)
@@ -112,7 +112,7 @@ def write_exports(files: Collection[str], setting: Setting) -> None:
         write_openvino(int8, trained.info, folder / "model_int8.xml")
 
 
-def _why_not(row: str, device: str) -> str:
+def why_not(row: str, device: str) -> str:
     """Why a row cannot be measured; empty if it can."""
     if "openvino" in ROWS[row].packages and device == "cuda":
         return "computes on the CPU"
