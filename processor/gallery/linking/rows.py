@@ -1,0 +1,134 @@
+"""A Linker over a gallery: tracklets are its rows, identities are the rows' facts, and a person's word wins."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from processor.gallery.contract import UNKNOWN, Gallery, Where
+from processor.gallery.linking.linker import Decision, Linker, Tracklet
+
+WHO = "linker"  # in the undo log
+_LOOK_BACK = 200  # changes; one that is undone later than so many others is seen by `reload` only
+_MERGE = re.compile(r"merge (\d+) into (\d+)")
+
+
+class GalleryLinker:
+    """Gives the rows of a gallery identities as they come.
+
+    Rows of which a person has said whose they are keep that identity; two identities with such rows, or with names,
+    are never merged, and one with none is merged into one that has. What a person changes in between, or undoes, is
+    seen before the next tracklet; what other writers add or remove only after `reload`.
+    Args:
+        gallery: with a ledger, in which merges are recorded and can be undone.
+        threshold: see Linker, as for the options.
+        where: which rows take part; all if there is none.
+    Raises:
+        ValueError: the gallery has no ledger.
+    """
+
+    def __init__(self, gallery: Gallery, threshold: float, where: Where | None = None, **options: Any):
+        if gallery.ledger is None:
+            raise ValueError("a Linker over a gallery needs its ledger; open a cluster's with state=FOLDER")
+        self.gallery, self.ledger, self.where = gallery, gallery.ledger, where
+        self._make = lambda: Linker(gallery.dim, threshold, new_identity=self.ledger.new_identity, **options)
+        self._linker, self._seen = self._make(), {}
+        self._see_changes()
+        self.reload()
+
+    def add(self, tracklet: Tracklet, facts: Mapping[str, Any] | None = None) -> list[Decision]:
+        """Add a tracklet as a row and decide; see `Linker.add`.
+
+        Args:
+            facts: further ones of the row: set, name, data.
+        Raises:
+            ValueError: see `Gallery.add` and `Linker.add`; nothing was written.
+        """
+        if self._linker.holds(tracklet.id):
+            self.reload()  # the row was removed since, or add refuses it
+        values = {**(facts or {}), "camera": tracklet.camera, "time": tracklet.time, "identity": UNKNOWN}
+        # As a row that waits first: killed before the decision is written, it can be linked again.
+        self.gallery.add([tracklet.id], np.asarray(tracklet.vector)[None], {name: [value] for name, value
+                                                                            in values.items()})
+        return self._decide(tracklet)
+
+    def link(self, ids: Sequence[int]) -> list[Decision]:
+        """Decide on rows that are in the gallery, in this order; those that have an identity, or a person's word, stay.
+
+        Raises:
+            KeyError: an id is not there.
+        """
+        batch, decisions = self.gallery.fetch(ids), []
+        free = (batch.facts["identity"] == UNKNOWN) & ~self.ledger.by_human(batch.ids)
+        for row in np.flatnonzero(free):
+            decisions += self._decide(Tracklet(int(batch.ids[row]), batch.vectors[row]))
+        return decisions
+
+    def finish(self) -> list[Decision]:
+        """The stream has ended: decide all rows that wait."""
+        self._see_changes()
+        return self._write(self._linker.finish())
+
+    def reload(self) -> None:
+        """Read all rows again: identities as they are now, whoever gave them."""
+        linker, recent = self._make(), {tracklet.id: tracklet for tracklet in self._linker.recent()}
+        names, held = self.ledger.names(), {}
+        for batch in self.gallery.scan(self.where):
+            identities, human = batch.facts["identity"], self.ledger.by_human(batch.ids)
+            for identity in np.unique(identities[identities != UNKNOWN]).tolist():
+                rows = identities == identity
+                linker.add_rows(identity, batch.vectors[rows], fixed=bool(human[rows].any()) or identity in names)
+            held |= {row: (identity, bool(fixed)) for row, identity, fixed in
+                     zip(batch.ids.tolist(), identities.tolist(), human, strict=True) if row in recent}
+        for number, tracklet in recent.items():
+            identity, fixed = held.get(number, (UNKNOWN, True))
+            if identity != UNKNOWN or not fixed:  # else it is gone, or a person says that nobody knows
+                linker.remember(tracklet, identity, fixed)
+        known = set(linker.identities())
+        for other, into in self._undone():
+            if other != into and {other, into} <= known:
+                linker.keep_apart(other, into)
+        self._linker = linker
+
+    def _undone(self) -> Iterable[tuple[int, int]]:
+        """Pairs of identities of our merges that were undone, as they are called now."""
+        merged, apart = {}, []
+        for change in self.ledger.history(None, undone=True):
+            if merge := _MERGE.fullmatch(change.what):
+                other, into = int(merge[1]), int(merge[2])
+                if not change.undone:
+                    merged.setdefault(other, into)
+                elif change.who == WHO:
+                    apart.append((other, into))
+        for pair in apart:
+            for _ in merged:
+                pair = tuple(merged.get(identity, identity) for identity in pair)
+            yield pair
+
+    def _see_changes(self) -> None:
+        """Reload if others than we changed something, or something was undone."""
+        changes = self.ledger.history(_LOOK_BACK, undone=True)
+        news = any(change.undone != self._seen.get(change.number, change.who != WHO and not change.undone)
+                   for change in changes)
+        self._seen = {change.number: change.undone for change in changes}
+        if news:
+            self.reload()
+
+    def _decide(self, tracklet: Tracklet) -> list[Decision]:
+        self._see_changes()
+        return self._write(self._linker.add(tracklet))
+
+    def _write(self, decisions: list[Decision]) -> list[Decision]:
+        """Write decisions; those that a person has just forestalled are left out."""
+        for place, decision in enumerate(decisions):
+            if decision.kind == "merge":
+                try:
+                    self.ledger.merge(decision.identity, decision.other, who=WHO, human=False)
+                except ValueError:
+                    self.reload()
+                    return decisions[:place]
+            elif decision.kind != "wait" and not self.ledger.by_human([decision.tracklet])[0]:
+                self.gallery.assign([decision.tracklet], identity=decision.identity)
+        return decisions
