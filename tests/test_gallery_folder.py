@@ -310,6 +310,27 @@ def test_a_reader_goes_on_while_another_process_compacts_and_sees_whole_commits_
     assert [batch.vectors.tobytes() for batch in rest] == [vectors_of([row]).tobytes() for row in range(1, 30)]
 
 
+def test_processes_that_make_the_same_gallery_share_it(tmp_path):
+    script = """if True:
+        import os, sys
+        from gallery_killing import vectors_of
+        from processor.gallery import folder, open_gallery
+        children = []
+        for _ in range(3):
+            child = os.fork()
+            if not child:
+                children = []
+                break
+            children.append(child)
+        with open_gallery(sys.argv[1], 8) as gallery:
+            gallery.add([os.getpid()], vectors_of([1]), {})
+        assert not any(os.waitpid(child, 0)[1] for child in children)"""
+    for place in (tmp_path / "a", tmp_path / "b"):
+        output_of(start(script, place))
+        with open_gallery(place) as gallery:
+            assert gallery.count() == 4
+
+
 def test_threads_share_a_gallery(gallery):
     faults = []
 

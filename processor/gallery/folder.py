@@ -377,9 +377,10 @@ class FolderGallery:
 def _check_folder(folder: Path, dim: int | None, vectors: str | None) -> None:
     if vectors not in (None, *DTYPES):
         raise ValueError(f"vectors={vectors!r}: expected {' or '.join(DTYPES)}")
-    if (folder / DATABASE).exists():
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if DATABASE in names:
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if names or folder.is_file():
         raise ValueError(f"{folder}: not a gallery, and not an empty folder that could become one")
     if dim is None or dim < 1:
         raise ValueError(f"{folder}: there is no gallery; to make one, its dimension is needed")
