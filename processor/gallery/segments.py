@@ -65,10 +65,8 @@ class Segment:
 
     def __init__(self, path: Path, slot: int, dim: int, dtype: str, count: int):
         self.path, self.slot, self.dim, self.dtype = path, slot, dim, np.dtype(dtype)
-        capacity = max(SEGMENT_ROWS, count)
-        # Zeros that are never touched take no memory.
-        self.columns = {name: np.zeros(capacity, np.int64) for name in COLUMNS}
-        self.live = np.zeros(capacity, bool)
+        self.columns = {name: np.zeros(count, np.int64) for name in COLUMNS}
+        self.live = np.zeros(count, bool)
         self.extend(count)
 
     def __len__(self) -> int:
@@ -84,6 +82,10 @@ class Segment:
         size, wanted = self.path.stat().st_size, count * self.dim * self.dtype.itemsize
         if size < wanted:
             raise OSError(f"{self.path}: damaged: {size} bytes where {wanted} were written")
+        if count > len(self.live):
+            capacity = max(count, min(2 * len(self.live), SEGMENT_ROWS))  # few copies, however few rows come at a time
+            self.columns = {name: _extended(column, capacity) for name, column in self.columns.items()}
+            self.live = _extended(self.live, capacity)
         self.vectors = np.memmap(self.path, self.dtype, "r", shape=(count, self.dim))
 
     def put(self, rows: np.ndarray, values: np.ndarray) -> None:
@@ -103,6 +105,10 @@ class Segment:
         vectors = vectors.astype(np.float64)
         lengths = np.sqrt(np.square(vectors).sum(1, keepdims=True))
         return np.divide(vectors, lengths, out=vectors, where=lengths > 0).astype(np.float32)
+
+
+def _extended(column: np.ndarray, capacity: int) -> np.ndarray:
+    return np.concatenate([column, np.zeros(capacity - len(column), column.dtype)])
 
 
 @dataclass(frozen=True)
