@@ -90,9 +90,12 @@ class Database:
         """
         with self._write_lock, plain_errors(self.path):
             self._writer.execute("VACUUM")
-            if self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise TimeoutError(f"{self.path}: rows are removed, but a scan that is under way keeps their pages; "
-                                   "erase them once more when it has ended")
+            deadline = time.monotonic() + WAIT
+            while self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{self.path}: rows are removed, but a scan that is under way keeps their "
+                                       "pages; erase them once more when it has ended")
+                time.sleep(0.01)  # SQLite does not wait while another process copies pages
 
     def close(self) -> None:
         """Closing again does nothing."""
