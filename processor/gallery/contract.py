@@ -127,8 +127,8 @@ class Gallery(Protocol):
         """The n best rows for each query [Q, D] by dot product."""
         ...
 
-    def fetch(self, ids: Sequence[int]) -> Batch:
-        """Rows by id, in this order, the vectors with the bits that were added.
+    def fetch(self, ids: Sequence[int], with_facts: bool = True) -> Batch:
+        """Rows by id, in this order, the vectors with the bits that were added; without facts it is faster.
 
         Raises:
             KeyError: an id is not there; the message names the first.

@@ -1,16 +1,32 @@
-"""The rows with the largest dot products, from all vectors in float32."""
+"""The rows with the largest dot products: by the codes of all rows, and the vectors of the few that codes leave.
+
+What is kept of a row is an interval in which its score lies. The n-th largest lower end so far is a floor: a row whose
+upper end is below it cannot be among the n best. So it is proven, not likely, that no row is missed.
+"""
 from __future__ import annotations
 
-import itertools
+import warnings
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from processor.gallery.segments import Live
+from processor.gallery.codes import QueryCodes, product
+from processor.gallery.segments import SLOT_BITS, Live
+from utils.parallel import in_threads, thread_count
 
-CHUNK = 8192  # rows of one product
-QUERY_ROWS = 256  # queries of one product
-GATHER = 1 / 8  # of a chunk's rows: if fewer are wanted, they are gathered, else the product of all is masked
+QUERY_ROWS = 256       # queries of one pass over the rows
+FIRST = 4096           # rows of the first product, which is of vectors: it gives the first floor
+MOST_ROWS = 2**16      # of a product
+MOST_VALUES = 2**21    # of a product
+PAIRS = 128            # rows whose scores are computed together: always so many, for the same bits
+
+# torch warns once a process of memory that is read-only, as a map is. Nothing here writes to it.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(4), np.float32))
 
 
 def dot_error(dim: int) -> float:
@@ -30,76 +46,162 @@ def best_rows(lives: Sequence[Live], queries: np.ndarray, n: int) -> tuple[np.nd
         queries: [Q, D] float32 of length 1.
     Returns:
         ids [Q, n] int64 (-1: not so many), scores [Q, n] float32 descending (-inf). A score is a function of its two
-        vectors alone, so that neither chunks nor filters nor threads change a bit.
+        vectors alone, so that neither codes nor chunks nor filters nor threads change a bit.
     """
     ids, scores = np.full((len(queries), n), -1, np.int64), np.full((len(queries), n), -np.inf, np.float32)
     for start in range(0, len(queries) if n else 0, QUERY_ROWS):
-        block = queries[start : start + QUERY_ROWS]
-        # Twice for each of two rows: its product is not the true value, its score is not, either.
-        best = [Best(n, 4 * dot_error(block.shape[1])) for _ in block]
-        for part, live in enumerate(lives):
-            for rows, products in _products(live, block):
-                for query, row_products in zip(best, products, strict=True):
-                    query.take(part, rows, row_products)
-        for row, (query, vector) in enumerate(zip(best, block, strict=True), start):
-            best_ids, best_scores = query.result(lives, vector)
+        search = _Search(lives, queries[start : start + QUERY_ROWS], n)
+        for row, (best_ids, best_scores) in enumerate(search.run(), start):
             ids[row, : len(best_ids)], scores[row, : len(best_ids)] = best_ids, best_scores
     return ids, scores
 
 
-def _products(live: Live, queries: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows [m], products [Q, m]) by chunks of the segment; a chunk of which no row is wanted is not read."""
-    cuts = np.searchsorted(live.rows, np.arange(0, len(live.segment) + CHUNK, CHUNK))
-    for chunk, (start, stop) in enumerate(itertools.pairwise(cuts)):
-        rows = live.rows[start:stop]
-        if len(rows) == 0:
-            continue
-        if len(rows) < GATHER * CHUNK:
-            yield rows, queries @ live.segment.read(rows).T
-        else:
-            products = queries @ live.segment.read(slice(chunk * CHUNK, (chunk + 1) * CHUNK)).T
-            yield rows, products if len(rows) == products.shape[1] else products[:, rows - chunk * CHUNK]
+class _Hits(NamedTuple):
+    """Rows that may be among the best [H]: of which query, where (part << SLOT_BITS | row), and their scores' middle
+    and how far they may be from it."""
+
+    query: np.ndarray
+    place: np.ndarray
+    middle: np.ndarray
+    error: np.ndarray
+
+    def of(self, which: np.ndarray) -> _Hits:
+        return _Hits(*(column[which] for column in self))
 
 
-class Best:
-    """The rows of one query that may be among its n best, as far as products within `slack` of each other tell."""
+class _Search:
+    """The n best rows of a block of queries [Q, D]."""
 
-    def __init__(self, n: int, slack: float):
-        self.n, self.slack, self.floor, self.count = n, slack, -np.inf, 0
-        self.parts: list[np.ndarray] = []  # [m] int64: part of the gallery, row
-        self.rows: list[np.ndarray] = []
-        self.products: list[np.ndarray] = []
+    def __init__(self, lives: Sequence[Live], queries: np.ndarray, n: int):
+        self.lives, self.queries, self.n = lives, queries, n
+        # Of a product of vectors: it is not the true value, and the score is not, either.
+        self.slack = 2.01 * dot_error(queries.shape[1])
+        self.threads = thread_count(torch.device("cpu"))
+        self.floor = np.full(len(queries), -np.inf)
+        self.coded = [live.segment.coded for live in lives]
+        self.codes = [coded and QueryCodes(coded.basis, queries) for coded in self.coded]
+        # Gathering rows costs about as much as reading them two or three times; a product of many queries costs more.
+        self.gather = 0.25 if len(queries) < 16 else 0.9
 
-    def take(self, part: int, rows: np.ndarray, products: np.ndarray) -> None:
-        """Look at more rows [m] with their products [m]."""
-        kept = np.flatnonzero(products >= self.floor)
-        if len(kept):
-            self.parts.append(np.full(len(kept), part))
-            self.rows.append(rows[kept])
-            self.products.append(products[kept])
-            self.count += len(kept)
-        if self.count > 4 * self.n + 1024:
-            self._prune()
+    def run(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each query the ids and scores of the best."""
+        hits, pruned = [], len(self.queries) * self.n
+        for found in in_threads(lambda chunk: self._hits(*chunk), self._chunks(), self.threads):
+            hits.append(found)
+            if sum(len(part.query) for part in hits) > 2 * pruned or np.isneginf(self.floor).any():
+                hits = [self._prune(hits)]
+                pruned = max(len(hits[0].query), len(self.queries) * self.n)
+        hits = self._prune(hits)
+        cuts = np.searchsorted(hits.query, np.arange(len(self.queries) + 1))
+        return in_threads(lambda query: self._best(query, hits.of(slice(cuts[query], cuts[query + 1]))),
+                          range(len(self.queries)), self.threads)
 
-    def _prune(self) -> None:
-        parts, rows, products = map(np.concatenate, (self.parts, self.rows, self.products))
-        if len(products) > self.n:
-            self.floor = np.partition(products, -self.n)[-self.n] - self.slack
-            kept = products >= self.floor
-            parts, rows, products = parts[kept], rows[kept], products[kept]
-        self.parts, self.rows, self.products, self.count = [parts], [rows], [products], 0
+    def _chunks(self) -> Iterator[tuple[int, int, int]]:
+        """(part, start, stop) of rows, few at first: each search of many rows should know a good floor."""
+        size, most = FIRST, min(MOST_ROWS, max(MOST_VALUES // len(self.queries), FIRST))
+        for part, live in enumerate(self.lives):
+            start, end = 0, len(live.segment)
+            coded = min(len(self.coded[part]), end) if self.coded[part] else 0  # a writer may be ahead
+            while start < end:
+                stop = min(start + size, coded if start < coded else end)
+                yield part, start, stop
+                start, size = stop, min(2 * size, most)
 
-    def result(self, lives: Sequence[Live], query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """ids and scores of the n best."""
-        if not self.parts:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        self._prune()
-        ids, scores = [], []
-        for part in np.unique(self.parts[0]):
-            rows, segment = self.rows[0][self.parts[0] == part], lives[part].segment
-            ids.append(segment.columns["id"][rows])
-            # Each row's own sum, in an order that depends on D alone.
-            scores.append((segment.read(rows) * query).sum(1))
-        ids, scores = np.concatenate(ids), np.concatenate(scores)
+    def _hits(self, part: int, start: int, stop: int) -> _Hits:
+        """The rows of a chunk that may be among the best."""
+        live = self.lives[part]
+        rows = live.rows[slice(*np.searchsorted(live.rows, (start, stop)))]
+        if not len(rows):
+            return _Hits(*np.empty((2, 0), np.int64), *np.empty((2, 0)))
+        which, places, wanted = slice(start, stop), np.arange(start, stop), None
+        if len(rows) < self.gather * (stop - start):
+            which, places = rows, rows
+        elif len(rows) < stop - start:
+            wanted = np.zeros(stop - start, bool)
+            wanted[rows - start] = True
+        found = None
+        if self.coded[part] and stop <= len(self.coded[part]):
+            found = self._by_code(part, which, wanted)
+        if found is None:
+            found = self._by_vector(part, which, wanted)
+        query, column, middle, error = found
+        return _Hits(query, places[column] + (part << SLOT_BITS), middle, error)
+
+    def _by_code(self, part: int, which: np.ndarray | slice, wanted: np.ndarray | None) -> tuple | None:
+        """(query, column, middle, error) of hits by codes; None if codes would leave too many."""
+        floor, codes = self.floor.copy(), self.codes[part]
+        if np.isneginf(floor).any():
+            return None
+        errors = self.coded[part].errors[:, which]
+        products = product(codes.ints, self.coded[part].codes[which])
+        least = np.floor((floor - codes.errors(errors.max(1))) / codes.unit) - 1
+        flat = np.flatnonzero(products >= np.clip(least, -2**31, 2**31 - 1).astype(products.dtype)[:, None])
+        if len(flat) > products.size // 8:
+            return None
+        query, column = np.divmod(flat, products.shape[1])
+        middle, error = products.ravel()[flat] * codes.unit[query], codes.errors(errors[:, column], query)
+        error += self.slack
+        kept = middle + error >= floor[query]
+        if wanted is not None:
+            kept &= wanted[column]
+        return query[kept], column[kept], middle[kept], error[kept]
+
+    def _by_vector(self, part: int, which: np.ndarray | slice, wanted: np.ndarray | None) -> tuple:
+        """The same by vectors."""
+        vectors = torch.from_numpy(self.lives[part].segment.read(which))
+        products = torch.mm(torch.from_numpy(self.queries), vectors.T).numpy()
+        if wanted is not None:
+            products[:, ~wanted] = -np.inf
+        floor = self.floor
+        if self.n < products.shape[1] and np.isneginf(floor).any():  # the n-th best of these rows is one as well
+            floor = np.maximum(floor, np.partition(products, -self.n, 1)[:, -self.n] - self.slack)
+        flat = np.flatnonzero((products >= (floor - self.slack)[:, None]) & (products > -np.inf))
+        query, column = np.divmod(flat, products.shape[1])
+        return query, column, products.ravel()[flat].astype(np.float64), np.full(len(flat), self.slack)
+
+    def _prune(self, parts: list[_Hits]) -> _Hits:
+        """The hits that can still be among the best, by query; the floors rise."""
+        if not parts:
+            return _Hits(*np.empty((2, 0), np.int64), *np.empty((2, 0)))
+        hits = _Hits(*map(np.concatenate, zip(*parts, strict=True)))
+        hits = hits.of(np.argsort(hits.query, kind="stable"))
+        lowest = hits.middle - hits.error
+        cuts = np.searchsorted(hits.query, np.arange(len(self.queries) + 1))
+        floor = self.floor.copy()
+        for query, (start, stop) in enumerate(pairwise(cuts)):
+            if stop - start >= self.n:
+                floor[query] = max(floor[query], np.partition(lowest[start:stop], -self.n)[-self.n])
+        self.floor = floor
+        return hits.of(hits.middle + hits.error >= floor[hits.query])
+
+    def _best(self, query: int, hits: _Hits) -> tuple[np.ndarray, np.ndarray]:
+        """ids and scores of the n best of a query's hits: those first that look best, then what they leave."""
+        order = np.argsort(-hits.middle)
+        first, rest = order[: self.n], order[self.n :]
+        scores = self._scores(query, hits.place[first])
+        rest = rest[(hits.middle + hits.error)[rest] >= scores.min(initial=np.inf)]
+        places = hits.place[np.concatenate([first, rest])]
+        scores = np.concatenate([scores, self._scores(query, hits.place[rest])])
+        ids = np.empty(len(places), np.int64)
+        for part, which in self._parts(places):
+            ids[which] = self.lives[part].segment.columns["id"][places[which] & (2**SLOT_BITS - 1)]
         order = np.lexsort((ids, -scores))[: self.n]
         return ids[order], scores[order]
+
+    def _scores(self, query: int, places: np.ndarray) -> np.ndarray:
+        """[n] float32 the dot products with the rows at `places`."""
+        vector, scores = torch.from_numpy(self.queries[query]), np.empty(len(places), np.float32)
+        rows = torch.zeros(PAIRS, len(vector))
+        for part, which in self._parts(places):
+            for start in range(0, len(which), PAIRS):
+                piece = which[start : start + PAIRS]
+                rows[: len(piece)] = torch.from_numpy(
+                    self.lives[part].segment.read(places[piece] & (2**SLOT_BITS - 1)))
+                scores[piece] = torch.sum(rows.mul_(vector), 1)[: len(piece)].numpy()
+        return scores
+
+    def _parts(self, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(part, which of the places are in it)."""
+        parts = places >> SLOT_BITS
+        for part in np.unique(parts):
+            yield int(part), np.flatnonzero(parts == part)

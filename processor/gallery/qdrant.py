@@ -191,17 +191,18 @@ class QdrantGallery:
                     scores[row, : len(best)] = [point.score for point in best]
         return Candidates(ids, scores, self.dim * 2.0**-24, complete=exact)
 
-    def fetch(self, ids: Sequence[int]) -> Batch:
+    def fetch(self, ids: Sequence[int], with_facts: bool = True) -> Batch:
         """See `contract.Gallery`."""
         ids, records = np.asarray(ids, np.int64), {}
         for part in _parts(len(ids), self._rows):
             with _plain_errors(self.url):
                 records |= {record.id: record for record in self.client.retrieve(
-                    self.collection, ids[part].tolist(), with_payload=True, with_vectors=True)}
+                    self.collection, ids[part].tolist(), with_payload=with_facts, with_vectors=True)}
         for number in ids.tolist():
             if number not in records:
                 raise KeyError(f"id {number} is not in the gallery")
-        return self._batch([records[number] for number in ids.tolist()])
+        batch = self._batch([records[number] for number in ids.tolist()])
+        return batch if with_facts else Batch(batch.ids, batch.vectors, {})
 
     def scan(self, where: Where | None = None, batch: int = 8192) -> Iterator[Batch]:
         """See `contract.Gallery`, but rows that change while it runs are seen as they are when it comes to them."""
