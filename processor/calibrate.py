@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from processor.evaluation.feature_bank import FeatureBank, read_bank
-from processor.export.card import write_card
 from processor.export.model_folder import INFO, ModelInfo, read_info
 from processor.retrieval.calibration import Pairs, count_pairs, fit_probability, needed_pairs, split_identities
 from processor.retrieval.ensemble import concat_features
@@ -21,7 +20,7 @@ RATES = (1e-2, 1e-3, 1e-4)
 
 
 def calibrate(run: Path, model: Path, rates: Sequence[float] = ()) -> dict[str, Any]:
-    """Write thresholds and a probability of "same person" into model.json, and the card anew.
+    """Write thresholds and a probability of "same person" into model.json.
 
     The pairs are those that the metrics count, a query and a gallery picture. They are made of half of the identities;
     the other half's tell how well the thresholds hold.
@@ -60,7 +59,6 @@ def calibrate(run: Path, model: Path, rates: Sequence[float] = ()) -> dict[str, 
         "measured_on": index.get("measured_on", "a test set"),
     }
     write_json(model / INFO, replace(info, thresholds=thresholds).to_json())
-    write_card(model)
     return thresholds
 
 

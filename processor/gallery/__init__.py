@@ -6,7 +6,15 @@ from typing import Any
 
 from processor.gallery.contract import Gallery, Where
 
-__all__ = ["Where", "open_gallery"]
+__all__ = ["Found", "Where", "open_gallery", "search"]
+
+
+def __getattr__(name: str) -> Any:
+    """`search`, imported when it is asked for: torch takes seconds, and to add rows needs none of it."""
+    if name not in ("Found", "search"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from processor.gallery import ranking
+    return getattr(ranking, name)
 
 
 def open_gallery(url: str | Path, dim: int | None = None, *, model: str | None = None, vectors: str | None = None,
