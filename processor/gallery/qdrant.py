@@ -7,6 +7,7 @@ answer is approximate, and marked so.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +18,12 @@ import numpy as np
 
 try:
     from qdrant_client import QdrantClient, models
+    from qdrant_client.common.client_exceptions import QdrantException
     from qdrant_client.http.exceptions import ApiException
 except ImportError as error:
     raise ImportError("a qdrant:// gallery needs qdrant-client: pip install 'qdrant-client>=1.16'") from error
 
-from processor.gallery.contract import FACTS, Batch, Candidates, Where, check_facts, check_rows, check_vectors
+from processor.gallery.contract import FACTS, UNKNOWN, Batch, Candidates, Where, check_facts, check_rows, check_vectors
 
 KEY = "QDRANT_API_KEY"  # the environment's variable; a key never stands in a URL
 EXACT_UP_TO = 5_000_000  # rows that an exact search may read; it asks every shard for all of them
@@ -119,7 +121,7 @@ class QdrantGallery:
             OSError: a request failed; what was written is taken back, or the message says that it could not be.
         """
         ids, vectors, facts = check_rows(ids, vectors, facts, self.dim)
-        known = self._known(ids)
+        known = self._known_ids(ids)
         if len(known) and not replace:
             raise ValueError(f"ids: {known[0]} is in the gallery already; replace=True puts the new row in its place")
         before = self.fetch(known)
@@ -146,9 +148,8 @@ class QdrantGallery:
         """See `contract.Gallery`; what a server leaves of deleted rows on its disk is its own affair."""
         if (ids is None) == (where is None):
             raise ValueError("remove: give ids or where, one of them")
-        batches = [self.fetch(self._known(ids))] if where is None else self.scan(where)
-        rows = {row: identity for batch in batches
-                for row, identity in zip(batch.ids.tolist(), batch.facts["identity"].tolist(), strict=True)}
+        records = self._known(ids) if where is None else itertools.chain.from_iterable(self._scroll(where, _IDS, False))
+        rows = {record.id: record.payload.get("identity", UNKNOWN) for record in records}
         self._delete(np.array(list(rows), np.int64))
         if self.ledger:
             self.ledger.forget(rows, set(rows.values()), erase)
@@ -163,7 +164,7 @@ class QdrantGallery:
         """See `contract.Gallery`."""
         payload = {name: values.tolist()[0] for name, values in
                    check_facts({name: [value] for name, value in facts.items()}, 1).items() if name in facts}
-        known = self._known(ids)
+        known = self._known_ids(ids)
         for part in _parts(len(known), _IDS):
             with _plain_errors(self.url):
                 self.client.set_payload(self.collection, payload, points=known[part].tolist(), wait=True)
@@ -206,28 +207,36 @@ class QdrantGallery:
 
     def scan(self, where: Where | None = None, batch: int = 8192) -> Iterator[Batch]:
         """See `contract.Gallery`, but rows that change while it runs are seen as they are when it comes to them."""
+        for records in self._scroll(where, min(batch, self._rows), True):
+            yield self._batch(records)
+
+    def _scroll(self, where: Where | None, batch: int, vectors: bool) -> Iterator[list[models.Record]]:
         offset, first = None, True
         while first or offset is not None:
             with _plain_errors(self.url):
                 records, offset = self.client.scroll(
-                    self.collection, scroll_filter=_make_filter(where), limit=min(batch, self._rows), offset=offset,
-                    with_payload=True, with_vectors=True)
+                    self.collection, scroll_filter=_make_filter(where), limit=batch, offset=offset,
+                    with_payload=vectors or ["identity"], with_vectors=vectors)
             first = False
             if records:
-                yield self._batch(records)
+                yield records
 
     def count(self, where: Where | None = None) -> int:
         """See `contract.Gallery`."""
         with _plain_errors(self.url):
             return self.client.count(self.collection, count_filter=_make_filter(where), exact=True).count
 
-    def _known(self, ids: Sequence[int]) -> np.ndarray:
-        """Those of the ids that are there, ascending."""
+    def _known(self, ids: Sequence[int]) -> list[models.Record]:
+        """Those of the ids that are there, with their identities."""
         ids, known = np.unique(np.asarray(ids, np.int64)), []
         for part in _parts(len(ids), _IDS):
             with _plain_errors(self.url):
-                known += self.client.retrieve(self.collection, ids[part].tolist(), with_payload=False)
-        return np.sort(np.array([record.id for record in known], np.int64))
+                known += self.client.retrieve(self.collection, ids[part].tolist(), with_payload=["identity"])
+        return known
+
+    def _known_ids(self, ids: Sequence[int]) -> np.ndarray:
+        """The same ids, ascending."""
+        return np.sort(np.array([record.id for record in self._known(ids)], np.int64))
 
     def _batch(self, records: Sequence[models.Record]) -> Batch:
         facts = {name: np.array([(record.payload or {}).get(name, default) for record in records],
@@ -275,6 +284,6 @@ def _plain_errors(url: str) -> Iterator[None]:
     """The client's errors as OSError of one line."""
     try:
         yield
-    except ApiException as error:
+    except (ApiException, QdrantException) as error:
         reason = " ".join(str(error).split())
         raise OSError(f"{url}: {reason[:300]}") from error
