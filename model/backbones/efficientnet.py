@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.backbones.base import Backbone
 
@@ -26,13 +26,7 @@ class EfficientNet(Backbone):
 
     def __init__(self, name: str, last_stride: int = 1):
         super().__init__()
-        try:
-            from efficientnet_pytorch import EfficientNet as Package
-        except ImportError as error:
-            raise ImportError(f"MODEL.NAME {name.replace('-', '_')} needs the package efficientnet-pytorch; run "
-                              "pip install efficientnet-pytorch") from error
-        net = Package.from_name(name, image_size=None)
-        net.set_swish(memory_efficient=False)  # nn.SiLU: as frugal, and torch.compile sees through it
+        net = self.network(name)
         for part in ("_conv_stem", "_bn0", "_blocks", "_conv_head", "_bn1", "_swish"):
             setattr(self, part, getattr(net, part))
         self.feat_dim = net._conv_head.out_channels
@@ -44,12 +38,30 @@ class EfficientNet(Backbone):
         stages = [tuple(f"_blocks.{i}" for i in range(*pair)) for pair in zip(starts, ends, strict=True)]
         self.stage_names = (*stages[:-1], (*stages[-1], "_conv_head", "_bn1"))
 
+    def network(self, name: str) -> nn.Module:
+        """The package's network, whose parts are taken over; for a family to replace."""
+        need_package(name.replace("-", "_"))
+        from efficientnet_pytorch import EfficientNet as Package
+
+        net = Package.from_name(name, image_size=None)
+        net.set_swish(memory_efficient=False)  # nn.SiLU: as frugal, and torch.compile sees through it
+        return net
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, feat_dim, H / 32, W / 32], or / 16 with last_stride 1; sides are rounded up."""
         x = self._swish(self._bn0(self._conv_stem(x)))
         for i, block in enumerate(self._blocks):
             x = block(x, drop_connect_rate=self.drop_connect_rate * i / len(self._blocks))
         return self._swish(self._bn1(self._conv_head(x)))
+
+
+def need_package(name: str) -> None:
+    """Raise the ImportError that says what to install for a backbone of this name, if it is missing."""
+    try:
+        import efficientnet_pytorch  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"MODEL.NAME {name} needs the package efficientnet-pytorch; run "
+                          "pip install efficientnet-pytorch") from error
 
 
 def _strides(block) -> tuple[int, ...]:

@@ -102,14 +102,14 @@ class ResNeSt(ResNet):
 
 
 # Name -> (blocks of each stage, stem width).
-_SIZES = {
+SIZES = {
     "resnest50": ((3, 4, 6, 3), 32),
     "resnest101": ((3, 4, 23, 3), 64),
     "resnest200": ((3, 24, 36, 3), 64),
     "resnest269": ((3, 30, 48, 8), 64),
 }
-BACKBONES = {name: partial(ResNeSt, *size) for name, size in _SIZES.items()}
-BACKBONES |= {f"{name}_ibn": partial(ResNeSt, *_SIZES[name], ibn=True) for name in ("resnest50", "resnest101")}
+BACKBONES = {name: partial(ResNeSt, *size) for name, size in SIZES.items()}
+BACKBONES |= {f"{name}_ibn": partial(ResNeSt, *SIZES[name], ibn=True) for name in ("resnest50", "resnest101")}
 
 _RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/"
 WEIGHTS_URLS = {

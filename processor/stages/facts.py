@@ -18,6 +18,7 @@ from processor.stages.earlier import digests
 from processor.stages.stage import Facts
 from utils.files import sha256_of
 from utils.logger import silence
+from utils.packages import weight_file
 
 # Keys of a test that are paths, or change how fast it is and not what comes out.
 _NOT_IN_A_RESULT = ("TEST.WEIGHT", "TEST.IMS_PER_BATCH", "TEST.MEMORY_BUDGET", "TEST.SEARCH_PRECISION")
@@ -40,7 +41,7 @@ def training_data(cfg) -> Facts:
     Raises:
         ValueError, OSError: as a training would, before its first step.
     """
-    start = cfg.MODEL.PRETRAIN_PATH if cfg.MODEL.PRETRAIN_CHOICE != "none" else ""
+    start = weight_file(cfg.MODEL.PRETRAIN_PATH) if cfg.MODEL.PRETRAIN_CHOICE != "none" else ""
     weights = sha256_of(start) if start and os.path.isfile(start) else None
     return {"MODEL.PRETRAIN_CHOICE": cfg.MODEL.PRETRAIN_CHOICE, "the file of MODEL.PRETRAIN_PATH": weights,
             **training_pictures(cfg)}

@@ -26,6 +26,7 @@ from solver.make_optimizer import make_optimizer, make_scheduler
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Replicas, Workers
 from utils.meter import MeanMeter
+from utils.packages import weight_file
 from utils.precision import Precision, make_precision, select_devices
 from utils.running_statistics import RunningStatistics
 from utils.seed import choose_algorithms, seed_everything
@@ -216,8 +217,9 @@ def _model_and_criterion(cfg, loaders: DataLoaders, device: torch.device,
     model = make_model(cfg, classes, pretrained)
     criterion = make_loss(cfg, classes, model.feat_dims)
     if cfg.MODEL.PRETRAIN_CHOICE == "finetune" and pretrained:
-        transfer_identities({"model": model, "criterion": criterion}, read_checkpoint(cfg.MODEL.PRETRAIN_PATH),
-                            loaders.data.pid_names, cfg.MODEL.PRETRAIN_PATH)
+        path = weight_file(cfg.MODEL.PRETRAIN_PATH)
+        transfer_identities({"model": model, "criterion": criterion}, read_checkpoint(path), loaders.data.pid_names,
+                            path)
     if cfg.MODEL.SYNC_BN:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     place_model(cfg, model, device)
