@@ -84,7 +84,7 @@ def read_all(source):
 
 
 def main(folder, seed, kills):
-    draw, rows, salt, acknowledged, whole = random.Random(seed), {}, 1, 0, 0
+    draw, rows, salt, acknowledged, whole, erased = random.Random(seed), {}, 1, 0, 0, []
     for _ in range(kills):
         source, target = os.pipe()
         child = os.fork()
@@ -100,6 +100,8 @@ def main(folder, seed, kills):
         for change, answer in zip(words[::2], [*words[1::2], None], strict=False):
             before, rows, salt = rows, changed(rows, *change), salt + 1
             acknowledged += answer is not None
+            if change[0] == "erase" and answer:
+                erased += [(row, before[row][0]) for row in change[1]]
         with open_gallery(folder, DIM) as gallery:
             assert gallery.verify() == []
             held = content(gallery)
@@ -111,7 +113,10 @@ def main(folder, seed, kills):
         assert held == expected(rows), f"after {words[-1:]}"
         salt += 1
         draw = random.Random(draw.random())
-    print(f"{kills} kills, {acknowledged} acknowledged, {whole} found whole that were not; {len(rows)} rows")
+    files = b"".join(path.read_bytes() for path in Path(folder).iterdir())
+    assert not [row for row, salt in erased if vectors_of([row], salt=salt).tobytes() in files]
+    print(f"{kills} kills, {acknowledged} acknowledged, {whole} found whole that were not; {len(rows)} rows, "
+          f"nothing left of {len(erased)} erased")
 
 
 def expected(rows):
