@@ -1,12 +1,12 @@
 """Who is it: the nearest identity of a gallery, how far the second is behind, and the rows that decided."""
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from processor.gallery.contract import UNKNOWN, Gallery, Where, check_vectors
+from processor.gallery.ranking import ATTEMPTS, search
 
 RULES = ("max", "mean")  # of an identity's best rows' similarities
 NOTHING = -1.0  # the similarity to an identity that is not there: the least that there can be
@@ -41,7 +41,7 @@ class _Near:
     similarities: np.ndarray
     identities: np.ndarray
     whole: bool
-    complete: bool
+    certified: bool
 
 
 def identify(gallery: Gallery, vectors: np.ndarray, where: Where | None = None, *, threshold: float,
@@ -74,20 +74,26 @@ def identify(gallery: Gallery, vectors: np.ndarray, where: Where | None = None, 
     rows = np.array([[*best[2], *[-1] * (m - len(best[2]))] for best, _, _ in values], np.int64).reshape(-1, m)
     known = first >= np.float32(threshold)
     return Identified(np.where(known, nearest, UNKNOWN), nearest, first, first - second, rows,
-                      np.array([complete for *_, complete in values], bool))
+                      np.array([certified for *_, certified in values], bool))
 
 
-def _shortlists(gallery: Gallery, vectors: np.ndarray, k: int, where: Where | None) -> Iterable[_Near]:
-    found = gallery.candidates(vectors, k, where)
-    ids, place = np.unique(found.ids, return_inverse=True)
-    batch = gallery.fetch(ids[ids >= 0])
-    for vector, rows in zip(vectors, place.reshape(found.ids.shape) - (len(ids) - len(batch.ids)), strict=True):
-        rows = rows[rows >= 0]
-        # From float64, so that every engine gives the same bits.
-        similarities = (batch.vectors[rows].astype(np.float64) * vector).sum(1).astype(np.float32)
-        order = np.lexsort((batch.ids[rows], -similarities))
-        rows = rows[order]
-        yield _Near(batch.ids[rows], similarities[order], batch.facts["identity"][rows], len(rows) < k, found.complete)
+def _shortlists(gallery: Gallery, vectors: np.ndarray, k: int, where: Where | None) -> list[_Near]:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            found = search(gallery, vectors, k, where)
+            ids = np.unique(found.ids[found.ids >= 0])
+            identities = gallery.fetch(ids).facts["identity"]
+        except KeyError:  # a row was removed between being found and being fetched
+            if attempt == ATTEMPTS:
+                raise
+        else:
+            break
+    near = []
+    for row, similarities, certified in zip(found.ids, found.similarities, found.certified, strict=True):
+        row = row[row >= 0]
+        near.append(_Near(row, similarities[: len(row)], identities[np.searchsorted(ids, row)], len(row) < k,
+                          bool(certified)))
+    return near
 
 
 def _two_best(gallery: Gallery, vector: np.ndarray, where: Where | None, near: _Near,
@@ -105,16 +111,16 @@ def _two_best(gallery: Gallery, vector: np.ndarray, where: Where | None, near: _
     for value, identity in most:
         if len(certain) > 1 and value < certain[1][0]:
             break
-        ids, complete = near.ids[groups[identity]], near.complete
+        ids, certified = near.ids[groups[identity]], near.certified
         if len(ids) < m and not near.whole:
             only = replace(where or Where(), identities=[identity])
-            rest = next(iter(_shortlists(gallery, vector[None], m, only)))
-            value, ids, complete = _value(rest.similarities), rest.ids, complete and rest.complete
+            rest, = _shortlists(gallery, vector[None], m, only)
+            value, ids, certified = _value(rest.similarities), rest.ids, certified and rest.certified
         certain = sorted([*certain, (value, identity, ids.tolist())], key=lambda item: (-item[0], item[1]))
     none = (NOTHING, UNKNOWN, [])
     first, second, *_ = [*certain, none, none]
     if near.whole or (len(certain) > 1 and near.similarities[-1] <= second[0]):
-        return first, second, near.complete
+        return first, second, near.certified
     return None
 
 
