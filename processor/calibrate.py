@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from processor.evaluation.feature_bank import FeatureBank, read_bank
+from processor.export.card import write_card
 from processor.export.model_folder import INFO, ModelInfo, read_info
 from processor.retrieval.calibration import Pairs, count_pairs, fit_probability, needed_pairs, split_identities
 from processor.retrieval.ensemble import concat_features
@@ -20,7 +21,7 @@ RATES = (1e-2, 1e-3, 1e-4)
 
 
 def calibrate(run: Path, model: Path, rates: Sequence[float] = ()) -> dict[str, Any]:
-    """Write thresholds and a probability of "same person" into model.json.
+    """Write thresholds and a probability of "same person" into model.json, and the card anew.
 
     The pairs are those that the metrics count, a query and a gallery picture. They are made of half of the identities;
     the other half's tell how well the thresholds hold.
@@ -59,6 +60,7 @@ def calibrate(run: Path, model: Path, rates: Sequence[float] = ()) -> dict[str, 
         "measured_on": index.get("measured_on", "a test set"),
     }
     write_json(model / INFO, replace(info, thresholds=thresholds).to_json())
+    write_card(model)
     return thresholds
 
 

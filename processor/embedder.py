@@ -21,7 +21,7 @@ from datasets.files.images import BadImage
 from processor.embedding.fill import ItemList, fill_rows
 from processor.embedding.pictures import Item, crop_boxes, read_picture
 from processor.embedding.rows_file import ROWS
-from processor.export.model_folder import ModelInfo
+from processor.export.model_folder import ModelInfo, with_thresholds_beside
 from processor.export.runtimes import OnnxRuntime, OpenVinoRuntime, Runtime, TorchRuntime
 from processor.retrieval.calibration import probability
 from processor.trained_model import open_trained
@@ -77,7 +77,7 @@ class Embedder:
                 raise FileNotFoundError(f"{path}: no such file")
             runtime = OnnxRuntime(path, device) if path.suffix == ".onnx" else OpenVinoRuntime(
                 path, "bfloat16" if precision == "bfloat16" else "float32")
-            return cls(runtime, runtime.info, batch_size, threads)
+            return cls(runtime, with_thresholds_beside(runtime.info, path), batch_size, threads)
         trained = open_trained(path)
         chosen = choose_precision(device, precision)
         runtime = TorchRuntime(trained.network(), chosen, trained.info.evaluation.get("channels_last", True))

@@ -5,23 +5,24 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from configs import load_cfg
+from configs import change_cfg, load_cfg, load_cfg_text
 from datasets.demo.plan import Shot, Sizes
 from datasets.demo.synthetic import render
-from datasets.files.images import IMAGE_SUFFIXES, decode, resize
+from datasets.files.images import decode, resize
 from datasets.make_dataloader import TestLoader, make_dataloader, make_sets
 from processor.embedder import read_picture
+from processor.embedding.picture_lists import find_pictures
 from processor.evaluation.feature_bank import Ranking
 from processor.evaluation.ranking import rank_domains
 from processor.evaluation.sources import bank_source
-from processor.export.card import write_card
+from processor.export.card import PROOFS, write_card
 from processor.export.model_folder import INFO, WEIGHTS, ModelInfo, feature_weights, read_info, write_model_folder
 from processor.export.networks import OnePassNet, with_half_backbone
 from processor.export.onnx_file import quantise, write_onnx
@@ -33,15 +34,14 @@ from processor.export.torch_file import ExportedProgram, write_torch
 from processor.inference import make_bank
 from processor.retrieval.metrics import RankResult, merge_results
 from processor.trained_model import TrainedModel, open_trained
-from utils.checkpoint import digest
-from utils.files import make_mapped_array, read_json, write_json, write_text
+from utils.checkpoint import digest, read_checkpoint
+from utils.files import make_mapped_array, read_json, write_json
 from utils.precision import make_precision
 
 logger = logging.getLogger(__name__)
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 PRECISIONS = ("float32", "float16", "int8")
-CARD, PROOFS = "card.md", "proof.json"
 _PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino"), "torch": ()}
 _DRAWN, _CALIBRATED = 96, 200  # pictures
 _BATCHES = (1, 2, 7, 64)  # in which they are compared, because a file may be right at one batch alone
@@ -63,7 +63,7 @@ class Request:
     weight: Path
     output: Path
     formats: Sequence[str] = ()
-    precisions: Sequence[str] = ("float32",)
+    precisions: list[str] = field(default_factory=lambda: ["float32"])
     calibration: Path | None = None
     verify: str = ""
     opts: Sequence[str] = ()
@@ -111,15 +111,17 @@ def export_model(request: Request) -> list[str]:
     if request.formats:
         with tempfile.TemporaryDirectory(prefix=".export.", dir=request.output) as work:
             faults = _Exporter(trained, request, tests, images, Path(work)).export()
-    _write_card(request.output)
+    write_card(request.output)
     return faults
 
 
 def _check(request: Request) -> None:
+    if not request.formats and (request.verify or request.calibration or request.precisions != ["float32"]):
+        raise ValueError("--precision, --calibration and --verify are of the files of --format; name one")
     for form in request.formats:
         for package in _PACKAGES[form]:
             load_package(package)
-    if "int8" in request.precisions and request.formats:
+    if "int8" in request.precisions:
         if "torch" in request.formats:
             raise ValueError("--precision int8 is of --format onnx and openvino; torch has no such file")
         if request.calibration is None and not request.verify:
@@ -149,26 +151,34 @@ def _tests(request: Request, info: ModelInfo) -> dict[str, TestLoader]:
 
 
 def _verify_cfg(request: Request, info: ModelInfo):
-    """The config of --verify, its pictures of the model's size."""
-    folder = request.weight if request.weight.is_dir() else request.weight.parent
-    file, opts = request.verify, []
-    if Path(file).is_dir():
-        file, opts = None, ["DATASETS.NAMES", info.trained_on["sets"], "DATASETS.ROOT_DIR", file]
-    size = ["INPUT.SIZE_TEST", str(list(info.size)), "INPUT.SIZE_TRAIN", str(list(info.size))]
-    return load_cfg(file, [*opts, "OUTPUT_DIR", str(folder), *request.opts, *size])
+    """The config of --verify, its pictures of the model's size; of a folder the checkpoint's own with that root."""
+    weight, changes = request.weight, {}
+    if not Path(request.verify).is_dir():
+        cfg = load_cfg(request.verify)
+    elif weight.is_dir():
+        cfg, changes = load_cfg(None), {"DATASETS.NAMES": info.trained_on["sets"]}
+    else:
+        cfg = load_cfg_text(read_checkpoint(weight)["config"], str(weight))
+    if Path(request.verify).is_dir():  # the training's own lists are taken where they are still there
+        derived = cfg.DATASETS.DERIVED_DIR
+        changes |= {"DATASETS.ROOT_DIR": request.verify, "DATASETS.PACKED": "",
+                    "DATASETS.DERIVED_DIR": derived if Path(derived).is_dir() else ""}
+    if len(request.opts) % 2:
+        raise ValueError(f"{request.opts[-1]}: expected KEY VALUE pairs, the last key has no value")
+    changes |= {"OUTPUT_DIR": str(weight if weight.is_dir() else weight.parent), "INPUT.SIZE_TEST": list(info.size)}
+    return change_cfg(cfg, {**changes, **dict(zip(request.opts[::2], request.opts[1::2], strict=True))})
 
 
 def _calibration_images(request: Request, info: ModelInfo) -> tuple[str, torch.Tensor]:
     """What they are, and uint8 [N, H, W, 3]: of --calibration, else of the set of --verify, else of the demo set."""
     if request.calibration is not None:
-        paths = sorted(path for path in request.calibration.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not paths:
-            raise ValueError(f"--calibration {request.calibration}: no pictures in it")
-        source, images = f"of {request.calibration.name}/", [read_picture(path, info.size) for path in _spread(paths)]
+        source = f"pictures of {request.calibration.name}"
+        images = [read_picture(path, info.size) for path in _spread(find_pictures(request.calibration).paths)]
     elif request.verify:
         sets = make_sets(_verify_cfg(request, info))
+        names = ", ".join(reference.name for reference in sets.named)
         try:
-            (data, files, _), source = sets.load(test=False), f"training pictures of {info.trained_on['sets']}"
+            (data, files, _), source = sets.load(test=False), f"training pictures of {names}"
         except (ValueError, OSError):  # no training part there
             (data, files, _), source = sets.load(train=False), f"test pictures of {sets.measured_on}"
         keys = [sample.key for sample in data.train] or list(data.keys())
@@ -176,9 +186,9 @@ def _calibration_images(request: Request, info: ModelInfo) -> tuple[str, torch.T
     else:
         shots = [Shot(number, ("green", "normal")[number % 2], number % 4 + 1, number, ())
                  for number in range(_DRAWN)]
-        source = "drawn by the demo set's program (seed 0), no photographs"
+        source = "pictures drawn by the demo set's program (seed 0), no photographs"
         images = [resize(np.ascontiguousarray(render(0, Sizes(), shot)[:, :, ::-1]), info.size) for shot in shots]
-    return f"{len(images)} pictures {source}", torch.from_numpy(np.stack(images))
+    return f"{len(images)} {source}", torch.from_numpy(np.stack(images))
 
 
 def _spread(items: list, most: int = _CALIBRATED) -> list:
@@ -289,11 +299,3 @@ def _rank(tests: dict[str, TestLoader], rows: np.ndarray) -> RankResult:
         domains[domain] = [bank_source("row", bank, Ranking(True, "cosine", None))]
         begin += len(test.samples)
     return merge_results([kinds["plain"] for kinds in rank_domains(domains, [1.0], top=200).results.values()])
-
-
-def _write_card(folder: Path) -> None:
-    """card.md of what is in the folder; of an earlier export, too, if it is of the same model."""
-    known = read_json(folder / PROOFS) if (folder / PROOFS).is_file() else {}
-    speed = known.pop("torch", {}).get("images_per_second", {})
-    proofs = {file: Proof(**values) for file, values in known.items() if (folder / file).is_file()}
-    write_text(folder / CARD, write_card(read_info(folder), proofs, speed))

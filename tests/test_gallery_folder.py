@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from processor.gallery import Where, open_gallery
+from processor.gallery.segments import append_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -240,6 +241,11 @@ def test_an_erasure_that_a_kill_broke_off_is_completed_when_the_gallery_is_opene
     monkeypatch.setattr(gallery, "_finish", lambda **_: None)
     gallery.remove([1], erase=True)
     gallery.close()
+    for name in ("vectors-000009.float32", "thumbnails.9.jpegs"):  # of compactions that were killed
+        (gallery.folder / name).write_bytes(b"".join(secrets(1)))
+    for name in ("vectors-000001.float32", "thumbnails.1.jpegs"):  # of additions that were killed
+        with open(gallery.folder / name, "ab") as file:
+            file.write(b"".join(secrets(1)))
     assert secrets(1)[0] in bytes_of(gallery.folder)
     with open_gallery(gallery.folder):
         assert [secret for secret in secrets(1) if secret in bytes_of(gallery.folder)] == []
@@ -308,6 +314,27 @@ def test_a_reader_goes_on_while_another_process_compacts_and_sees_whole_commits_
     output_of(writer)
     rest = list(scan)  # as it was when it began, from files that are long unlinked
     assert [batch.vectors.tobytes() for batch in rest] == [vectors_of([row]).tobytes() for row in range(1, 30)]
+
+
+def test_processes_that_make_the_same_gallery_share_it(tmp_path):
+    script = """if True:
+        import os, sys
+        from gallery_killing import vectors_of
+        from processor.gallery import folder, open_gallery
+        children = []
+        for _ in range(3):
+            child = os.fork()
+            if not child:
+                children = []
+                break
+            children.append(child)
+        with open_gallery(sys.argv[1], 8) as gallery:
+            gallery.add([os.getpid()], vectors_of([1]), {})
+        assert not any(os.waitpid(child, 0)[1] for child in children)"""
+    for place in (tmp_path / "a", tmp_path / "b"):
+        output_of(start(script, place))
+        with open_gallery(place) as gallery:
+            assert gallery.count() == 4
 
 
 def test_threads_share_a_gallery(gallery):
@@ -416,6 +443,33 @@ def test_a_damaged_file_is_named(gallery, name, reason):
     (gallery.folder / name).write_bytes(b"rubbish" * 20 if "sqlite" in name else content_was[:100])
     with pytest.raises(OSError, match=f"{name}.*({reason})"), open_gallery(gallery.folder) as again:
         again.count()
+
+
+def test_rows_without_vectors_of_their_own_are_named(gallery):
+    add(gallery, range(20))
+    assert gallery.verify() == []
+    with gallery._db.writing() as db:
+        db.execute("UPDATE rows SET place = place + 1 WHERE id IN (4, 19)")
+    assert gallery.verify() == [f"gallery.sqlite: row {row} has no vector of its own" for row in (4, 5, 19)]
+
+
+def test_a_compaction_that_the_disk_breaks_off_leaves_what_was(gallery, monkeypatch):
+    add(gallery, range(40))
+    gallery.remove([0, 20])
+    before, names = content(gallery), sorted(path.name for path in gallery.folder.glob("vectors*"))
+    written = []
+
+    def fill_up(path, size, data):
+        if len(written) > 1:
+            raise OSError("no room")
+        written.append(append_bytes(path, size, data))
+    monkeypatch.setattr("processor.gallery.folder.append_bytes", fill_up)
+    with pytest.raises(OSError, match="no room"):
+        gallery.compact()
+    monkeypatch.undo()
+    assert sorted(path.name for path in gallery.folder.glob("vectors*")) == names
+    assert content(gallery) == before
+    assert gallery.compact() == 2 * DIM * 4
 
 
 def test_a_later_versions_gallery_is_refused(gallery):

@@ -78,6 +78,7 @@ def test_a_name_is_of_one_identity(gallery):
     ann, bob, again = gallery.ledger.identities(["Ann", "Bob", "Bob"])
     assert (ann, bob) == (1, again)
     assert bob not in (1, 2)
+    assert len(set(gallery.ledger.identities([f"person {number}" for number in range(100)])) - {1, 2, bob}) == 100
 
 
 @pytest.mark.parametrize("words", [("merge", 1, 1), ("merge", 1, 8), ("merge", 8, 1), ("merge", -1, 1),
@@ -123,6 +124,18 @@ def test_thumbnails_come_back_and_go_with_their_row(gallery):
     assert gallery.ledger.thumbnail(2) is None
     with pytest.raises(ValueError, match="that of 3 is no JPEG"):
         gallery.ledger.put_thumbnails([3], [b"GIF89a"])
+
+
+def test_a_compaction_frees_the_room_of_removed_thumbnails(gallery):
+    gallery.ledger.put_thumbnails(range(6), [JPEG + bytes([row]) * 1000 for row in range(6)])
+    with open_gallery(gallery.folder) as reader:
+        assert reader.ledger.thumbnail(5) == JPEG + b"\5" * 1000
+        gallery.remove([0, 1, 4])
+        assert gallery.compact() == 3 * (len(JPEG) + 1000 + DIM * 4)
+        assert gallery.compact() == 0
+        assert reader.ledger.thumbnail(5) == JPEG + b"\5" * 1000
+        assert reader.ledger.thumbnail(4) is None
+    assert sum(path.stat().st_size for path in gallery.folder.glob("thumbnails*")) == 3 * (len(JPEG) + 1000)
 
 
 def test_another_models_vectors_are_refused(gallery, tmp_path):

@@ -26,7 +26,7 @@ from processor.export.runtimes import OnnxRuntime, OpenVinoRuntime
 from processor.export.torch_file import write_torch
 from processor.export_model import Request, export_model
 from processor.trained_model import TrainedModel, describe_model, open_trained
-from utils.files import read_json
+from utils.files import read_json, write_json
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -215,10 +215,9 @@ def _quick_timing(monkeypatch):
 
 def test_an_export_is_proved_on_its_set_and_its_card_runs(checkpoint, tiny_data, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    request = {"weight": checkpoint, "output": out, "opts": [
-        "DATASETS.DERIVED_DIR", str(tiny_data / "derived"), "DATALOADER.NUM_WORKERS", "0"]}
+    request = {"weight": checkpoint, "output": out}
     assert export_model(Request(**request, formats=("onnx", "openvino"), verify=str(tiny_data))) == []
-    again = Request(**request, formats=("onnx",), precisions=("int8",), verify=str(tiny_data), max_drop=100)
+    again = Request(**request, formats=("onnx",), precisions=["int8"], verify=str(tiny_data), max_drop=100)
     assert export_model(again) == []
     card, proofs = (out / "card.md").read_text(), read_json(out / "proof.json")
     assert list(proofs) == ["torch", "model.onnx", "model.xml", "model_int8.onnx"]
@@ -235,6 +234,9 @@ def test_an_export_is_proved_on_its_set_and_its_card_runs(checkpoint, tiny_data,
     for feats in (scope["feats"], *(Embedder.load(out / name).embed([out / "a.jpg", out / "b.jpg"])
                                     for name in ("model.onnx", "model.xml"))):
         np.testing.assert_allclose(feats, expected, atol=1e-4)
+    write_json(out / "model.json", {**read_json(out / "model.json"), "thresholds": {"cosine": {"0.01": 0.5}}})
+    assert Embedder.load(out / "model.onnx").threshold(0.01) == 0.5
+    assert Embedder.load(out / "model_int8.onnx").info.thresholds == {}
     ids = [Embedder.load(out / name).info.model_id for name in ("model.onnx", "model_int8.onnx")]
     assert ids[0] == read_info(out).model_id != ids[1]
 
@@ -247,12 +249,12 @@ def test_a_file_that_loses_too_much_is_not_kept(checkpoint, tmp_path):
         cv2.imwrite(str(calibration / f"{number}.png"), np.full((40, 20, 3), 80 * number, np.uint8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("processor.export.proof.SMALLEST_COSINE", 1.1)
-        faults = export_model(Request(*words[1::2], formats=("onnx",), precisions=("float32", "float16"),
+        faults = export_model(Request(*words[1::2], formats=("onnx",), precisions=["float32", "float16"],
                                       calibration=tmp_path / "crops"))
     assert [fault.split(":")[0] for fault in faults] == ["model_float16.onnx is not kept"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "card.md", "model.json", "model.onnx", "model.safetensors", "proof.json"]
-    assert "3 pictures of crops/" in (tmp_path / "out" / "card.md").read_text()
+    assert "3 pictures of crops" in (tmp_path / "out" / "card.md").read_text()
 
 
 def test_without_the_packages_a_model_folder_is_written_and_a_file_says_what_to_install(checkpoint, tmp_path,
@@ -285,8 +287,9 @@ def test_another_models_folder_is_replaced_only_if_asked(checkpoint, tiny_data, 
 @pytest.mark.parametrize(("words", "reason"), [
     (["--format", "onnx", "--precision", "int8"], "int8 needs pictures"),
     (["--format", "torch", "--precision", "int8", "--calibration", "."], "torch has no such file"),
-    (["--format", "onnx", "--calibration", "no_such_folder"], "no_such_folder: no pictures in it"),
+    (["--format", "onnx", "--calibration", "no_such_folder"], "no_such_folder"),
     (["--format", "onnx", "--verify", "no_such.yml"], "no_such.yml"),
+    (["--precision", "float16"], "are of the files of --format"),
 ])
 def test_what_cannot_be_exported_is_said_before_anything_is_written(tmp_path, tiny_data, words, reason):
     write_checkpoint(tmp_path, tiny_options(tiny_data, tmp_path))

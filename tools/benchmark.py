@@ -1,4 +1,4 @@
-"""Measure speed and memory: python tools/benchmark.py retrieval | data | train | embed [--json FILE]
+"""Measure speed and memory: python tools/benchmark.py retrieval | data | train | embed | linking [--json FILE]
 
 Prints a table as GitHub markdown, each run in a fresh process. docs/benchmarks.md explains the columns.
 """
@@ -95,6 +95,14 @@ def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; a wrong name lists all")
 
 
+def add_linking_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, default=Path("output/r18_64"), metavar="DIR",
+                        help="OUTPUT_DIR of tools/test.py, whose features are used (default: %(default)s, the demo's)")
+    parser.add_argument("--rates", nargs="+", type=float, metavar="FPR",
+                        help="false positive rates that give the thresholds (default: 0.03 0.01 0.005 0.003)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of the streams (default: 0 1 2)")
+
+
 BENCHMARKS = {
     "retrieval": Benchmark("re-ranking, beside a dense baseline", add_retrieval_arguments,
                            "tools.benchmarks.retrieval"),
@@ -103,6 +111,8 @@ BENCHMARKS = {
     "train": Benchmark("the trainer's steps, beside a textbook loop", add_train_arguments, "tools.benchmarks.training"),
     "embed": Benchmark("pictures to vectors, beside the textbook's extractor", add_embed_arguments,
                        "tools.benchmarks.embed"),
+    "linking": Benchmark("following people, beside the nearest neighbour and clustering afterwards",
+                         add_linking_arguments, "tools.benchmarks.linking"),
 }
 
 

@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from processor.export.model_folder import ModelInfo
+from processor.export.model_folder import ModelInfo, read_info
 from processor.export.proof import Proof
+from utils.files import read_json, write_text
 
+CARD, PROOFS = "card.md", "proof.json"
 _EXAMPLE = '''\
 import cv2
 import numpy as np
@@ -31,14 +34,16 @@ feats = embedder.embed(["a.jpg", "b.jpg"])  # [N, {dim}], rows of length 1
 '''
 
 
-def write_card(info: ModelInfo, proofs: Mapping[str, Proof], torch_speed: Mapping[str, float]) -> str:
-    """The card's text.
+def write_card(folder: Path) -> None:
+    """Write card.md of what is in a model folder, whichever exports it is from."""
+    known = read_json(folder / PROOFS) if (folder / PROOFS).is_file() else {}
+    torch_speed = known.pop("torch", {}).get("images_per_second", {})
+    proofs = {file: Proof(**values) for file, values in known.items() if (folder / file).is_file()}
+    write_text(folder / CARD, _card(read_info(folder), proofs, torch_speed))
 
-    Args:
-        info: of the float32 model.
-        proofs: {file: its proof} of the exported files.
-        torch_speed: {batch: images per second} of torch beside them; {} = not measured.
-    """
+
+def _card(info: ModelInfo, proofs: Mapping[str, Proof], torch_speed: Mapping[str, float]) -> str:
+    """The text; torch_speed: {batch: images per second} of torch beside the files."""
     onnx = next((file for file in proofs if file.endswith(".onnx")), None)
     height, width = info.size
     example = (_EXAMPLE if onnx else _WITHOUT_FILE).format(file=onnx, height=height, width=width, dim=info.dim)
@@ -58,12 +63,19 @@ def _what(info: ModelInfo) -> list[str]:
         f"- trained on: {trained.get('sets', 'unknown')} ({trained.get('identities') or 'unknown'} identities), epoch "
         f"{trained.get('epoch') or 'unknown'}, commit {trained.get('commit') or 'unknown'}",
         f"- branches: {branches}. A row has each of length 1 times the root of its share of the weights.",
-        "- thresholds: " + (", ".join(f"{cosine:.4f} at a false positive rate of {rate}"
-                                      for rate, cosine in info.thresholds.get("cosine", {}).items())
-                            or "not calibrated (tools/calibrate.py)"),
+        f"- thresholds: {_thresholds(info)}",
         "- licence: that of the program covers the program. Weights carry the terms of the pictures that they learned "
         "from; most re-identification sets allow research alone. Ask their owners before any other use.",
     ]
+
+
+def _thresholds(info: ModelInfo) -> str:
+    if not info.thresholds:
+        return "not calibrated (tools/calibrate.py)"
+    cosines = ", ".join(f"{cosine:.4f} at a false positive rate of {rate}"
+                        for rate, cosine in info.thresholds["cosine"].items())
+    return (f"cosine {cosines}; measured on {info.thresholds.get('measured_on', 'an unknown set')}. They do not carry "
+            "over to other cameras: measure them where the model is used.")
 
 
 def _pictures(info: ModelInfo) -> list[str]:

@@ -131,6 +131,12 @@ def read_info(folder: str | Path) -> ModelInfo:
     return info_from_json(read_json(path), str(path))
 
 
+def with_thresholds_beside(info: ModelInfo, file: Path) -> ModelInfo:
+    """What an exported file says of itself, with the thresholds of model.json beside it, which may be newer."""
+    there = read_info(file.parent) if (file.parent / INFO).is_file() else info
+    return replace(info, thresholds=there.thresholds) if there.model_id == info.model_id else info
+
+
 def read_weights(folder: str | Path, info: ModelInfo) -> dict[str, Tensor]:
     """The weights of a model folder, which are those that its model_id names.
 

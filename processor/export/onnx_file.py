@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from processor.export.model_folder import ModelInfo
 from processor.export.packages import load_package
 from processor.export.runtimes import METADATA
+from utils.logger import silence
 
 OPSET = 17  # read by onnxruntime from 1.12, OpenVINO from 2022.3, TensorRT from 8.5
 INPUT, OUTPUT = "images", "feats"
@@ -59,10 +60,11 @@ def quantise(source: Path, info: ModelInfo, images: Tensor, path: Path) -> None:
         def get_next(self) -> dict | None:
             return next(batches, None)
 
-    quantization.quantize_static(
-        str(path), str(path), Pictures(), quantization.QuantFormat.QDQ, nodes_to_quantize=nodes, per_channel=True,
-        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,  # what x86 multiplies
-        reduce_range=True)  # 7 bits: older x86 adds two products in 16
+    with silence(""):  # it tells the root logger of every bias that it copies
+        quantization.quantize_static(
+            str(path), str(path), Pictures(), quantization.QuantFormat.QDQ, nodes_to_quantize=nodes, per_channel=True,
+            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            reduce_range=True)  # uint8 by int8 is what x86 multiplies; 7 bits: older ones add two products in 16
     _write(onnx.load(str(path)), info, path)
 
 

@@ -196,7 +196,7 @@ class CodedRows:
         """(start, length) in the file of what it has of rows [n]."""
         middle = (self.starts[1] + self.starts[2]) // 2
         for first, size in ((self.starts[1], 4), (middle, 4), (self.starts[2], self.codes.shape[1])):
-            yield from ((first + row * size, size) for row in rows.tolist())
+            yield from ((first + row * size, size) for row in rows[rows < len(self.codes)].tolist())
 
 
 def _starts(dim: int, width: int, capacity: int) -> list[int]:
@@ -220,6 +220,7 @@ def append_codes(path: Path, dim: int, vectors: Callable[[slice], np.ndarray], s
     One process at a time may append; others may read.
     """
     rows = CodedRows(path, dim)
+    stop = min(stop, len(rows.codes))
     if len(rows) >= stop:
         return
     _, errors_start, codes_start, _ = rows.starts

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -45,9 +46,17 @@ class Database:
         """A connection of one's own, for a long read; close it."""
         db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
         # FULL: a commit is on the disk when it returns. secure_delete: what is deleted is overwritten with zeros.
-        for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
-            db.execute(f"PRAGMA {setting}")
-        return db
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA secure_delete=ON")
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode=WAL")
+                return db
+            except sqlite3.OperationalError as error:  # SQLite does not wait while another process makes the file
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -81,9 +90,12 @@ class Database:
         """
         with self._write_lock, plain_errors(self.path):
             self._writer.execute("VACUUM")
-            if self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise TimeoutError(f"{self.path}: rows are removed, but a scan that is under way keeps their pages; "
-                                   "erase them once more when it has ended")
+            deadline = time.monotonic() + WAIT
+            while self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{self.path}: rows are removed, but a scan that is under way keeps their "
+                                       "pages; erase them once more when it has ended")
+                time.sleep(0.01)  # SQLite does not wait while another process copies pages
 
     def close(self) -> None:
         """Closing again does nothing."""

@@ -12,7 +12,6 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,17 @@ import numpy as np
 from processor.gallery.contract import FACTS, Batch, Candidates, Where, check_facts, check_rows, check_vectors
 from processor.gallery.database import Database, among
 from processor.gallery.ledger import Ledger
-from processor.gallery.segments import DTYPES, SEGMENT_ROWS, SLOT_BITS, Live, Segment, append_bytes
+from processor.gallery.segments import (
+    DTYPES,
+    SEGMENT_ROWS,
+    SLOT_BITS,
+    Live,
+    Segment,
+    Segments,
+    append_bytes,
+    by_slot,
+    read_setting,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +49,6 @@ CREATE INDEX rows_changed ON rows (changed);
 CREATE INDEX dead_changed ON dead (changed);
 INSERT INTO setting VALUES ('commit', 0), ('slot', 0), ('dim', {dim}), ('vectors', '{vectors}')"""
 BLOCK = 2**15  # rows that a compaction moves at a time
-READ = 2**16  # rows whose columns are read at a time
 DAY = 24 * 60 * 60 * 1000  # ms
 
 
@@ -69,7 +77,8 @@ class FolderGallery:
             if wanted not in (None, held):
                 raise ValueError(f"{folder}: a gallery of {name} {held}, not {wanted}")
         self.segment_rows = SEGMENT_ROWS
-        self._commit, self._segments, self._sets, self._coded = 0, {}, {}, {}
+        self._segments = Segments(self._path, self.dim, self.vectors)
+        self._coded: dict[int, int] = {}  # slot -> rows that were looked at for coding
         self.ledger = Ledger(folder, self, model)
         with contextlib.suppress(TimeoutError):
             self._finish()
@@ -137,6 +146,15 @@ class FolderGallery:
 
     def compact(self) -> int:
         """Write the files that hold removed rows anew without these; the number of bytes that it frees."""
+        try:
+            freed = self._compact()
+        finally:  # the old files, or those that a full disk broke off
+            with self._db.writing() as db:
+                self._sweep(db)
+        self._code()
+        return freed + self.ledger.compact()
+
+    def _compact(self) -> int:
         with self._writing() as (db, commit):
             self._sweep(db)
             lives = self.live()
@@ -152,9 +170,6 @@ class FolderGallery:
             db.executemany("UPDATE rows SET place=?, changed=? WHERE id=?",
                            zip(places.tolist(), [commit] * len(ids), ids, strict=True))
             db.executemany("DELETE FROM dead WHERE place >> 32 = ?", ((slot,) for slot in slots))
-        with self._db.writing() as db:
-            self._sweep(db)
-        self._code()
         return (sum(len(live.segment) for live in lives) - len(ids)) * self._row_bytes
 
     def _code(self) -> None:
@@ -192,10 +207,8 @@ class FolderGallery:
         return np.concatenate(places)
 
     def _set_code(self, db: sqlite3.Connection, name: str) -> int:
-        if name not in self._sets:
-            db.execute("INSERT OR IGNORE INTO sets (name) VALUES (?)", (name,))
-            return db.execute("SELECT code FROM sets WHERE name=?", (name,)).fetchone()[0]
-        return self._sets[name]
+        db.execute("INSERT OR IGNORE INTO sets (name) VALUES (?)", (name,))
+        return db.execute("SELECT code FROM sets WHERE name=?", (name,)).fetchone()[0]
 
     def _finish(self, scrub: bool = True) -> None:
         """Complete removals: the vectors to overwrite, the ledger; also what a process that was killed left to do."""
@@ -208,7 +221,7 @@ class FolderGallery:
             wiped = [place for place, _, _, wipe in dead if wipe == 1]
             if wiped:
                 self._sweep(db)
-            for slot, rows in _by_slot(np.array(wiped, np.int64)):
+            for slot, rows in by_slot(np.array(wiped, np.int64)):
                 Segment(self._path(slot), slot, self.dim, self.vectors, int(rows.max()) + 1).wipe(rows)
             ids = {row for _, row, _, _ in dead if row is not None}
             ids -= {row for row, in among(db, "SELECT id FROM rows WHERE id IN ({})", ids)}  # added again since
@@ -248,16 +261,16 @@ class FolderGallery:
     def live(self, where: Where | None = None) -> list[Live]:
         """The rows that fulfil `where` in the last commit, segment by segment: what a search reads."""
         with self._db.reading() as db:
-            self._refresh(db)
-            return self._live(where or Where())
+            self._segments.refresh(db)
+            return self._segments.live(where or Where())
 
     def fetch(self, ids: Sequence[int], with_facts: bool = True) -> Batch:
         """As `Gallery.fetch`."""
         ids = np.asarray(ids, np.int64)
         with self._db.reading() as db:
-            self._refresh(db)
+            self._segments.refresh(db)
             places, facts = _facts(db, ids) if with_facts else (_places(db, ids), {})
-            segments = dict(self._segments)
+            segments = dict(self._segments.by_slot)
         batch = Batch(ids, self._gather(segments, places), facts)
         if len(erased := np.flatnonzero(~batch.vectors.any(1))):  # since
             raise KeyError(f"id {ids[erased[0]]} is not in the gallery")
@@ -280,9 +293,9 @@ class FolderGallery:
             db = self._db.connect()
             try:
                 db.execute("BEGIN")
-                commit = _setting(db, "commit")
+                commit = read_setting(db, "commit")
                 lives = self.live(where)
-                if self._commit == commit:  # else another commit came between; the columns are of that one
+                if self._segments.commit == commit:  # else another commit came between; the columns are of that one
                     return db, {live.segment.slot: live.segment for live in lives}, _ids(lives)
             except BaseException:
                 db.close()
@@ -292,7 +305,7 @@ class FolderGallery:
     def _gather(self, segments: Mapping[int, Segment], places: np.ndarray) -> np.ndarray:
         """[n, D] float32 of places [n]."""
         vectors = np.empty((len(places), self.dim), np.float32)
-        for slot, rows, picked in _by_slot(places, np.arange(len(places))):
+        for slot, rows, picked in by_slot(places, np.arange(len(places))):
             vectors[picked] = segments[slot].read(rows)
         return vectors
 
@@ -316,9 +329,14 @@ class FolderGallery:
 
     def verify(self) -> list[str]:
         """What is wrong with the folder's files, in sentences; nothing is changed."""
-        faults = []
         with self._db.reading() as db:
-            faults += [f"{DATABASE}: {text}" for text, in db.execute("PRAGMA integrity_check") if text != "ok"]
+            faults = [f"{DATABASE}: {text}" for text, in db.execute("PRAGMA integrity_check") if text != "ok"]
+            faults += [f"{DATABASE}: row {row} has no vector of its own" for row, in db.execute(
+                "SELECT id FROM rows LEFT JOIN segments ON slot = place >> 32 WHERE slot IS NULL "
+                "OR place & 0xffffffff >= count OR place IN (SELECT place FROM dead) "
+                "OR place IN (SELECT place FROM rows GROUP BY place HAVING COUNT(*) > 1)")]
+        if faults:
+            return faults
         for live in self.live():
             for start in range(0, len(live.rows), BLOCK):
                 rows = live.rows[start : start + BLOCK]
@@ -330,7 +348,7 @@ class FolderGallery:
 
     def close(self) -> None:
         """As `Gallery.close`."""
-        self._segments = {}
+        self._segments.by_slot = {}
         self._db.close()
         self.ledger.close()
 
@@ -340,75 +358,23 @@ class FolderGallery:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    # ------------------------------------------------------------------ columns in memory
-    def _live(self, where: Where) -> list[Live]:
-        if where.sets is not None:
-            where = changed(where, sets=[self._sets[name] for name in where.sets if name in self._sets])
-        lives = []
-        for _, segment in sorted(self._segments.items()):
-            kept = segment.live[: len(segment)]
-            if not where.is_open:
-                kept = kept & where.mask({name: column[: len(segment)] for name, column in segment.columns.items()})
-            lives.append(Live(segment, np.flatnonzero(kept)))
-        return lives
-
-    def _refresh(self, db: sqlite3.Connection) -> None:
-        """Bring the columns up to the commit that `db` reads, or to a later one, which it then reads."""
-        while (commit := _setting(db, "commit")) != self._commit:
-            try:
-                self._read_segments(db)
-            except FileNotFoundError:  # by a compaction since; then there is a later commit
-                db.execute("ROLLBACK")
-                db.execute("BEGIN")
-                if _setting(db, "commit") == commit:
-                    raise
-                continue
-            self._read_rows(db)
-            self._commit = commit
-
-    def _read_segments(self, db: sqlite3.Connection) -> None:
-        counts = dict(db.execute("SELECT slot, count FROM segments"))
-        self._segments = {slot: segment for slot, segment in self._segments.items() if slot in counts}
-        for slot, count in counts.items():
-            if slot not in self._segments:
-                self._segments[slot] = Segment(self._path(slot), slot, self.dim, self.vectors, count)
-            elif len(self._segments[slot]) != count:
-                self._segments[slot].extend(count)
-
-    def _read_rows(self, db: sqlite3.Connection) -> None:
-        """Bring in what has changed since the columns' commit."""
-        self._sets = dict(db.execute("SELECT name, code FROM sets"))
-        # The first time in the table's order: through the index it would take longer.
-        rows = db.execute('SELECT place, id, camera, time, identity, "set" FROM rows '
-                          f"WHERE {'' if self._commit else '+'}changed > ?", (self._commit,))
-        while block := rows.fetchmany(READ):
-            values = np.array(block, np.int64)
-            for slot, places, picked in _by_slot(values[:, 0], values[:, 1:]):
-                self._segments[slot].put(places, picked)
-        dead = db.execute("SELECT place FROM dead WHERE changed > ?", (self._commit,)).fetchall()
-        for slot, places in _by_slot(np.array(dead, np.int64).reshape(-1)):
-            self._segments[slot].live[places] = False
-
 
 def _check_folder(folder: Path, dim: int | None, vectors: str | None) -> None:
     if vectors not in (None, *DTYPES):
         raise ValueError(f"vectors={vectors!r}: expected {' or '.join(DTYPES)}")
-    if (folder / DATABASE).exists():
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if DATABASE in names:
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if names or folder.is_file():
         raise ValueError(f"{folder}: not a gallery, and not an empty folder that could become one")
     if dim is None or dim < 1:
         raise ValueError(f"{folder}: there is no gallery; to make one, its dimension is needed")
 
 
-def _setting(db: sqlite3.Connection, key: str) -> Any:
-    return db.execute("SELECT value FROM setting WHERE key=?", (key,)).fetchone()[0]
-
-
 def _next(db: sqlite3.Connection, key: str) -> int:
     """Count a setting up."""
     db.execute("UPDATE setting SET value=value+1 WHERE key=?", (key,))
-    return _setting(db, key)
+    return read_setting(db, key)
 
 
 def _facts(db: sqlite3.Connection, ids: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -440,11 +406,3 @@ def _places(db: sqlite3.Connection, ids: np.ndarray) -> np.ndarray:
 def _ids(lives: Sequence[Live]) -> np.ndarray:
     """[n] int64, ascending."""
     return np.sort(np.concatenate([np.empty(0, np.int64), *(live.ids for live in lives)]))
-
-
-def _by_slot(places: np.ndarray, *values: np.ndarray) -> Iterator[tuple]:
-    """(slot, rows in its file, what of `values` is theirs) for each slot of places [n]."""
-    slots = places >> SLOT_BITS
-    for slot in np.unique(slots).tolist():
-        picked = slots == slot
-        yield slot, places[picked] & (2**SLOT_BITS - 1), *(value[picked] for value in values)

@@ -4,6 +4,9 @@ It stands beside any engine: its files lie in the gallery's folder, or for a clu
 """
 from __future__ import annotations
 
+import contextlib
+import os
+import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from processor.gallery.contract import UNKNOWN, Gallery, Where
-from processor.gallery.database import Database, among
-from processor.gallery.segments import append_bytes, wipe_bytes
+from processor.gallery.database import AT_ONCE, Database, among
+from processor.gallery.segments import append_bytes, read_setting, wipe_bytes
 
-THUMBNAILS = "thumbnails.jpegs"
 JPEG = b"\xff\xd8"  # its first bytes
 BEGUN, DONE, UNDOING, UNDONE = range(4)  # a change that is begun goes on when its process was killed
 SCHEMA = """
@@ -29,7 +31,7 @@ CREATE TABLE log_rows (number INTEGER, id INTEGER, before INTEGER, after INTEGER
 CREATE TABLE log_names (number INTEGER, identity INTEGER, before TEXT, PRIMARY KEY (number, identity)) WITHOUT ROWID;
 CREATE INDEX log_rows_id ON log_rows (id);
 CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, start INTEGER NOT NULL, length INTEGER NOT NULL);
-INSERT INTO setting VALUES ('model', ''), ('identity', 0), ('bytes', 0)"""
+INSERT INTO setting VALUES ('model', ''), ('identity', 0), ('bytes', 0), ('file', 1)"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Ledger:
         self.folder, self.gallery = folder, gallery
         self._db = Database(folder / "ledger.sqlite", SCHEMA)
         with self._db.reading() as db:
-            self.model, = db.execute("SELECT value FROM setting WHERE key='model'").fetchone()
+            self.model = read_setting(db, "model")
         if model and model != self.model:
             if self.model or gallery.count():
                 raise ValueError(f"{folder}: the gallery holds vectors of {f'model {self.model}' if self.model else ''}"
@@ -73,22 +75,27 @@ class Ledger:
 
     def identities(self, names: Sequence[str]) -> np.ndarray:
         """[n] int64: the identities of these names; a new one for a name that is new."""
-        held = {name: identity for identity, name in self.names().items()}
-        for name in dict.fromkeys(names):
-            if name not in held:
-                held[name] = self.new_identity()
-                self.name(held[name], name)
+        with self._db.writing() as db:
+            held = dict(db.execute("SELECT name, identity FROM names"))
+            new = [name for name in dict.fromkeys(names) if name not in held]
+            held |= zip(new, range(self._reserve(db, len(new)), 2**63), strict=False)
+            _set_names(db, {held[name]: name for name in new})
         return np.array([held[name] for name in names], np.int64)
 
     def new_identity(self) -> int:
         """A number that no row and no name has."""
         with self._db.writing() as db:
-            number, step = db.execute("SELECT value FROM setting WHERE key='identity'").fetchone()[0] + 1, 1
-            while (self.gallery.count(Where(identities=[number]))
-                   or db.execute("SELECT 1 FROM names WHERE identity=?", (number,)).fetchone()):
-                number, step = number + step, 2 * step
-            db.execute("UPDATE setting SET value=? WHERE key='identity'", (number,))
-        return number
+            return self._reserve(db, 1)
+
+    def _reserve(self, db: sqlite3.Connection, count: int) -> int:
+        """The first of so many numbers that no row and no name has."""
+        first, step = read_setting(db, "identity") + 1, count
+        named = "SELECT 1 FROM names WHERE identity BETWEEN ? AND ?"
+        while (self.gallery.count(Where(identities=range(first, first + count)))
+               or db.execute(named, (first, first + count - 1)).fetchone()):
+            first, step = first + step, 2 * step
+        db.execute("UPDATE setting SET value=? WHERE key='identity'", (first + count - 1,))
+        return first
 
     def name(self, identity: int, text: str, who: str = "") -> None:
         """Name an identity; "" takes its name away.
@@ -220,9 +227,9 @@ class Ledger:
             for after in sorted({after for *_, after in rows}):
                 self.gallery.assign([row for row, _, to in rows if to == after], identity=after)
             with self._db.writing() as db:
-                if state == UNDOING:
+                now = db.execute("UPDATE log SET state=? WHERE number=? AND state=?", (state + 1, number, state))
+                if now.rowcount and state == UNDOING:  # else another process has completed it
                     _restore(db, number)
-                db.execute("UPDATE log SET state=? WHERE number=? AND state=?", (state + 1, number, state))
 
     def _rows(self, identity: int) -> list[int]:
         return [row for batch in self.gallery.scan(Where(identities=[identity])) for row in batch.ids.tolist()]
@@ -239,30 +246,64 @@ class Ledger:
                 raise ValueError(f"thumbnails: that of {row} is no JPEG")
         self._wipe_thumbnails(ids)
         with self._db.writing() as db:
-            size, = db.execute("SELECT value FROM setting WHERE key='bytes'").fetchone()
-            starts = size + np.cumsum([0, *map(len, jpegs)])
-            append_bytes(self.folder / THUMBNAILS, size, b"".join(jpegs))
-            db.executemany("INSERT OR REPLACE INTO thumbnails VALUES (?, ?, ?)",
-                           zip(map(int, ids), starts.tolist(), map(len, jpegs), strict=False))
-            db.execute("UPDATE setting SET value=? WHERE key='bytes'", (int(starts[-1]),))
+            self._append(db, ids, jpegs)
+
+    def _append(self, db: sqlite3.Connection, ids: Iterable[int], jpegs: Sequence[bytes]) -> None:
+        size = read_setting(db, "bytes")
+        starts = size + np.cumsum([0, *map(len, jpegs)])
+        append_bytes(self._thumbnails(db), size, b"".join(jpegs))
+        db.executemany("INSERT OR REPLACE INTO thumbnails VALUES (?, ?, ?)",
+                       zip(map(int, ids), starts.tolist(), map(len, jpegs), strict=False))
+        db.execute("UPDATE setting SET value=? WHERE key='bytes'", (int(starts[-1]),))
+
+    def _thumbnails(self, db: sqlite3.Connection) -> Path:
+        return self.folder / f"thumbnails.{read_setting(db, 'file')}.jpegs"
 
     def thumbnail(self, row: int) -> bytes | None:
         """The JPEG of a row, if it has one."""
-        with self._db.reading() as db:
-            place = db.execute("SELECT start, length FROM thumbnails WHERE id=?", (int(row),)).fetchone()
-        if place is None:
-            return None
-        with open(self.folder / THUMBNAILS, "rb") as file:
-            file.seek(place[0])
-            jpeg = file.read(place[1])
-        return jpeg if jpeg.startswith(JPEG) else None  # it was wiped since
+        while True:
+            with self._db.reading() as db:
+                place, path = db.execute("SELECT start, length FROM thumbnails WHERE id=?", (int(row),)).fetchone(), \
+                    self._thumbnails(db)
+                if place is None:
+                    return None
+                with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # compacted since: look again
+                    jpeg = os.pread(file.fileno(), place[1], place[0])
+                    return jpeg if jpeg.startswith(JPEG) else None  # it was wiped since
 
     def _wipe_thumbnails(self, ids: Iterable[int]) -> None:
         with self._db.writing() as db:
             spans = list(among(db, "SELECT start, length, id FROM thumbnails WHERE id IN ({})", map(int, ids)))
             if spans:
-                wipe_bytes(self.folder / THUMBNAILS, ((start, length) for start, length, _ in spans))
+                wipe_bytes(self._thumbnails(db), ((start, length) for start, length, _ in spans))
                 db.executemany("DELETE FROM thumbnails WHERE id=?", ((row,) for *_, row in spans))
+
+    def compact(self) -> int:
+        """Write the thumbnails anew without what was removed; the number of bytes that it frees."""
+        with self._db.writing() as db:
+            before, old = read_setting(db, "bytes"), self._thumbnails(db)
+            places = db.execute("SELECT id, start, length FROM thumbnails ORDER BY start").fetchall()
+            if before == sum(length for *_, length in places):
+                return 0
+            db.execute("UPDATE setting SET value=value+1 WHERE key='file'")
+            db.execute("UPDATE setting SET value=0 WHERE key='bytes'")
+            with open(old, "rb") as file:
+                for first in range(0, len(places), AT_ONCE):
+                    part = places[first : first + AT_ONCE]
+                    self._append(db, [row for row, *_ in part],
+                                 [os.pread(file.fileno(), length, start) for _, start, length in part])
+            after = read_setting(db, "bytes")
+        with self._db.writing() as db:
+            self._sweep(db)
+        return before - after
+
+    def _sweep(self, db: sqlite3.Connection) -> None:
+        """Remove what no commit refers to; only under the write lock."""
+        for path in self.folder.glob("thumbnails.*.jpegs"):
+            if path == self._thumbnails(db):
+                append_bytes(path, read_setting(db, "bytes"), b"")
+            else:
+                path.unlink()
 
     # ------------------------------------------------------------------ what is removed
     def forget(self, ids: Iterable[int], identities: Iterable[int] = (), erase: bool = False) -> None:
@@ -280,6 +321,8 @@ class Ledger:
         gone = [identity for identity in identities
                 if erase and identity != UNKNOWN and not self.gallery.count(Where(identities=[identity]))]
         with self._db.writing() as db:
+            if erase:
+                self._sweep(db)
             for table in ("by_human", "log_rows"):
                 db.executemany(f"DELETE FROM {table} WHERE id=?", ((row,) for row in ids))
             for table in ("names", "log_names"):
@@ -303,7 +346,7 @@ def _known(identity: int) -> int:
     return identity
 
 
-def _set_names(db, names: Mapping[int, str | None]) -> None:
+def _set_names(db: sqlite3.Connection, names: Mapping[int, str | None]) -> None:
     """Give identities names; "" or None takes theirs away."""
     db.executemany("DELETE FROM names WHERE identity=?", ((identity,) for identity in names))
     for identity, name in names.items():
@@ -314,7 +357,7 @@ def _set_names(db, names: Mapping[int, str | None]) -> None:
             db.execute("INSERT INTO names VALUES (?, ?)", (identity, name))
 
 
-def _restore(db, number: int) -> None:
+def _restore(db: sqlite3.Connection, number: int) -> None:
     """Bring back names and marks as a change found them."""
     names = db.execute("SELECT identity, before FROM log_names WHERE number=?", (number,)).fetchall()
     taken = {name for name, in db.execute("SELECT name FROM names WHERE identity NOT IN "

@@ -4,14 +4,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from processor.gallery.contract import check_vectors
+from processor.gallery.contract import Where, check_vectors
 from utils.files import sync_folder
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 SEGMENT_ROWS = 2**18  # rows of one file: half a GiB for 512 float32
 SLOT_BITS = 32  # a row's place is slot << SLOT_BITS | its row in the slot's file
 DTYPES = ("float32", "float16")
+READ = 2**16  # rows whose columns are read at a time
 CODE_ROWS = 8192  # rows without a code that are worth one
 COLUMNS = ("id", "camera", "time", "identity", "set")  # set as its code
 
@@ -74,10 +76,8 @@ class Segment:
 
     def __init__(self, path: Path, slot: int, dim: int, dtype: str, count: int):
         self.path, self.slot, self.dim, self.dtype = path, slot, dim, np.dtype(dtype)
-        capacity = max(SEGMENT_ROWS, count)
-        # Zeros that are never touched take no memory.
-        self.columns = {name: np.zeros(capacity, np.int64) for name in COLUMNS}
-        self.live = np.zeros(capacity, bool)
+        self.columns = {name: np.zeros(count, np.int64) for name in COLUMNS}
+        self.live = np.zeros(count, bool)
         self._coded: CodedRows | None = None
         self.extend(count)
 
@@ -94,6 +94,10 @@ class Segment:
         size, wanted = self.path.stat().st_size, count * self.dim * self.dtype.itemsize
         if size < wanted:
             raise OSError(f"{self.path}: damaged: {size} bytes where {wanted} were written")
+        if count > len(self.live):
+            capacity = max(count, min(2 * len(self.live), SEGMENT_ROWS))  # few copies, however few rows come at a time
+            self.columns = {name: _extended(column, capacity) for name, column in self.columns.items()}
+            self.live = _extended(self.live, capacity)
         self.vectors = np.memmap(self.path, self.dtype, "r", shape=(count, self.dim)).view(np.ndarray)
 
     def put(self, rows: np.ndarray, values: np.ndarray) -> None:
@@ -159,6 +163,10 @@ class Segment:
             self.codes_path.unlink(missing_ok=True)
 
 
+def _extended(column: np.ndarray, capacity: int) -> np.ndarray:
+    return np.concatenate([column, np.zeros(capacity - len(column), column.dtype)])
+
+
 @dataclass(frozen=True)
 class Live:
     """Rows of one segment: rows [n] int64 ascending. They keep their meaning when the gallery changes."""
@@ -170,3 +178,79 @@ class Live:
     def ids(self) -> np.ndarray:
         """[n] int64."""
         return self.segment.columns["id"][self.rows]
+
+
+class Segments:
+    """All files of a gallery as one commit has them; the caller locks.
+
+    Attributes:
+        by_slot: {slot: Segment}.
+        commit: its number; 0 before anything is read.
+    """
+
+    def __init__(self, path_of: Callable[[int], Path], dim: int, dtype: str):
+        self._path_of, self._dim, self._dtype = path_of, dim, dtype
+        self.by_slot: dict[int, Segment] = {}
+        self.commit, self._sets = 0, {}
+
+    def live(self, where: Where) -> list[Live]:
+        """The rows that fulfil `where`."""
+        if where.sets is not None:
+            where = replace(where, sets=[self._sets[name] for name in where.sets if name in self._sets])
+        lives = []
+        for _, segment in sorted(self.by_slot.items()):
+            kept = segment.live[: len(segment)]
+            if not where.is_open:
+                kept = kept & where.mask({name: column[: len(segment)] for name, column in segment.columns.items()})
+            lives.append(Live(segment, np.flatnonzero(kept)))
+        return lives
+
+    def refresh(self, db: sqlite3.Connection) -> None:
+        """Come up to the commit that `db` reads, or to a later one, which it then reads."""
+        while (commit := read_setting(db, "commit")) != self.commit:
+            try:
+                self._map(db)
+            except FileNotFoundError:  # by a compaction since; then there is a later commit
+                db.execute("ROLLBACK")
+                db.execute("BEGIN")
+                if read_setting(db, "commit") == commit:
+                    raise
+                continue
+            self._read_rows(db)
+            self.commit = commit
+
+    def _map(self, db: sqlite3.Connection) -> None:
+        counts = dict(db.execute("SELECT slot, count FROM segments"))
+        self.by_slot = {slot: segment for slot, segment in self.by_slot.items() if slot in counts}
+        for slot, count in counts.items():
+            if slot not in self.by_slot:
+                self.by_slot[slot] = Segment(self._path_of(slot), slot, self._dim, self._dtype, count)
+            elif len(self.by_slot[slot]) != count:
+                self.by_slot[slot].extend(count)
+
+    def _read_rows(self, db: sqlite3.Connection) -> None:
+        """Bring in what has changed since this commit."""
+        self._sets = dict(db.execute("SELECT name, code FROM sets"))
+        # The first time in the table's order: through the index it would take longer.
+        rows = db.execute('SELECT place, id, camera, time, identity, "set" FROM rows '
+                          f"WHERE {'' if self.commit else '+'}changed > ?", (self.commit,))
+        while block := rows.fetchmany(READ):
+            values = np.array(block, np.int64)
+            for slot, places, picked in by_slot(values[:, 0], values[:, 1:]):
+                self.by_slot[slot].put(places, picked)
+        dead = db.execute("SELECT place FROM dead WHERE changed > ?", (self.commit,)).fetchall()
+        for slot, places in by_slot(np.array(dead, np.int64).reshape(-1)):
+            self.by_slot[slot].live[places] = False
+
+
+def read_setting(db: sqlite3.Connection, key: str) -> Any:
+    """A value of the table `setting`."""
+    return db.execute("SELECT value FROM setting WHERE key=?", (key,)).fetchone()[0]
+
+
+def by_slot(places: np.ndarray, *values: np.ndarray) -> Iterator[tuple]:
+    """(slot, rows in its file, what of `values` is theirs) for each slot of places [n]."""
+    slots = places >> SLOT_BITS
+    for slot in np.unique(slots).tolist():
+        picked = slots == slot
+        yield slot, places[picked] & (2**SLOT_BITS - 1), *(value[picked] for value in values)

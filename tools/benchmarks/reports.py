@@ -155,4 +155,28 @@ def format_embed(report: Report) -> str:
     return "\n".join(format_report(report, [setting], header, lambda row: [row["title"]], figures))
 
 
-FORMATS = {"retrieval": format_retrieval, "data": format_data, "train": format_training, "embed": format_embed}
+# ------------------------------------------------------------------------------------------------------------- linking
+def format_linking(report: Report) -> str:
+    """The report of tools.benchmarks.linking."""
+    plan = report["plan"]
+    streams = "; ".join(f"{stream['people']} people, {stream['tracklets']} tracklets, of which {stream['apart']} pairs "
+                        "are in a frame" for stream in report["streams"])
+    setting = f"setting: features of {plan['run']}; streams of seeds {', '.join(map(str, plan['seeds']))}: {streams}"
+    header = ("implementation", "runs", "cosine", "identities", "IDF1, mean", "of each seed", "of first answers",
+              "pairwise F1, mean", "of each seed", "ms a tracklet")
+
+    def values(row: Row, key: str, digits: int = 3) -> list[str]:
+        figures = [run[key] for run in row["runs"] if key in run]
+        if not figures:
+            return ["–", "–"]
+        return [f"{statistics.mean(figures):.{digits}f}", " ".join(f"{figure:.{digits}f}" for figure in figures)]
+
+    def figures(row: Row) -> list[str]:
+        return [values(row, "threshold", 2)[1], values(row, "identities", 0)[1], *values(row, "idf1"),
+                values(row, "first_idf1")[0], *values(row, "pairwise_f1"), values(row, "ms", 1)[0]]
+
+    return "\n".join(format_report(report, [setting], header, lambda row: [row["title"]], figures))
+
+
+FORMATS = {"retrieval": format_retrieval, "data": format_data, "train": format_training, "embed": format_embed,
+           "linking": format_linking}
