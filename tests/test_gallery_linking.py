@@ -311,6 +311,43 @@ def test_a_merge_that_a_person_forestalls_is_left_out(linked, monkeypatch):
     assert identities_of(linked, [0, 1]) == before
 
 
+def test_people_of_one_frame_stay_apart_after_a_restart_and_after_a_persons_word(linked):
+    linker = GalleryLinker(linked, 0.7, patience=0, window=1)
+    linker.add(Tracklet(1, towards(EAST), apart={2, 99}), {"data": '{"shop": "李"}'})
+    linker.add(Tracklet(2, towards(3)))
+    first, second = identities_of(linked, [1, 2])
+    assert first != second
+    assert linked.fetch([1]).facts["data"].tolist() == ['{"shop": "李", "apart": [2, 99]}']
+    linked.ledger.name(second, "Berta")  # read again
+    for start, follower in ((10, linker), (20, GalleryLinker(linked, 0.7, patience=0, window=1))):
+        for number in range(start, start + 4):
+            follower.add(Tracklet(number, towards(1)))
+        assert identities_of(linked, [1, 2]) == [first, second]
+
+
+def test_what_other_writers_add_and_remove_is_seen_after_a_reload(linked):
+    linker = GalleryLinker(linked, 0.8)
+    feed(linker, [EAST])
+    linked.remove([0])
+    linked.add([100], towards(NORTH)[None], {"identity": [50]})
+    linker.reload()
+    assert linker.add(Tracklet(1, towards(95)))[0].identity == 50
+    assert linker.add(Tracklet(2, towards(EAST)))[0].kind == "new"
+
+
+def test_rows_that_a_kill_left_undecided_are_linked_again(linked, monkeypatch):
+    linker = GalleryLinker(linked, 0.8)
+    feed(linker, [EAST])
+    monkeypatch.setattr(linker, "_decide", lambda tracklet: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        linker.add(Tracklet(5, towards(3), apart=[7]))
+    assert identities_of(linked, [5]) == [UNKNOWN]
+    again = GalleryLinker(linked, 0.8, doubt=0.2)
+    assert [decision.identity for decision in again.link([5])] == identities_of(linked, [0])
+    again.add(Tracklet(6, towards(45)))
+    assert again.link([6]) == []  # it waits
+
+
 def test_only_rows_that_take_part_are_joined(linked):
     linked.add([100], towards(EAST)[None], {"identity": [50], "set": ["old"]})
     linker = GalleryLinker(linked, 0.7, Where(sets=["new"]))

@@ -1,6 +1,7 @@
 """A Linker over a gallery: tracklets are its rows, identities are the rows' facts, and a person's word wins."""
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,8 +12,27 @@ from processor.gallery.contract import UNKNOWN, Gallery, Where
 from processor.gallery.linking.linker import Decision, Linker, Tracklet
 
 WHO = "linker"  # in the undo log
+APART = "apart"  # in a row's data: ids of rows of people seen in a frame with it
 _LOOK_BACK = 200  # changes; one that is undone later than so many others is seen by `reload` only
 _MERGE = re.compile(r"merge (\d+) into (\d+)")
+
+
+class _Rows:
+    """Of each row, by its id: its identity, and whether a person said so; (UNKNOWN, True): there is none."""
+
+    def __init__(self, ids: np.ndarray, identities: np.ndarray, fixed: np.ndarray):
+        self.ids, self.identities, self.fixed = ids, identities, fixed  # ascending by id
+
+    def __getitem__(self, number: int) -> tuple[int, bool]:
+        place = int(np.searchsorted(self.ids, number))
+        if place == len(self.ids) or self.ids[place] != number:
+            return UNKNOWN, True
+        return int(self.identities[place]), bool(self.fixed[place])
+
+
+def _apart(data: str) -> list[int]:
+    """The ids that a row's data names as other people's."""
+    return json.loads(data).get(APART, []) if f'"{APART}"' in data else []
 
 
 class GalleryLinker:
@@ -42,13 +62,16 @@ class GalleryLinker:
         """Add a tracklet as a row and decide; see `Linker.add`.
 
         Args:
-            facts: further ones of the row: set, name, data.
+            facts: further ones of the row: set, name, data (a JSON object, which gets `apart`).
         Raises:
             ValueError: see `Gallery.add` and `Linker.add`; nothing was written.
         """
         if self._linker.holds(tracklet.id):
             self.reload()  # the row was removed since, or add refuses it
         values = {**(facts or {}), "camera": tracklet.camera, "time": tracklet.time, "identity": UNKNOWN}
+        if tracklet.apart:
+            data = {**json.loads(values.get("data", "{}")), APART: sorted(map(int, tracklet.apart))}
+            values["data"] = json.dumps(data, ensure_ascii=False)
         # As a row that waits first: killed before the decision is written, it can be linked again.
         self.gallery.add([tracklet.id], np.asarray(tracklet.vector)[None], {name: [value] for name, value
                                                                             in values.items()})
@@ -57,13 +80,16 @@ class GalleryLinker:
     def link(self, ids: Sequence[int]) -> list[Decision]:
         """Decide on rows that are in the gallery, in this order; those that have an identity, or a person's word, stay.
 
+        So do those that wait: more is to be seen, or `finish`.
         Raises:
             KeyError: an id is not there.
         """
         batch, decisions = self.gallery.fetch(ids), []
         free = (batch.facts["identity"] == UNKNOWN) & ~self.ledger.by_human(batch.ids)
         for row in np.flatnonzero(free):
-            decisions += self._decide(Tracklet(int(batch.ids[row]), batch.vectors[row]))
+            number = int(batch.ids[row])
+            if not self._linker.holds(number):
+                decisions += self._decide(Tracklet(number, batch.vectors[row], apart=_apart(batch.facts["data"][row])))
         return decisions
 
     def finish(self) -> list[Decision]:
@@ -73,23 +99,28 @@ class GalleryLinker:
 
     def reload(self) -> None:
         """Read all rows again: identities as they are now, whoever gave them."""
-        linker, recent = self._make(), {tracklet.id: tracklet for tracklet in self._linker.recent()}
-        names, held = self.ledger.names(), {}
+        linker, recent, names = self._make(), list(self._linker.recent()), self.ledger.names()
+        ids, identities, fixed, apart = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, bool)], []
         for batch in self.gallery.scan(self.where):
-            identities, human = batch.facts["identity"], self.ledger.by_human(batch.ids)
-            for identity in np.unique(identities[identities != UNKNOWN]).tolist():
-                rows = identities == identity
-                linker.add_rows(identity, batch.vectors[rows], fixed=bool(human[rows].any()) or identity in names)
-            held |= {row: (identity, bool(fixed)) for row, identity, fixed in
-                     zip(batch.ids.tolist(), identities.tolist(), human, strict=True) if row in recent}
-        for number, tracklet in recent.items():
-            identity, fixed = held.get(number, (UNKNOWN, True))
-            if identity != UNKNOWN or not fixed:  # else it is gone, or a person says that nobody knows
-                linker.remember(tracklet, identity, fixed)
+            ids.append(batch.ids)
+            identities.append(batch.facts["identity"])
+            fixed.append(self.ledger.by_human(batch.ids))
+            order = np.argsort(identities[-1], kind="stable")
+            for rows in np.split(order, np.flatnonzero(np.diff(identities[-1][order])) + 1):
+                identity = int(identities[-1][rows[0]])
+                if identity != UNKNOWN:
+                    linker.add_rows(identity, batch.vectors[rows], bool(fixed[-1][rows].any()) or identity in names)
+            apart += [(int(row), other) for row, data in zip(batch.ids, batch.facts["data"], strict=True)
+                      for other in _apart(data)]
+        rows = _Rows(*map(np.concatenate, (ids, identities, fixed)))
+        for tracklet in recent:
+            identity, by_human = rows[tracklet.id]
+            if identity != UNKNOWN or not by_human:  # else it is gone, or a person says that nobody knows
+                linker.remember(tracklet, identity, by_human)
         known = set(linker.identities())
-        for other, into in self._undone():
-            if other != into and {other, into} <= known:
-                linker.keep_apart(other, into)
+        for pair in [*((rows[row][0], rows[other][0]) for row, other in apart), *self._undone()]:
+            if pair[0] != pair[1] and known.issuperset(pair):
+                linker.keep_apart(*pair)
         self._linker = linker
 
     def _undone(self) -> Iterable[tuple[int, int]]:
