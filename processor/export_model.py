@@ -153,16 +153,18 @@ def _tests(request: Request, info: ModelInfo) -> dict[str, TestLoader]:
 def _verify_cfg(request: Request, info: ModelInfo):
     """The config of --verify, its pictures of the model's size; of a folder the checkpoint's own with that root."""
     weight, changes = request.weight, {}
+    if weight.suffix == ".safetensors":
+        weight = weight.parent
     if not Path(request.verify).is_dir():
         cfg = load_cfg(request.verify)
     elif weight.is_dir():
         cfg, changes = load_cfg(None), {"DATASETS.NAMES": info.trained_on["sets"]}
     else:
         cfg = load_cfg_text(read_checkpoint(weight)["config"], str(weight))
-    if Path(request.verify).is_dir():  # the training's own lists are taken where they are still there
-        derived = cfg.DATASETS.DERIVED_DIR
+    if Path(request.verify).is_dir():  # lists that the training or run.sh derived are taken where they are
+        places = [cfg.DATASETS.DERIVED_DIR, *(str(folder / "derived") for folder in weight.resolve().parents[:3])]
         changes |= {"DATASETS.ROOT_DIR": request.verify, "DATASETS.PACKED": "",
-                    "DATASETS.DERIVED_DIR": derived if Path(derived).is_dir() else ""}
+                    "DATASETS.DERIVED_DIR": next((place for place in places if place and Path(place).is_dir()), "")}
     if len(request.opts) % 2:
         raise ValueError(f"{request.opts[-1]}: expected KEY VALUE pairs, the last key has no value")
     changes |= {"OUTPUT_DIR": str(weight if weight.is_dir() else weight.parent), "INPUT.SIZE_TEST": list(info.size)}

@@ -11,7 +11,9 @@ from model.make_model import ReIDModel, make_model
 from model.pretrained import MODEL_HEADS, load_weights
 from processor.evaluation.feature_bank import Ranking
 from processor.export.model_folder import (
+    INFO,
     RESIZING,
+    WEIGHTS,
     ModelInfo,
     feature_weights,
     read_info,
@@ -48,6 +50,8 @@ def open_trained(file: str | Path) -> TrainedModel:
         ValueError: the file is damaged, or has no config in it and therefore does not say what model it is of.
     """
     path = Path(file)
+    if path.name == WEIGHTS and (path.parent / INFO).is_file():
+        path = path.parent
     if path.is_dir():
         info = read_info(path)
         model = _build(info)

@@ -29,7 +29,8 @@ from processor.trained_model import TrainedModel, describe_model, open_trained
 from utils.files import read_json, write_json
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+for package in ("onnxruntime", "openvino"):
+    pytest.importorskip(package)
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
 SIZE = (64, 32)
@@ -116,7 +117,6 @@ def test_an_int8_file_has_convolutions_by_channel_and_a_float32_head(tmp_path):
 @pytest.mark.parametrize("head", ["global", "merged parts", *(pytest.param(head, marks=pytest.mark.slow)
                                                               for head in HEADS)])
 def test_openvino_has_torchs_rows_at_any_batch(head, tmp_path):
-    pytest.importorskip("openvino")
     model = trained(TINY_BACKBONE, HEADS[head])
     write_onnx(model.network(OnePassNet), model.info, tmp_path / "model.onnx")
     write_openvino(tmp_path / "model.onnx", model.info, tmp_path / "model.xml")
@@ -265,7 +265,8 @@ def test_without_the_packages_a_model_folder_is_written_and_a_file_says_what_to_
     assert not (tmp_path / "out").exists()
     assert export_model(Request(checkpoint, tmp_path / "out")) == []
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["card.md", "model.json", "model.safetensors"]
-    assert Embedder.load(tmp_path / "out").info == open_trained(checkpoint).info
+    for place in (tmp_path / "out", tmp_path / "out" / "model.safetensors"):
+        assert Embedder.load(place).info == open_trained(checkpoint).info
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match="onnxruntime is not installed"):
         OnnxRuntime(tmp_path / "model.onnx")
