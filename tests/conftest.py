@@ -27,7 +27,7 @@ TINY = Sizes(ids=6, images=5, singles=1, shared=1, query_ids=6, query_images=2, 
 LONGEST_FIRST = (
     "test_processor_pipeline", "test_tools_pseudo", "test_processor_distributed", "test_retrieval_reranking",
     "test_model_backbones", "test_processor_resume", "test_retrieval_search", "test_processor_tuning",
-    "test_processor_stages", "test_utils_dist", "test_processor_uda",
+    "test_processor_stages", "test_utils_dist", "test_processor_uda", "test_processor_export",
 )
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ def write_torch(net: nn.Module, info: ModelInfo, path: Path) -> None:
     """Export a network [B, H, W, 3] uint8 -> [B, D]; model.json's content is the file's extra file of that name."""
     images = torch.zeros(2, *info.size, 3, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=_LARGEST)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tensors that share memory on a device
         program = torch.export.export(net, (images,), dynamic_shapes=({0: batch},), strict=False)
-    torch.export.save(program, str(path), extra_files={INFO: json.dumps(info.to_json())})
+        torch.export.save(program, str(path), extra_files={INFO: json.dumps(info.to_json())})
 
 
 class ExportedProgram:
