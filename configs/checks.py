@@ -106,7 +106,7 @@ def _check_parts(v: Values) -> Iterator[str]:
 
 
 def _check_pooling(v: Values) -> Iterator[str]:
-    if v["MODEL.GEM_LEARN_P"] and v["MODEL.POOLING_METHOD"] != "GeM":
+    if v["MODEL.GEM_LEARN_P"] and "GeM" not in v["MODEL.POOLING_METHOD"]:
         yield (f"MODEL.GEM_LEARN_P=True has no exponent to learn with MODEL.POOLING_METHOD="
                f"{v['MODEL.POOLING_METHOD']}; use GeM")
 

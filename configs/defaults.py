@@ -83,8 +83,9 @@ _C.MODEL.TRAIN_ONLY = [], ListOf(Str(), unique=True)
 _C.MODEL.CHANNELS_LAST = True, Bool()
 # True: torch.compile of the backbone (minutes at the start, a C++ compiler on the CPU).
 _C.MODEL.COMPILE = False, Bool()
-# Pooling of the last map; GeM is the generalised mean, clamp 1e-6.
-_C.MODEL.POOLING_METHOD = "avg", Choice("avg", "GeM")
+# Pooling of the last map; GeM is the generalised mean, clamp 1e-6; of transformers: token (the class token), GeM_token
+# (GeM plus the class token), max, avg_max (mean of the maxima of each four positions).
+_C.MODEL.POOLING_METHOD = "avg", Choice("avg", "GeM", "token", "GeM_token", "max", "avg_max")
 # Exponent of GeM.
 _C.MODEL.GEM_P = 3.0, Float(above=0)
 # True: GeM's exponent is learned, at ten times the base lr and without decay; False: it stays GEM_P.

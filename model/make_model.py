@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from model.backbones import WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, build_backbone, check_name, freeze_stages
+from model.backbones import WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, Sides, check_name, freeze_stages
 from model.classifiers import CLASSIFIERS
 from model.heads import PCB, BNNeck, HeadOutput
+from model.make_backbone import make_backbone
 from model.pooling import POOLINGS
 from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained
 from utils.packages import weight_file
@@ -52,17 +54,24 @@ class ReIDModel(nn.Module):
         """Width D of the feature of each branch that metric losses act on."""
         return {GLOBAL: self.base.feat_dim}
 
-    def forward(self, images: Tensor, pids: Tensor | None = None) -> dict[str, HeadOutput] | dict[str, Tensor]:
+    def sides(self, camids: Sequence[int] | Tensor, viewids: Sequence[int] | Tensor) -> dict[str, Tensor]:
+        """`forward`'s arguments of a batch's cameras and views as a data set numbers them; {} if it looks at none."""
+        return dict(zip(("camids", "viewids"), self.base.side_rows(camids, viewids), strict=True)
+                    ) if self.base.uses_sides else {}
+
+    def forward(self, images: Tensor, pids: Tensor | None = None, camids: Tensor | None = None,
+                viewids: Tensor | None = None) -> dict[str, HeadOutput] | dict[str, Tensor]:
         """Training outputs if identities are given, else embeddings; each by branch.
 
         Args:
             images: [B, 3, H, W] float, normalised.
             pids: [B] int64 class indices, 0 <= pid < K; None at inference.
+            camids, viewids: [B] int64 rows of the weights' cameras and views, as `sides` gives them; None: unknown.
         Returns:
             {branch: HeadOutput} with pids, {branch: float32 [B, D]} without. `global` is the first.
         """
-        x = self.base(images)
-        feat = self.gap(x)  # [B, D] float32
+        x, token, _ = self.base.features(images, camids, viewids)
+        feat = self.gap(x) if token is None else self.gap(x, token)  # [B, D] float32
         if pids is None:
             after = self.bottleneck is not None and self.neck_feat == "after"
             parts = self.pcb(x) if self.pcb is not None and self.test_parts else {}
@@ -113,7 +122,7 @@ class ReIDModel(nn.Module):
         return self
 
 
-def make_model(cfg, num_class: int, pretrained: bool = True) -> ReIDModel:
+def make_model(cfg, num_class: int, pretrained: bool = True, sides: Sides | None = None) -> ReIDModel:
     """The model of cfg.MODEL, on the CPU, with the weights that MODEL.PRETRAIN_CHOICE asks for.
 
     `finetune` takes all but the class-count heads here; `model.identities.transfer_identities` then fills these.
@@ -121,12 +130,13 @@ def make_model(cfg, num_class: int, pretrained: bool = True) -> ReIDModel:
     Args:
         num_class: K, identities in training; at inference any number will do.
         pretrained: False ignores MODEL.PRETRAIN_*, as for a model whose weights come from a checkpoint anyway.
+        sides: cameras and views of the training set; None: those of the weights.
     Raises:
         ValueError: the backbone is unknown, or the weights do not fit.
         FileNotFoundError: MODEL.PRETRAIN_PATH is empty or not there; the message has the address of the file.
     """
     path = check_model(cfg, pretrained)
-    base = build_backbone(cfg.MODEL.NAME, cfg.MODEL.LAST_STRIDE)
+    base = make_backbone(cfg, sides)
     model = ReIDModel(
         base,
         gap=POOLINGS[cfg.MODEL.POOLING_METHOD](cfg.MODEL.GEM_P, cfg.MODEL.GEM_LEARN_P),

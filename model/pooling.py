@@ -1,4 +1,6 @@
-"""Pooling of a feature map [B, C, h, w] to a feature [B, C], in float32 also under autocast."""
+"""Pooling of a feature map [B, C, h, w] and, if there is one, a class token [B, C] to a feature [B, C], in float32
+also under autocast.
+"""
 from __future__ import annotations
 
 import torch
@@ -10,7 +12,7 @@ from utils.precision import in_float32
 class AvgPool(nn.Module):
     """The mean of each channel."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor:
         # Over both axes at once: of a mean over flattened ones with a batch norm behind OpenVINO makes other numbers.
         return x.float().mean((2, 3))
 
@@ -34,7 +36,7 @@ class GeM(nn.Module):
         self.p = nn.Parameter(torch.full((1,), float(p))) if learn else float(p)
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor:
         # float32: eps^3 is below what float16 can hold, and so is the cube of a small activation.
         with in_float32(x.device):
             x = x.float().clamp(min=self.eps).pow(self.p)
@@ -52,8 +54,45 @@ class GeM(nn.Module):
             return powers / (x.shape[2] * x.shape[3]) * mean.pow(1.0 / self.p - 1)
 
 
+class ClassToken(nn.Module):
+    """A transformer's class token, which has looked at all positions itself."""
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return token.float()
+
+
+class GeMToken(GeM):
+    """The generalised mean of the map plus the class token, as TransReID-SSL and PersonViT pool."""
+
+    by_position = None  # the token is of none
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return super().forward(x) + token.float()
+
+
+class MaxPool(nn.Module):
+    """The maximum of each channel."""
+
+    def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor:
+        return x.float().flatten(2).amax(2)
+
+
+class AvgMax(nn.Module):
+    """The mean of the maxima of each four consecutive positions, row by row, as PersonViT pools."""
+
+    def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor:
+        x = x.float().flatten(2)
+        return x[:, :, :x.shape[2] // 4 * 4].unflatten(2, (-1, 4)).amax(3).mean(2)
+
+
+# Of these a backbone must have a class token.
+WITH_TOKEN = ("token", "GeM_token")
 # MODEL.POOLING_METHOD -> constructor(p, learn).
 POOLINGS = {
     "avg": lambda p, learn: AvgPool(),
     "GeM": GeM,
+    "token": lambda p, learn: ClassToken(),
+    "GeM_token": GeMToken,
+    "max": lambda p, learn: MaxPool(),
+    "avg_max": lambda p, learn: AvgMax(),
 }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.backbones import BACKBONES, build_backbone
+from model.backbones import BACKBONES, Backbone, build_backbone
 from utils.checkpoint import read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -90,9 +90,12 @@ def load_weights(
             advice if the cause is known.
     """
     skip = tuple(skip)
-    target = {key: value for key, value in module.state_dict().items() if not key.startswith(skip)}
-    source = _without_prefix(unwrap_state_dict(checkpoint, path), target)
+    source = _without_prefix(unwrap_state_dict(checkpoint, path), module.state_dict())
     source = {key: value for key, value in source.items() if not key.startswith(skip)}
+    for name, part in module.named_modules():
+        if isinstance(part, Backbone):
+            source = part.fit(source, f"{name}." if name else "")
+    target = {key: value for key, value in module.state_dict().items() if not key.startswith(skip)}
     shared = [key for key in target if key in source]
     fitting = {key: source[key] for key in shared if source[key].shape == target[key].shape}
     report = LoadReport(

@@ -22,7 +22,7 @@ from processor.embedding.fill import ItemList, fill_rows
 from processor.embedding.pictures import Item, crop_boxes, read_picture
 from processor.embedding.rows_file import ROWS
 from processor.export.model_folder import ModelInfo, with_thresholds_beside
-from processor.export.runtimes import OnnxRuntime, OpenVinoRuntime, Runtime, TorchRuntime
+from processor.export.runtimes import OnnxRuntime, OpenVinoRuntime, Runtime, Sides, TorchRuntime
 from processor.retrieval.calibration import probability
 from processor.trained_model import open_trained
 from utils.dist import ALONE, Workers
@@ -93,8 +93,9 @@ class Embedder:
         return {name: branch["dim"] for name, branch in self.info.branches.items()} if raw else {ROWS: self.dim}
 
     # -------------------------------------------------------------- pictures to rows
-    def embed(self, items: Iterable[Item] | Item, *, raw: bool = False, bgr: bool = False,
-              on_error: str = "raise") -> np.ndarray | dict[str, np.ndarray] | tuple:
+    def embed(self, items: Iterable[Item] | Item, *, raw: bool = False, bgr: bool = False, on_error: str = "raise",
+              cameras: Sequence[int] | None = None,
+              views: Sequence[int] | None = None) -> np.ndarray | dict[str, np.ndarray] | tuple:
         """A row for each picture.
 
         Args:
@@ -104,6 +105,8 @@ class Embedder:
                 bank, if the device and batch_size are the same: computed in the precision of the model's config.
             bgr: arrays are OpenCV's BGR or BGRA.
             on_error: raise | none: a bad picture has a row of NaN, and a list says what was wrong.
+            cameras, views: of each item, as the training set numbers them, for a model that looks at them
+                (MODEL.SIE_CAMERA, SIE_VIEW); others ignore them. None: unknown (MODEL.SIE_OTHER).
         Returns:
             [N, D] float32, rows of length 1; with `raw` {branch: [N, D_b] float32}; with on_error="none" a pair of
             that and [(index, reason)].
@@ -117,22 +120,24 @@ class Embedder:
             items = [items]
         numbered = iter(enumerate(items))
         groups = iter(lambda: list(islice(numbered, self.batch_size)), [])
-        made = list(self.embed_groups(groups, raw=raw, bgr=bgr, on_error=on_error))
+        made = list(self.embed_groups(groups, raw=raw, bgr=bgr, on_error=on_error, cameras=cameras, views=views))
         feats = {name: np.concatenate([batch.feats[name] for batch in made] or [np.empty((0, dim), np.float32)])
                  for name, dim in self.dims(raw).items()}
         result = feats if raw else feats[ROWS]
         return (result, [problem for batch in made for problem in batch.problems]) if on_error == "none" else result
 
     def embed_groups(self, groups: Iterable[list[tuple[int, Item | Exception]]], *, raw: bool = False,
-                     bgr: bool = False, on_error: str = "raise") -> Iterator[Batch]:
+                     bgr: bool = False, on_error: str = "raise", cameras: Sequence[int] | None = None,
+                     views: Sequence[int] | None = None) -> Iterator[Batch]:
         """As `embed`, a group of (index, item) at a time, so that no more than a few groups are in memory.
 
         Args:
             groups: taken as the work goes on. An item may be an exception: why there is no picture.
+            cameras, views: by the items' indices.
         """
-        compute = self._raw() if raw else (lambda images: {ROWS: self.runtime.rows(images)})
+        compute = self._raw() if raw else (lambda images, sides: {ROWS: self.runtime.rows(images, sides)})
         for indices, images, problems in self._decoded(groups, bgr, on_error == "none"):
-            feats = compute(images)
+            feats = compute(images, _sides(indices, cameras, views))
             bad = [indices.index(index) for index, _ in problems]
             for feat in feats.values():
                 feat[bad] = np.nan
@@ -226,7 +231,7 @@ class Embedder:
         tested = self.info.evaluation
         precision = make_precision(self.runtime.precision.device, tested.get("mixed_precision", False),
                                    dtype=tested.get("dtype", "auto"))
-        return lambda images: self.runtime.branches(images, precision)
+        return lambda images, sides: self.runtime.branches(images, precision, sides)
 
     def _decoded(self, groups: Iterable[list[tuple[int, Item | Exception]]], bgr: bool,
                  forgiving: bool) -> Iterator[tuple[list[int], np.ndarray, list[tuple[int, str]]]]:
@@ -276,6 +281,15 @@ def choose_precision(device: str, precision: str) -> Precision:
         precision = "bfloat16" if place.type == "cpu" and cpu_has_bfloat16() else "auto"
         return make_precision(place, precision == "bfloat16" or place.type == "cuda", dtype=precision)
     return make_precision(place, precision != "float32", dtype=precision)
+
+
+def _sides(indices: list[int], cameras: Sequence[int] | None, views: Sequence[int] | None) -> Sides | None:
+    """The cameras and views of some of the items; -1 where only the others are given."""
+    if cameras is None and views is None:
+        return None
+    if any(numbers is not None and len(numbers) <= max(indices) for numbers in (cameras, views)):
+        raise ValueError(f"item {max(indices)} has no camera or view: there must be as many as items")
+    return tuple([-1 if numbers is None else int(numbers[index]) for index in indices] for numbers in (cameras, views))
 
 
 def _is_stack(items: object) -> bool:

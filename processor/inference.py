@@ -75,7 +75,7 @@ def extract_features(model: ReIDModel, test: TestLoader, normalize: Normalize, f
     for batch in progress(test.loader, title, "batch"):
         images = normalize(batch.images.to(precision.device, non_blocking=True))
         with precision.autocast():
-            outputs = embed_views(model, images, flip)
+            outputs = embed_views(model, images, flip, **model.sides(batch.camids, batch.viewids))
         rows = slice(done, done + len(batch.pids))
         for branch, output in outputs.items():
             feats[branch][rows] = output.cpu().numpy()

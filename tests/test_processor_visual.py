@@ -276,7 +276,7 @@ def test_queries_of_one_run_alone_are_counted(runs, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- maps, scatter
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", ["avg", "GeM"])
 def test_what_positions_add_is_what_is_pooled(pooling):
     x = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
     pool = POOLINGS[pooling](3.0, True)
@@ -285,7 +285,7 @@ def test_what_positions_add_is_what_is_pooled(pooling):
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("neck", ["before", "after"])
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", ["avg", "GeM"])
 @pytest.mark.usefixtures("tiny_backbone")
 def test_the_maps_add_up_to_the_cosine(pooling, neck, flip):
     model = make_model(model_config(MODEL__NAME="tiny_with_dropout", MODEL__POOLING_METHOD=pooling,

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 from model.backbones import (
     efficientnet,
@@ -14,10 +15,10 @@ from model.backbones import (
     resnet_ibn_b,
     se_resnet_ibn_a,
 )
-from model.backbones.base import Backbone, freeze_stages
+from model.backbones.base import Backbone, Features, Sides, freeze_stages
 
-__all__ = ["BACKBONES", "WEIGHTS_PACKAGES", "WEIGHTS_URLS", "Backbone", "build_backbone", "check_name",
-           "freeze_stages"]
+__all__ = ["BACKBONES", "WEIGHTS_PACKAGES", "WEIGHTS_URLS", "Backbone", "Features", "Sides",
+           "build_backbone", "check_name", "constructor_of", "freeze_stages"]
 
 _FAMILIES = (
     resnet,
@@ -37,17 +38,23 @@ WEIGHTS_URLS: dict[str, str] = {k: v for family in _FAMILIES for k, v in family.
 WEIGHTS_PACKAGES: dict[str, str] = efficientnet_lite.WEIGHTS_PACKAGES
 
 
-def build_backbone(name: str, last_stride: int = 1) -> Backbone:
-    """A backbone with random weights (Kaiming normal, fan out).
+def build_backbone(name: str, last_stride: int = 1, **settings: Any) -> Backbone:
+    """A backbone with random weights.
 
     Args:
         name: a key of BACKBONES.
         last_stride: stride of the last stage, 1 or 2.
+        settings: what else its constructor takes.
     Raises:
         ValueError: the name is unknown (the choices and the nearest spelling are given).
     """
+    return constructor_of(name)(last_stride=last_stride, **settings)
+
+
+def constructor_of(name: str) -> Callable[..., Backbone]:
+    """What builds the backbone of a name; ValueError as `check_name`."""
     check_name(name)
-    return BACKBONES[name](last_stride=last_stride)
+    return BACKBONES[name]
 
 
 def check_name(name: str) -> None:

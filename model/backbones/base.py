@@ -1,7 +1,25 @@
 """What every backbone has in common, whatever its family."""
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What a backbone gives of a batch: map [B, D, h, w]; class token and parts [B, P, D] if it has such."""
+
+    map: Tensor
+    token: Tensor | None = None
+    parts: Tensor | None = None
+
+
+class Sides(NamedTuple):
+    """From where pictures were seen: the cameras and the views (camids, viewids) of a data set, sorted."""
+
+    camids: tuple[int, ...] = ()
+    viewids: tuple[int, ...] = ()
 
 
 class Backbone(nn.Module):
@@ -9,10 +27,14 @@ class Backbone(nn.Module):
 
     A family sets `feat_dim` and, if they differ from a ResNet's, the names of the modules that make up its stem and
     each of its stages; the names of its parameters are those of the published weights, without the classifier.
-    `may_miss` are shell patterns of weights that no published file has.
+    `may_miss` are shell patterns of weights that no published file has. A transformer overrides `features`; `has_token`
+    says that there is a class token, `num_parts` how many parts, and `uses_sides` that it looks at cameras and views.
     """
 
     feat_dim: int
+    has_token: bool = False
+    num_parts: int = 0
+    uses_sides: bool = False
     stem_names: tuple[str, ...] = ("conv1", "bn1")
     stage_names: tuple[tuple[str, ...], ...] = (("layer1",), ("layer2",), ("layer3",), ("layer4",))
     may_miss: tuple[str, ...] = ()
@@ -20,6 +42,35 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._frozen_names: tuple[str, ...] = ()
+
+    def features(self, x: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Features:
+        """All that the backbone gives.
+
+        Args:
+            x: [B, 3, H, W] float, normalised.
+            camids, viewids: [B] int64, rows of the tables of cameras and views (see `side_rows`); a number that is none
+                is an unknown camera or view. None: all are unknown.
+        """
+        return Features(self(x))
+
+    def forward_tokens(self, x: Tensor, camids: Tensor | None = None,
+                       viewids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The map, and the class token [B, D] where `has_token`, else None; arguments as `features`."""
+        features = self.features(x, camids, viewids)
+        return features.map, features.token
+
+    def side_rows(self, camids: Iterable[int], viewids: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Rows of the tables of cameras and views, [B] int64 each, of a data set's numbers; -1 = unknown."""
+        raise NotImplementedError
+
+    def fit(self, source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """A file's weights as this backbone takes them; tables whose size the file decides take it here.
+
+        Args:
+            source: the weights of a file by name.
+            prefix: with which the names of this backbone's begin there.
+        """
+        return source
 
     def train(self, mode: bool = True) -> Backbone:
         """As nn.Module.train, but frozen stages stay in eval mode: their statistics are frozen, too."""

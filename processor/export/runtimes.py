@@ -13,14 +13,19 @@ from processor.export.model_folder import ModelInfo, info_from_json
 from processor.export.packages import load_package
 from utils.precision import Precision
 
+Sides = tuple[list[int], list[int]]
 METADATA = "reid"  # the key of an exported file's metadata under which model.json's content stands
 
 
 class Runtime(Protocol):
     """Decoded pictures to rows."""
 
-    def rows(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] RGB -> float32 [B, D], rows of length 1."""
+    def rows(self, images: np.ndarray, sides: Sides | None = None) -> np.ndarray:
+        """uint8 [B, H, W, 3] RGB -> float32 [B, D], rows of length 1.
+
+        Args:
+            sides: (camids, viewids) of the pictures; None: unknown.
+        """
         ...
 
 
@@ -37,14 +42,19 @@ class TorchRuntime:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.net, self.precision = net.to(precision.device, memory_format=layout), precision
 
-    def rows(self, images: np.ndarray) -> np.ndarray:
+    def rows(self, images: np.ndarray, sides: Sides | None = None) -> np.ndarray:
         with torch.inference_mode(), self.precision.autocast():
-            return self.net(self._on_device(images)).cpu().numpy()
+            return self.net(self._on_device(images), **self._rows_of(sides)).cpu().numpy()
 
-    def branches(self, images: np.ndarray, precision: Precision | None = None) -> dict[str, np.ndarray]:
+    def branches(self, images: np.ndarray, precision: Precision | None = None,
+                 sides: Sides | None = None) -> dict[str, np.ndarray]:
         """{branch: float32 [B, D_b]} before any normalisation, in another precision if one is given."""
         with torch.inference_mode(), (precision or self.precision).autocast():
-            return {name: feat.cpu().numpy() for name, feat in self.net.branches(self._on_device(images)).items()}
+            feats = self.net.branches(self._on_device(images), **self._rows_of(sides))
+            return {name: feat.cpu().numpy() for name, feat in feats.items()}
+
+    def _rows_of(self, sides: Sides | None) -> dict[str, torch.Tensor]:
+        return {} if sides is None else self.net.model.sides(*sides)
 
     def _on_device(self, images: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(images).to(self.precision.device, non_blocking=True)
@@ -77,7 +87,8 @@ class OnnxRuntime:
             raise ValueError(f"{path}: not an ONNX file that onnxruntime reads ({reason})") from error
         self.info = _read_metadata(self.session.get_modelmeta().custom_metadata_map.get(METADATA), path)
 
-    def rows(self, images: np.ndarray) -> np.ndarray:
+    def rows(self, images: np.ndarray, sides: Sides | None = None) -> np.ndarray:
+        _refuse(sides)
         return self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
 
 
@@ -104,8 +115,15 @@ class OpenVinoRuntime:
         self.info = _read_metadata(text, path)
         self.model = core.compile_model(model, "CPU", settings)
 
-    def rows(self, images: np.ndarray) -> np.ndarray:
+    def rows(self, images: np.ndarray, sides: Sides | None = None) -> np.ndarray:
+        _refuse(sides)
         return self.model(images)[0]
+
+
+def _refuse(sides: Sides | None) -> None:
+    if sides is not None:
+        raise ValueError("an exported file takes no cameras or views: each counts as unknown there; use the model "
+                         "folder or the checkpoint that it was exported from")
 
 
 def _read_metadata(text: str | None, path: str | Path) -> ModelInfo:

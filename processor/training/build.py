@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs import flatten_cfg
 from configs.checks import batch_problem
-from datasets.bases import Sample, statistics
+from datasets.bases import UNKNOWN_CAMID, Sample, statistics
 from datasets.make_dataloader import DataLoaders, make_dataloader
 from loss.make_loss import make_loss
+from model.backbones import Sides
 from model.identities import transfer_identities
 from model.make_model import ReIDModel, check_model, make_model, place_model
 from processor.evaluation.truth import truths_of, warn_of_obstacles
@@ -214,7 +215,10 @@ def _check_frozen(cfg, model: ReIDModel) -> None:
 def _model_and_criterion(cfg, loaders: DataLoaders, device: torch.device,
                          pretrained: bool) -> tuple[ReIDModel, nn.Module]:
     classes = loaders.data.num_classes
-    model = make_model(cfg, classes, pretrained)
+    train = loaders.data.train
+    sides = Sides(tuple(sorted({sample.camid for sample in train} - {UNKNOWN_CAMID})),
+                  tuple(sorted({sample.viewid for sample in train})))
+    model = make_model(cfg, classes, pretrained, sides)
     criterion = make_loss(cfg, classes, model.feat_dims)
     if cfg.MODEL.PRETRAIN_CHOICE == "finetune" and pretrained:
         path = weight_file(cfg.MODEL.PRETRAIN_PATH)

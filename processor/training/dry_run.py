@@ -78,7 +78,8 @@ def _describe_evaluation(run: Training) -> list[str]:
     run.model.eval()
     begun = time.perf_counter()
     with run.precision.autocast():
-        outputs = run.model(run.loaders.normalize(batch.images.to(run.precision.device)))
+        outputs = run.model(run.loaders.normalize(batch.images.to(run.precision.device)),
+                            **run.model.sides(batch.camids, batch.viewids))
     shapes = ", ".join(f"{branch} {feat.shape[1]}" for branch, feat in outputs.items())
     seconds = float(outputs["global"].sum() * 0) + time.perf_counter() - begun  # the sum waits for the device
     # Evaluations of the same images share their features, see `extract_banks`.

@@ -50,14 +50,15 @@ def forward_backward(run: Training, batch: Batch, epoch: int, iteration: int, ti
     device, parts = run.precision.device, run.cfg.SOLVER.ACCUMULATION_STEPS
     images = run.images = run.loaders.augment(batch.images.to(device, non_blocking=True), epoch, batch.positions,
                                               batch.pids, run.images)
-    micro_batches = zip(images.chunk(parts), batch.pids.to(device, non_blocking=True).chunk(parts), strict=True)
+    inputs = {"pids": batch.pids.to(device, non_blocking=True), **run.model.sides(batch.camids, batch.viewids)}
+    micro_batches = zip(images.chunk(parts), *(values.chunk(parts) for values in inputs.values()), strict=True)
     means: dict[str, Tensor] = {}
-    for part, (micro_images, pids) in enumerate(micro_batches):
+    for part, (micro_images, pids, *sides) in enumerate(micro_batches):
         seed_step(run.cfg.SOLVER.SEED, epoch, iteration, part, run.workers.rank)
         last = part == parts - 1
         with run.no_sync(not last), run.workers.exchange():
             with run.precision.autocast():
-                outputs = run.net(micro_images, pids)
+                outputs = run.net(micro_images, pids, *sides)
             total, terms = losses(run, outputs, pids)
             timer.end("forward")
             run.precision.backward(total / parts, run.optimizers, last)

@@ -34,11 +34,16 @@ def location_features(model: ReIDModel, normalize: Normalize, image: Tensor, fli
     Args:
         model: in eval mode.
         image: [H, W, 3] uint8 RGB of the model's size, on its device.
+    Raises:
+        ValueError: the pooling is no sum over locations.
     """
+    if getattr(model.gap, "by_position", None) is None:
+        raise ValueError("there are no maps of a model whose pooling is no sum over locations, such as a transformer's "
+                         "class token; leave them out")
     views = [image[None], image[None].flip(2)] if flip else [image[None]]
     added = []
     for view in views:
-        features = model.gap.by_position(model.base(normalize(view)))[0]  # [C, h, w]
+        features = model.gap.by_position(model.base.features(normalize(view)).map)[0]  # [C, h, w]
         if (neck := model.bottleneck) is not None and model.neck_feat == "after":
             scale = neck.weight / torch.sqrt(neck.running_var + neck.eps)
             shift = neck.bias - scale * neck.running_mean
