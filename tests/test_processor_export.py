@@ -108,7 +108,9 @@ def test_an_int8_file_has_convolutions_by_channel_and_a_float32_head(tmp_path):
     difference, cosine = compare_rows(rows_of(model, 7), rows)
     assert difference > 1e-5
     assert cosine > 0.95
-    weights = {value.name: value for value in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}
+    file = onnx.load(str(tmp_path / "int8.onnx"))
+    assert [entry.domain for entry in file.opset_import] == [""]
+    weights = {value.name: value for value in file.graph.initializer}
     assert any(value.dims and value.dims[0] >= 32 for name, value in weights.items() if "scale" in name)
     assert not [name for name in weights if "pcb" in name and "quantized" in name]
     assert (tmp_path / "int8.onnx").stat().st_size < 0.6 * (tmp_path / "model.onnx").stat().st_size

@@ -77,4 +77,7 @@ def _write(model, info: ModelInfo, path: Path) -> None:
              "resizing": info.preprocessing["resizing"], "distance": "cosine: rows have length 1"}
     onnx.helper.set_model_props(model, {key: str(value) for key, value in facts.items()})
     model.producer_name = "tools/export.py"
+    domains = {node.domain for node in model.graph.node}
+    for unused in [entry for entry in model.opset_import if entry.domain not in domains]:
+        model.opset_import.remove(unused)  # quantisation leaves onnxruntime's own, which others do not know
     onnx.save(model, str(path))
