@@ -241,9 +241,10 @@ def test_an_erasure_that_a_kill_broke_off_is_completed_when_the_gallery_is_opene
     monkeypatch.setattr(gallery, "_finish", lambda **_: None)
     gallery.remove([1], erase=True)
     gallery.close()
-    for name in ("vectors-000009.float32", "thumbnails.9.jpegs"):  # of compactions that were killed
+    # What compactions and additions that were killed left behind.
+    for name in ("vectors-000009.float32", "thumbnails.9.jpegs", ".codes-000001.int8.4194305.0123abcd.tmp"):
         (gallery.folder / name).write_bytes(b"".join(secrets(1)))
-    for name in ("vectors-000001.float32", "thumbnails.1.jpegs"):  # of additions that were killed
+    for name in ("vectors-000001.float32", "thumbnails.1.jpegs"):
         with open(gallery.folder / name, "ab") as file:
             file.write(b"".join(secrets(1)))
     assert secrets(1)[0] in bytes_of(gallery.folder)

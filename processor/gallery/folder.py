@@ -31,6 +31,7 @@ from processor.gallery.segments import (
     by_slot,
     read_setting,
 )
+from utils.files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +237,8 @@ class FolderGallery:
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Remove what no commit refers to: files, and the tails of files. Only under the write lock."""
         counts = dict(db.execute("SELECT slot, count FROM segments"))
-        for path in self.folder.iterdir():
+        remove_leftovers(self.folder)
+        for path in list(self.folder.iterdir()):
             if match := re.fullmatch(r"[a-z]+-(\d{6,})\.\w+", path.name):
                 if int(match[1]) not in counts:
                     path.unlink()

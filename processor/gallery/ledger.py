@@ -198,12 +198,12 @@ class Ledger:
                                 (int(time.time() * 1000), who, what, BEGUN)).lastrowid
             noted = [(row, before, after) for row, before in rows.items()]
             noted += [(row, before, before) for row, before in (stay or {}).items()]
-            db.executemany("INSERT INTO log_rows VALUES (?1, ?2, ?3, ?4, EXISTS (SELECT 1 FROM by_human WHERE id=?2))",
-                           ((number, *row) for row in noted))
+            db.executemany("INSERT INTO log_rows VALUES (?, ?, ?, ?, EXISTS (SELECT 1 FROM by_human WHERE id=?))",
+                           ((number, *row, row[0]) for row in noted))
             if human:
                 db.executemany("INSERT OR IGNORE INTO by_human VALUES (?)", ((row,) for row, _, _ in noted))
-            db.executemany("INSERT INTO log_names VALUES (?1, ?2, (SELECT name FROM names WHERE identity=?2))",
-                           ((number, identity) for identity in names))
+            db.executemany("INSERT INTO log_names VALUES (?, ?, (SELECT name FROM names WHERE identity=?))",
+                           ((number, identity, identity) for identity in names))
             _set_names(db, names)
         try:
             self._complete()
