@@ -86,6 +86,9 @@ _C.MODEL.COMPILE = False, Bool()
 # Pooling of the last map; GeM is the generalised mean, clamp 1e-6; of transformers: token (the class token), GeM_token
 # (GeM plus the class token), max, avg_max (mean of the maxima of each four positions).
 _C.MODEL.POOLING_METHOD = "avg", Choice("avg", "GeM", "token", "GeM_token", "max", "avg_max")
+# Between 0 (appearance) and 1 (semantics, as SOLIDER pretrains) for SOLIDER's Swin; its published re-ID results have
+# 0.2. A negative number: without the layers that read it, for weights that have none.
+_C.MODEL.SEMANTIC_WEIGHT = 1.0, Float(high=1)
 # Exponent of GeM.
 _C.MODEL.GEM_P = 3.0, Float(above=0)
 # True: GeM's exponent is learned, at ten times the base lr and without decay; False: it stays GEM_P.

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 from model.backbones import Backbone, Sides, build_backbone, constructor_of
 
@@ -10,19 +9,25 @@ from model.backbones import Backbone, Sides, build_backbone, constructor_of
 def make_backbone(cfg, sides: Sides | None = None) -> Backbone:
     """cfg.MODEL.NAME with random weights.
 
-    A constructor is given the settings that it has a parameter for, by the names of `backbone_settings`.
+    A constructor is given the SETTINGS that it has a parameter for.
 
     Args:
         sides: cameras and views of the training set; None: those of the weights that will be loaded.
     Raises:
         ValueError: the name is unknown, or the settings do not suit the backbone.
     """
-    name = cfg.MODEL.NAME
+    settings = {}
+    for parameter, key in setting_keys(cfg.MODEL.NAME).items():
+        section, leaf = key.split(".")
+        settings[parameter] = cfg[section][leaf]
+    return build_backbone(cfg.MODEL.NAME, **settings)
+
+
+# Parameter of a constructor -> config key. `size` is that of tables of positions.
+SETTINGS = {"last_stride": "MODEL.LAST_STRIDE", "size": "INPUT.SIZE_TRAIN", "semantic_weight": "MODEL.SEMANTIC_WEIGHT"}
+
+
+def setting_keys(name: str) -> dict[str, str]:
+    """{parameter: config key} of what a backbone's constructor may be told; ValueError: the name is unknown."""
     known = inspect.signature(constructor_of(name)).parameters
-    settings = {key: value for key, value in backbone_settings(cfg, sides).items() if key in known}
-    return build_backbone(name, **settings)
-
-
-def backbone_settings(cfg, sides: Sides | None) -> dict[str, Any]:
-    """{parameter of a constructor: value} of all that a backbone may be told."""
-    return {"last_stride": cfg.MODEL.LAST_STRIDE}
+    return {parameter: key for parameter, key in SETTINGS.items() if parameter in known}

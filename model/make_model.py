@@ -12,7 +12,7 @@ from model.backbones import WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, Sides, che
 from model.classifiers import CLASSIFIERS
 from model.heads import PCB, BNNeck, HeadOutput
 from model.make_backbone import make_backbone
-from model.pooling import POOLINGS
+from model.pooling import POOLINGS, WITH_TOKEN
 from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained
 from utils.packages import weight_file
 
@@ -137,6 +137,10 @@ def make_model(cfg, num_class: int, pretrained: bool = True, sides: Sides | None
     """
     path = check_model(cfg, pretrained)
     base = make_backbone(cfg, sides)
+    takes_token = cfg.MODEL.POOLING_METHOD in WITH_TOKEN
+    if takes_token and not base.has_token:
+        raise ValueError(f"MODEL.POOLING_METHOD={cfg.MODEL.POOLING_METHOD}: {cfg.MODEL.NAME} has no class token; "
+                         f"choices: {', '.join(name for name in POOLINGS if name not in WITH_TOKEN)}")
     model = ReIDModel(
         base,
         gap=POOLINGS[cfg.MODEL.POOLING_METHOD](cfg.MODEL.GEM_P, cfg.MODEL.GEM_LEARN_P),
@@ -156,8 +160,10 @@ def make_model(cfg, num_class: int, pretrained: bool = True, sides: Sides | None
         # A model whose exponent was fixed has no gap.p: learning it starts from GEM_P.
         load_pretrained(model, path, skip=MODEL_HEADS, allow_missing=("gap.p", *allowed), allow_unexpected=allowed)
     freeze_stages(model.base, cfg.MODEL.FROZEN)
+    # Where nothing would reach weights they are frozen, because DDP waits for a gradient of all that require one.
+    for name in () if takes_token else base.token_names:
+        base.get_submodule(name).requires_grad_(False)
     if "softmax" not in cfg.DATALOADER.SAMPLER:
-        # Without an ID loss nothing would reach these weights, and DDP waits for a gradient of all that require one.
         for unused in (model.bottleneck, model.classifier):
             if unused is not None:
                 unused.requires_grad_(False)

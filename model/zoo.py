@@ -53,5 +53,5 @@ def format_zoo() -> str:
     rows = [f"{e.name:<22} {e.parameters:>8.1f} {e.gflops:>7.2f} {e.feat_dim:>8}  {e.url or '-'}"
             for e in list_models()]
     note = (f"GFLOPs: 10^9 multiply-adds of one {SIZE[0]}x{SIZE[1]} image with LAST_STRIDE 1, without heads. "
-            "'-': nobody published weights.")
+            "'-': none with an address to download from.")
     return "\n".join([header, *rows, note])

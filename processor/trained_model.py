@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from configs import flatten_cfg, load_cfg, load_cfg_text
 from datasets.transforms import Normalize
 from model.embedding import EmbeddingNet
+from model.make_backbone import setting_keys
 from model.make_model import ReIDModel, make_model
 from model.pretrained import MODEL_HEADS, load_weights
 from processor.evaluation.feature_bank import Ranking
@@ -74,7 +75,8 @@ def describe_model(cfg, model: ReIDModel, trained_on: dict[str, Any]) -> ModelIn
     weights = Ranking(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, None, cfg.TEST.LOCAL_WEIGHT).branch_weights(
         model.embedding_dims)
     info = ModelInfo(
-        model_id="", architecture={key: values[key] for key in ARCHITECTURE},
+        model_id="",
+        architecture={key: values[key] for key in (*ARCHITECTURE, *setting_keys(cfg.MODEL.NAME).values())},
         preprocessing={"size": list(cfg.INPUT.SIZE_TEST), "color": "RGB", "mean": list(cfg.INPUT.PIXEL_MEAN),
                        "std": list(cfg.INPUT.PIXEL_STD), "flip": cfg.TEST.FLIP_FEATS, "resizing": RESIZING},
         branches={name: {"dim": dim, "weight": weights[name]} for name, dim in model.embedding_dims.items()},

@@ -7,6 +7,7 @@ from conftest import model_config as config
 from torch import nn
 
 from model.classifiers import CLASSIFIERS
+from model.make_backbone import make_backbone
 from model.make_model import make_model
 
 SMALL = "resnet18_ibn_b_w32"
@@ -128,6 +129,27 @@ def test_backbone_without_published_weights_says_so():
 
 def test_pretrained_false_asks_for_no_file():
     make_model(config(MODEL__PRETRAIN_CHOICE="imagenet"), 7, pretrained=False)
+
+
+def test_the_token_is_pooled_where_there_is_one_and_weights_that_it_alone_needs_are_frozen_without_it():
+    names = {"MODEL__NAME": "osnet_x0_25", "MODEL__PRETRAIN_CHOICE": "none"}
+    model = make_model(config(**names, MODEL__POOLING_METHOD="token"), 7).eval()
+    x = images(2)
+    assert all(parameter.requires_grad for parameter in model.base.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(x)["global"], model.bottleneck(model.base.features(x).token))
+    model = make_model(config(**names), 7)
+    assert [name for name, p in model.base.named_parameters() if not p.requires_grad] == ["fc.1.weight", "fc.1.bias"]
+    with pytest.raises(ValueError, match=r"POOLING_METHOD=token: resnet18_ibn_b_w32 has no class token; choices: avg"):
+        make_model(config(MODEL__POOLING_METHOD="token", MODEL__PRETRAIN_CHOICE="none"), 7)
+
+
+def test_settings_of_a_network_are_those_of_the_config():
+    keys = {"MODEL__NAME": "solider_swin_tiny", "MODEL__PRETRAIN_CHOICE": "none"}
+    with torch.device("meta"):
+        assert make_backbone(config(**keys, MODEL__SEMANTIC_WEIGHT=0.2)).semantic_weight == 0.2
+        keys["MODEL__NAME"] = "clip_rn50"
+        assert make_backbone(config(**keys, INPUT__SIZE_TRAIN=[96, 64])).map_grid == (6, 4)
 
 
 def test_weights_of_a_package_are_asked_for_by_its_name():

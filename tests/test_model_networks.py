@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import model_config
 
-from model.backbones import build_backbone
+from model.backbones import BACKBONES, build_backbone, clip
+from model.make_model import make_model
 from model.pooling import POOLINGS
 from model.pretrained import load_weights
 
@@ -40,6 +42,20 @@ FASTREID = [
     ("fastreid_bot_R50-ibn", "fastreid_r50_ibn", "384x128", {}),
     ("fastreid_bot_R50-ibn", "fastreid_r50_ibn", "256x128", {}),
 ]
+OSNETS = [
+    (f"torchreid_osnet_{kind}", f"osnet_{kind}", case, {}) for case in ("236x108", "384x128", "256x128")
+    for kind in ("ain_x1_0", "x1_0")
+]
+SOLIDER = [
+    ("solider_swin_tiny", "solider_swin_tiny", case, {"semantic_weight": weight}) for case, weight in [
+        ("250x122_sw0.2", 0.2), ("256x128_none", -1.0), ("256x128_sw0.2", 0.2), ("384x128_sw0.2", 0.2),
+        ("224x224_sw0.2", 0.2), ("256x128_eps", 0.2), ("256x128_sw1.0", 1.0)]
+]
+CLIP = [
+    (golden, name, case, {"size": size}) for golden, name in [
+        ("clipreid_rn50", "clip_rn50"), ("clipreid_vit_b16_sie", "clip_vit_b16")]
+    for case, size in [("384x128", (384, 128)), ("256x128", (256, 128))]
+]
 
 
 def with_slow(cases):
@@ -68,7 +84,7 @@ def load_golden(golden, name, case, settings, **renamed):
     weights = weights_of(golden, case)
     inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     with torch.device("meta"):
-        shapes = build_backbone(name, **settings)
+        shapes = BACKBONES[name](**settings)
     net = shapes.to_empty(device="cpu").eval()
     load_weights(net, {**inner, **renamed}, golden, skip=("classifier",))
     return net, weights
@@ -86,6 +102,82 @@ def test_fast_reids_networks_give_its_maps_and_its_pooled_features(golden, name,
     x = net(image_of(case))
     pool = POOLINGS["GeM" if "sbs" in golden else "avg"](float(weights.get("heads.pool_layer.p", [1.0])[0]), False)
     assert complaints(golden, case, {"map": x, "emb_pooled": pool(x)}) == []
+
+
+@pytest.mark.parametrize(("golden", "name", "case", "settings"), with_slow(OSNETS))
+@torch.no_grad()
+def test_osnet_gives_torchreids_map_and_its_embedding_after_fc_norm_and_relu(golden, name, case, settings):
+    net, _ = load_golden(golden, name, case, settings)
+    x = image_of(case)
+    features = net.features(x)
+    assert complaints(golden, case, {"map": net.last_layer(x), "emb": features.token}) == []
+    torch.testing.assert_close(net.fc[1:](features.map.mean((2, 3))), features.token)
+
+
+@pytest.mark.parametrize(("golden", "name", "case", "settings"), with_slow(SOLIDER))
+@torch.no_grad()
+def test_swin_gives_soliders_last_map_and_its_mean(golden, name, case, settings):
+    net, _ = load_golden(golden, name, case, settings)
+    if case.endswith("eps"):  # so small that only the norm's epsilon tells
+        for parameter in net.patch_embed.projection.parameters():
+            parameter *= 1e-3
+    x = net(image_of(case))
+    assert complaints(golden, case, {"map3": x, "emb_before": x.mean((2, 3))}) == []
+
+
+@pytest.mark.parametrize(("golden", "name", "case", "settings"), with_slow(CLIP))
+@torch.no_grad()
+def test_the_image_encoders_give_clip_reids_feature_and_its_projection(golden, name, case, settings):
+    net, _ = load_golden(golden, name, case, settings)
+    assert complaints(golden, case, {"emb_before": net.features(image_of(case)).token}) == []
+
+
+NEW = ["osnet_x0_25", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "osnet_ain_x0_25", "solider_swin_tiny", "clip_rn50", "clip_vit_b16", "fastreid_r50_ibn_nl", "efficientnet_lite0"))]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", NEW)
+def test_two_steps_are_one_and_one_more_from_its_checkpoint(name, mixed):
+    pooling = "token" if BACKBONES[name]().has_token else "avg"
+    cfg = model_config(MODEL__NAME=name, MODEL__POOLING_METHOD=pooling)
+    images, pids = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
+
+    def train(state, steps):
+        torch.manual_seed(0)
+        model = make_model(cfg, 2)
+        model.load_state_dict(state or model.state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for step in steps:
+            torch.manual_seed(step)
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                head = model(images, pids)["global"]
+            loss = torch.nn.functional.cross_entropy(head.logits.float(), pids) + head.metric_feat.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            assert loss.isfinite()
+            optimizer.step()
+        return model.state_dict()
+
+    whole, halves = train(None, (1, 2)), train(train(None, (1,)), (2,))
+    assert all(torch.equal(value, halves[key]) for key, value in whole.items())
+
+
+def test_a_last_stride_that_a_network_does_not_have_is_refused():
+    for name in ("osnet_x0_25", "solider_swin_tiny", "clip_vit_b16"):
+        with torch.device("meta"), pytest.raises(ValueError, match=r"LAST_STRIDE=2: .* use 1"):
+            build_backbone(name, 2)
+
+
+@pytest.mark.parametrize(("rows", "grid"), [(50, (7, 7)), (197, (14, 14)), (129, (16, 8))])
+def test_positions_are_resized_from_square_grids_and_from_those_twice_as_high(rows, grid):
+    table = torch.cat([torch.full((1, 4), 7.0), torch.arange(rows - 1.0)[:, None].expand(-1, 4) // grid[1]])
+    resized = clip.with_positions({"a": table}, "a", (24, 8))["a"]
+    assert torch.equal(resized[0], table[0])
+    lines = resized[1:].unflatten(0, (24, 8))
+    torch.testing.assert_close(lines, lines[:, :1].expand(-1, 8, -1))  # a table of rows stays one of rows
+    assert (lines[1:] - lines[:-1] > -1e-5).all()
+    assert clip.with_positions({"a": table[:40]}, "a", (24, 8))["a"].shape == (40, 4)
 
 
 def test_a_non_local_block_is_the_sum_over_all_pairs_of_positions():

@@ -36,7 +36,10 @@ pytestmark = pytest.mark.usefixtures("tiny_backbone")
 SIZE = (64, 32)
 PARTS = ("MODEL.IF_USE_PCB", "True", "TEST.LOCAL_WEIGHT", "0.5")
 FAMILIES = {"resnet18": "global", "resnet18_ibn_a": "merged parts", "resnet18_ibn_b": "GeM, learned",
-            "se_resnet50_ibn_a": "local", "resnest50": "plain parts", "efficientnet_b0": "refined parts"}
+            "se_resnet50_ibn_a": "local", "resnest50": "plain parts", "efficientnet_b0": "refined parts",
+            "osnet_x0_25": "merged parts"}
+# Of a family, pooled as its authors do.
+TOKENS = ["osnet_ain_x0_25", *(pytest.param(name, marks=pytest.mark.slow) for name in ("clip_rn50", "clip_vit_b16"))]
 ALL = [pytest.param(name, head, marks=pytest.mark.slow) for name in sorted(BACKBONES) for head in HEADS]
 
 
@@ -75,6 +78,13 @@ def test_an_onnx_file_has_torchs_rows_at_any_batch(name, head, tmp_path):
     runtime = OnnxRuntime(tmp_path / "model.onnx")
     assert_same_rows(runtime, model)
     assert runtime.info == model.info
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_an_onnx_file_of_a_class_token_has_torchs_rows(name, tmp_path):
+    model = trained(name, ["TEST.FLIP_FEATS", "off", "MODEL.POOLING_METHOD", "token", "INPUT.SIZE_TRAIN", [96, 48]])
+    write_onnx(model.network(OnePassNet), model.info, tmp_path / "model.onnx")
+    assert_same_rows(OnnxRuntime(tmp_path / "model.onnx"), model)
 
 
 def test_an_onnx_file_tells_what_a_tracker_asks_for(tmp_path):

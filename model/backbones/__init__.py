@@ -6,14 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from model.backbones import (
+    clip,
     efficientnet,
     efficientnet_lite,
     fastreid,
+    osnet,
     resnest,
     resnet,
     resnet_ibn_a,
     resnet_ibn_b,
     se_resnet_ibn_a,
+    solider,
 )
 from model.backbones.base import Backbone, Features, Sides, freeze_stages
 
@@ -29,6 +32,9 @@ _FAMILIES = (
     efficientnet,
     efficientnet_lite,
     fastreid,
+    osnet,
+    solider,
+    clip,
 )
 # Name -> constructor, called with last_stride=1 or 2.
 BACKBONES: dict[str, Callable[..., Backbone]] = {k: v for family in _FAMILIES for k, v in family.BACKBONES.items()}

@@ -28,11 +28,13 @@ class Backbone(nn.Module):
     A family sets `feat_dim` and, if they differ from a ResNet's, the names of the modules that make up its stem and
     each of its stages; the names of its parameters are those of the published weights, without the classifier.
     `may_miss` are shell patterns of weights that no published file has. A transformer overrides `features`; `has_token`
-    says that there is a class token, `num_parts` how many parts, and `uses_sides` that it looks at cameras and views.
+    says that there is a class token, `token_names` which modules nothing but it needs, `num_parts` how many parts, and
+    `uses_sides` that it looks at cameras and views.
     """
 
     feat_dim: int
     has_token: bool = False
+    token_names: tuple[str, ...] = ()
     num_parts: int = 0
     uses_sides: bool = False
     stem_names: tuple[str, ...] = ("conv1", "bn1")
@@ -96,3 +98,9 @@ def freeze_stages(backbone: Backbone, n: int) -> None:
     for name in backbone._frozen_names:
         backbone.get_submodule(name).requires_grad_(False)
     backbone.train(backbone.training)
+
+
+def refuse_last_stride(kind: str, last_stride: int) -> None:
+    """Raise the ValueError of a network whose last stage has no stride to choose, if it is not left at 1."""
+    if last_stride != 1:
+        raise ValueError(f"MODEL.LAST_STRIDE={last_stride}: {kind} has no stride to choose in its last stage; use 1")
