@@ -94,7 +94,7 @@ if [ "${1:-}" = test ]; then
     shift
     selection=(-m "not slow")
     [ "${1:-}" != --all ] || { selection=(); shift; }
-    setup requirements.txt requirements-export.txt requirements-test.txt
+    setup requirements.txt requirements-export.txt requirements-serve.txt requirements-test.txt
     "$interpreter" -m ruff check .
     # Two processes, a file of tests each at a time, in the order of tests/conftest.py; for --pdb: -n 0.
     exec "$interpreter" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

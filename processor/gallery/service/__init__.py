@@ -1,0 +1,1 @@
+"""The gallery over HTTP, with its page: what may be asked, who may ask, and answers that share one search."""
