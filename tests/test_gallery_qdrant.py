@@ -130,3 +130,9 @@ def test_a_server_that_is_not_there_is_an_error_of_one_line(monkeypatch):
     with pytest.raises(OSError, match=r"^qdrant://127.0.0.1:9/people: .*") as error:
         open_qdrant("qdrant://127.0.0.1:9/people", DIM)
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_client_is_said_when_it_is_needed(monkeypatch):
+    monkeypatch.setattr(qdrant, "QdrantClient", None)
+    with pytest.raises(ImportError, match=r"pip install 'qdrant-client>=1\.16'"):
+        open_qdrant(URL, DIM)

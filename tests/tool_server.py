@@ -186,6 +186,7 @@ def _run(request):
                                          for number, mode in enumerate("rww"))
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
+    tempfile.tempdir = None  # what the server imports may have asked for it, before TMPDIR was known
     sys.argv = request["words"]
     sys.path[0] = str(Path(sys.argv[0]).parent)
     code = 0

@@ -20,8 +20,8 @@ try:
     from qdrant_client import QdrantClient, models
     from qdrant_client.common.client_exceptions import QdrantException
     from qdrant_client.http.exceptions import ApiException
-except ImportError as error:
-    raise ImportError("a qdrant:// gallery needs qdrant-client: pip install 'qdrant-client>=1.16'") from error
+except ImportError:  # optional: `open_qdrant` says so
+    QdrantClient = None
 
 from processor.gallery.contract import FACTS, UNKNOWN, Batch, Candidates, Where, check_facts, check_rows, check_vectors
 
@@ -46,7 +46,10 @@ def open_qdrant(url: str, dim: int, model: str = "", client: QdrantClient | None
     Raises:
         ValueError: the URL is none of these, or the collection was made for other vectors, models or shards.
         OSError: the server cannot be reached or refuses.
+        ImportError: qdrant-client is not installed.
     """
+    if QdrantClient is None:
+        raise ImportError("a qdrant:// gallery needs qdrant-client: pip install 'qdrant-client>=1.16'")
     place = urlsplit(url)
     name = place.path.strip("/")
     if place.scheme != "qdrant" or not place.hostname or not name or "/" in name or place.query or place.password:
