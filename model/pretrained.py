@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 BACKBONE_HEADS = ("fc.weight", "fc.bias", "_fc.", "classifier.")
 MODEL_HEADS = ("classifier.", "pcb.classifiers.", "base.fc.weight", "base.fc.bias", "base._fc.")
 # The averaged weights (SOLVER.EMA_DECAY) before those of the last step: they are what is tested.
-_WRAPPERS = ("ema", "state_dict", "model", "params", "model_state_dict", "teacher", "student", "net", "network")
+_WRAPPERS = ("ema", "state_dict_ema", "model_ema", "state_dict", "model", "params", "model_state_dict", "teacher",
+             "student", "net", "network")
 # What other tools put before a backbone's names, the one to take first: MoCo's and DINO's teachers, fast-reid, mmcv.
 _PREFIXES = ("base.", "backbone.", "encoder_q.", "encoder.", "teacher.", "student.", "model.", "net.")
 _NAMES_IN_MESSAGES = 10
@@ -129,7 +130,7 @@ def unwrap_state_dict(data: Mapping[str, Any], path: str | Path) -> dict[str, Te
             break
         data = inner
     if not data or not all(isinstance(value, Tensor) for value in data.values()):
-        content = _first(str(key) for key in data) or "nothing"
+        content = list_first(str(key) for key in data) or "nothing"
         raise ValueError(f"{path}: expected a dict of weights, it holds {content}")
     named = {_our_name(_PARALLEL.sub("", key)): value for key, value in data.items()}
     return {key: value for key, value in named.items() if not key.startswith(_LINEAGE_UNUSED)}
@@ -139,11 +140,12 @@ def _without_prefix(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
     """The weights with the names of `target`: as they are, or without the prefix of _PREFIXES that makes most fit."""
     if any(key in target for key in source) or any(key.startswith("base.") for key in target):
         return dict(source)  # a whole model's names are ours or the lineage's
+    prefixes = _PREFIXES[not all(key.startswith("base.") for key in source):]  # with a neck it is a whole model's file
 
     def fits(prefix: str) -> int:
         return sum(key.startswith(prefix) and key[len(prefix):] in target for key in source)
 
-    best = max(_PREFIXES[1:], key=fits)
+    best = max(prefixes, key=fits)
     if not fits(best):
         return dict(source)
     logger.info("the weights' names begin with %s, which is taken off", best)
@@ -161,26 +163,42 @@ def _not_allowed(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _first(names: Iterable[str]) -> str:
+def list_first(names: Iterable[str]) -> str:
+    """The first ten names, and how many more there are."""
     names, most = list(names), _NAMES_IN_MESSAGES
     return ", ".join(names[:most]) + (f", ... ({len(names) - most} more)" if len(names) > most else "")
 
 
 def _describe(lists: Mapping[str, Iterable[str]]) -> list[str]:
     """`3 missing: a, b, c` for each list that is not empty."""
-    return [f"{len(tuple(names))} {kind}: {_first(names)}" for kind, names in lists.items() if names]
+    return [f"{len(tuple(names))} {kind}: {list_first(names)}" for kind, names in lists.items() if names]
 
 
-def identify(state: Mapping[str, Tensor]) -> str | None:
+def identify(state: Mapping[str, Tensor], names: Iterable[str] = BACKBONES) -> str | None:
     """The name of the backbone whose weights these are; None if no backbone has such.
 
     Args:
         state: a backbone's weights, or a whole model's under `base.`.
+        names: the backbones that it may be; the first of them counts.
     """
+    shapes = _shapes_in(state)
+    return next((name for name in names if _shapes(name) == shapes), None)
+
+
+def describe_nearest(state: Mapping[str, Tensor], names: Iterable[str]) -> str:
+    """Which of these backbones has most of these weights, as `identify` takes them, and what is different."""
+    shapes = _shapes_in(state)
+    name = max(names, key=lambda name: len(shapes.items() & _shapes(name).items()))
+    there = _shapes(name)
+    rest = {"missing": there.keys() - shapes.keys(), "unexpected": shapes.keys() - there.keys(),
+            "misshapen": {key for key in there.keys() & shapes.keys() if there[key] != shapes[key]}}
+    return "; ".join([f"the nearest is {name}", *_describe({kind: sorted(keys) for kind, keys in rest.items()})])
+
+
+def _shapes_in(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     inner = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")} or state
-    shapes = {key: tuple(value.shape) for key, value in inner.items() if not key.startswith(BACKBONE_HEADS)}
-    shapes = {key: shape for key, shape in shapes.items() if not key.endswith("num_batches_tracked")}
-    return next((name for name in BACKBONES if _shapes(name) == shapes), None)
+    return {key: tuple(value.shape) for key, value in inner.items()
+            if not key.startswith(BACKBONE_HEADS) and not key.endswith("num_batches_tracked")}
 
 
 @functools.cache

@@ -23,7 +23,14 @@ from processor.evaluation.feature_bank import Ranking
 from processor.evaluation.ranking import rank_domains
 from processor.evaluation.sources import bank_source
 from processor.export.card import PROOFS, write_card
-from processor.export.model_folder import INFO, WEIGHTS, ModelInfo, feature_weights, read_info, write_model_folder
+from processor.export.model_folder import (
+    INFO,
+    WEIGHTS,
+    ModelInfo,
+    feature_weights,
+    holds_other_model,
+    write_model_folder,
+)
 from processor.export.networks import OnePassNet, with_half_backbone
 from processor.export.onnx_file import quantise, write_onnx
 from processor.export.openvino_file import write_openvino
@@ -99,13 +106,11 @@ def export_model(request: Request) -> list[str]:
     """
     _check(request)
     trained = open_trained(request.weight)
-    replaces = _replaces(request, trained.info)
+    replaces = holds_other_model(request.output, trained.info, request.force)
     tests = _tests(request, trained.info) if request.verify and request.formats else {}
     images = _calibration_images(request, trained.info) if request.formats else None
     if replaces:
-        files = [Path(file_name(form, precision)) for form in FORMATS for precision in PRECISIONS]
-        for file in (*files, *(file.with_suffix(".bin") for file in files), INFO, WEIGHTS, PROOFS):
-            (request.output / file).unlink(missing_ok=True)
+        remove_exports(request.output)
     write_model_folder(request.output, trained.info, feature_weights(trained.model))
     faults = []
     if request.formats:
@@ -113,6 +118,13 @@ def export_model(request: Request) -> list[str]:
             faults = _Exporter(trained, request, tests, images, Path(work)).export()
     write_card(request.output)
     return faults
+
+
+def remove_exports(folder: Path) -> None:
+    """Remove what `export_model` wrote of another model."""
+    files = [Path(file_name(form, precision)) for form in FORMATS for precision in PRECISIONS]
+    for file in (*files, *(file.with_suffix(".bin") for file in files), INFO, WEIGHTS, PROOFS):
+        (folder / file).unlink(missing_ok=True)
 
 
 def _check(request: Request) -> None:
@@ -127,17 +139,6 @@ def _check(request: Request) -> None:
         if request.calibration is None and not request.verify:
             raise ValueError("--precision int8 needs pictures that stand for what the model will see: --calibration "
                              "FOLDER, or --verify, whose set has them")
-
-
-def _replaces(request: Request, info: ModelInfo) -> bool:
-    """Whether another model is in the folder; raises ValueError unless it may be replaced."""
-    if not (request.output / INFO).is_file():
-        return False
-    there = read_info(request.output)
-    if there.model_id != info.model_id and not request.force:
-        raise ValueError(f"{request.output} has another model in it ({there.architecture['MODEL.NAME']}, model_id "
-                         f"{there.model_id[:12]}...): name another folder, or --force replaces it")
-    return there.model_id != info.model_id
 
 
 # ------------------------------------------------------------------ pictures
@@ -158,7 +159,8 @@ def _verify_cfg(request: Request, info: ModelInfo):
     if not Path(request.verify).is_dir():
         cfg = load_cfg(request.verify)
     elif weight.is_dir():
-        cfg, changes = load_cfg(None), {"DATASETS.NAMES": info.trained_on["sets"]}
+        cfg = load_cfg(None)
+        changes = {"DATASETS.NAMES": info.trained_on.get("sets", cfg.DATASETS.NAMES)}
     else:
         cfg = load_cfg_text(read_checkpoint(weight)["config"], str(weight))
     if Path(request.verify).is_dir():  # lists that the training or run.sh derived are taken where they are

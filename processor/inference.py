@@ -20,10 +20,12 @@ from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, 
 from processor.evaluation.ranking import rank_domains, write_results
 from processor.evaluation.sources import Compute, bank_source, warn_of_ranking
 from processor.evaluation.truth import truths_of, warn_of_obstacles
+from processor.export.model_folder import read_info, read_weights
 from processor.trained_model import describe_model
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
 from utils.files import sha256_of
+from utils.packages import weight_file
 from utils.precision import Precision, make_precision, select_device
 from utils.progress import progress
 
@@ -139,11 +141,11 @@ def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision, 
 
 
 def load_trained(cfg, weight: Path, device: torch.device = CPU) -> ReIDModel:
-    """The configured model with a checkpoint's weights; the classifier is of no use here and stays random.
+    """The configured model with a checkpoint's or a model folder's weights; its classifier stays random.
 
     Warns if a setting that changes features, but has no weights to contradict it, was another in training.
     """
-    checkpoint = read_checkpoint(weight)
+    checkpoint = read_weights(weight, read_info(weight)) if weight.is_dir() else read_checkpoint(weight)
     model = make_model(cfg, num_class=1, pretrained=False)
     # A model may have been trained with a branch that this test leaves out.
     load_weights(model, checkpoint, weight, skip=MODEL_HEADS, allow_unexpected=("pcb.local.*",))
@@ -192,7 +194,8 @@ def _extract_tests(cfg, device: torch.device, folder: Path, workers: Workers) ->
     warn_of_obstacles(truths_of(loaders.test))
     for domain, test in loaders.test.items():
         warn_of_ranking(domain, ranking_of(cfg), len(test.samples) - test.num_query)
-    about = {"evaluation": {"top_k": cfg.TEST.TOP_K}, "weight": weight.name, "weight_sha256": sha256_of(weight),
+    about = {"evaluation": {"top_k": cfg.TEST.TOP_K}, "weight": weight.name,
+             "weight_sha256": sha256_of(weight_file(weight)),
              "model": cfg.MODEL.NAME, "size": list(cfg.INPUT.SIZE_TEST), "measured_on": loaders.measured_on,
              "model_id": describe_model(cfg, model, {}).model_id}
     write_bank(cfg, model, loaders.test, folder, about, workers)

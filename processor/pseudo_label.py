@@ -29,6 +29,7 @@ from processor.pseudo.report import describe, measure_labels, write_sheet
 from processor.retrieval.ensemble import concat_features
 from utils.dist import ALONE, Workers
 from utils.files import new_folder, read_json, sha256_of, write_json, write_text
+from utils.packages import weight_file
 
 REPORT, LIST = "report.json", UNLABEL.list_file
 WHAT = "pseudo-labelled set"
@@ -84,7 +85,7 @@ def label_settings(cfg, unlabelled: Unlabelled) -> dict:
 
 
 def _feature_settings(cfg, unlabelled: Unlabelled) -> dict:
-    return {"weight": Path(cfg.TEST.WEIGHT).name, "weight_sha256": sha256_of(cfg.TEST.WEIGHT),
+    return {"weight": Path(cfg.TEST.WEIGHT).name, "weight_sha256": sha256_of(weight_file(cfg.TEST.WEIGHT)),
             "images": unlabelled.digest(), **_values(cfg, _OF_FEATURES)}
 
 
@@ -157,7 +158,7 @@ def _write(cfg, unlabelled: Unlabelled, labels: Labels, rules: Rules, place: Pat
 
 def check_weight(cfg) -> None:
     """Raise FileNotFoundError if TEST.WEIGHT names no file."""
-    if not cfg.TEST.WEIGHT or not Path(cfg.TEST.WEIGHT).is_file():
+    if not cfg.TEST.WEIGHT or not os.path.isfile(weight_file(cfg.TEST.WEIGHT)):
         raise FileNotFoundError(f"TEST.WEIGHT={cfg.TEST.WEIGHT!r} is no file: name the checkpoint that is to label, "
                                 "such as TEST.WEIGHT output/NAME_60.pth")
 

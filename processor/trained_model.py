@@ -1,10 +1,13 @@
 """A trained model from its file alone: a checkpoint, whose config is in it, or a model folder."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs import flatten_cfg, load_cfg, load_cfg_text
+from yacs.config import CfgNode
+
+from configs import change_cfg, flatten_cfg, load_cfg, load_cfg_text
 from datasets.transforms import Normalize
 from model.embedding import EmbeddingNet
 from model.make_backbone import setting_keys
@@ -59,14 +62,37 @@ def open_trained(file: str | Path) -> TrainedModel:
         load_weights(model, read_weights(path, info), path, skip=MODEL_HEADS)
         return TrainedModel(model.eval(), info)
     checkpoint = read_checkpoint(path)
-    if not isinstance(checkpoint.get("config"), str):
-        raise ValueError(f"{path}: holds weights without the config that they were trained with, so that neither the "
-                         "network nor its pictures are known; name a checkpoint that tools/train.py wrote")
-    cfg = load_cfg_text(checkpoint["config"], str(path))
+    cfg = _cfg_inside(checkpoint, path)
     model = make_model(cfg, num_class=1, pretrained=False)
     # A model may have been trained with a branch that a test leaves out.
     load_weights(model, checkpoint, path, skip=MODEL_HEADS, allow_unexpected=("pcb.local.*",))
     return TrainedModel(model.eval(), describe_model(cfg, model, _origin(cfg, checkpoint, path)))
+
+
+def cfg_of_weights(file: Path, cfg: CfgNode) -> CfgNode:
+    """The config that a checkpoint was trained with; for a model folder, `cfg` with its network and pictures.
+
+    Raises:
+        As `open_trained`.
+    """
+    if file.is_dir():
+        return change_cfg(cfg, folder_settings(read_info(file)))
+    return _cfg_inside(read_checkpoint(file), file)
+
+
+def _cfg_inside(checkpoint: Mapping[str, Any], path: Path) -> CfgNode:
+    if not isinstance(checkpoint.get("config"), str):
+        raise ValueError(f"{path}: holds weights without the config that they were trained with, so that neither the "
+                         "network nor its pictures are known; name a checkpoint that tools/train.py wrote, or the "
+                         "folder that tools/import_weights.py makes of a file that others published")
+    return load_cfg_text(checkpoint["config"], str(path))
+
+
+def folder_settings(info: ModelInfo) -> dict[str, Any]:
+    """{config key: value} of what model.json says of the network and its pictures."""
+    steps = info.preprocessing
+    return {**info.architecture, "INPUT.SIZE_TRAIN": steps["size"], "INPUT.SIZE_TEST": steps["size"],
+            "INPUT.PIXEL_MEAN": steps["mean"], "INPUT.PIXEL_STD": steps["std"], "TEST.FLIP_FEATS": steps["flip"]}
 
 
 def describe_model(cfg, model: ReIDModel, trained_on: dict[str, Any]) -> ModelInfo:

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from configs import change_cfg, load_cfg, load_cfg_text
+from configs import change_cfg, load_cfg
 from datasets.files.images import decode
 from datasets.files.pack_reader import PackedSource
 from datasets.make_dataloader import make_dataloader, make_sets
@@ -17,13 +18,14 @@ from processor.evaluation.ensemble import ENSEMBLE, open_models
 from processor.evaluation.feature_bank import CONFIG, FeatureBank, read_bank, read_ranking
 from processor.evaluation.sources import HERE, Compute, DomainSource
 from processor.inference import load_trained
+from processor.trained_model import cfg_of_weights
 from processor.visual.lists import RIGHT, WRONG, RankedLists, rank_lists
 from processor.visual.maps import describe_branches, draw_map, location_features, pair_map
 from processor.visual.page import PageData, Shown, list_places, write_page
 from processor.visual.pictures import Place, RunPictures, SmallCopies
 from processor.visual.scatter import scatter, worst_identities
-from utils.checkpoint import read_checkpoint
 from utils.files import new_folder, read_json, remove_leftovers, sha256_of
+from utils.packages import weight_file
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -247,11 +249,8 @@ class _Maps:
         weight = weight or _find_weight(run)
         self.cfg = run.cfg
         if len(run.models) > 1:
-            text = read_checkpoint(weight).get("config")
-            if not text:
-                raise ValueError(f"{weight} has no config in it: --model takes a checkpoint of tools/train.py")
-            self.cfg = load_cfg_text(text, str(weight))
-        elif run.index.get("weight_sha256") not in (None, sha256_of(weight)):
+            self.cfg = cfg_of_weights(weight, run.cfg)
+        elif run.index.get("weight_sha256") not in (None, sha256_of(weight_file(weight))):
             logger.warning("%s is not the checkpoint that %s was tested with", weight, run.folder)
         self.pictures, self.device = run.pictures, device
         self.model = load_trained(self.cfg, weight, self.device).eval()
@@ -290,7 +289,7 @@ def _find_weight(run: _Run) -> Path:
     """
     folder, weight = run.models[0], Path(run.cfg.TEST.WEIGHT or run.index.get("weight", "latest.pth"))
     places = [weight, folder / weight.name, folder.parent / weight.parent.name / weight.name, folder / "latest.pth"]
-    path = next((path for path in places if path.is_file()), None)
+    path = next((path for path in places if os.path.isfile(weight_file(path))), None)
     if path is None:
         raise ValueError(f"the checkpoint {weight} of {folder} is not found: name it with --model FILE")
     return path

@@ -16,7 +16,8 @@ from datasets.demo.plan import Sizes
 from datasets.demo.synthetic import make_demo_data
 from datasets.sets.domains import split_domains
 from datasets.validation.cut import SplitRequest
-from model.backbones import BACKBONES
+from model.backbones import BACKBONES, build_backbone
+from processor.import_weights import import_weights
 from processor.prepare import make_validation
 
 TINY = Sizes(ids=6, images=5, singles=1, shared=1, query_ids=6, query_images=2, gallery_images=4, distractors=3,
@@ -103,6 +104,15 @@ def tiny_backbone():
     add_tiny_backbone(BACKBONES)
     yield
     del BACKBONES[TINY_BACKBONE]
+
+
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory):
+    """A folder with a small backbone's published file, file.pth, and the model folder of it, model."""
+    folder = tmp_path_factory.mktemp("imported")
+    torch.save(build_backbone("resnet18_ibn_b_w32").state_dict(), folder / "file.pth")
+    import_weights(folder / "file.pth", folder / "model", opts=["INPUT.SIZE_TEST", "[64, 32]"])
+    return folder
 
 
 def model_config(**keys):

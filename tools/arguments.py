@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from yacs.config import CfgNode
 
-from configs import load_cfg
+from configs import flatten_cfg, load_cfg, load_cfg_with_origins
 from utils.logger import setup_logger
 
 if TYPE_CHECKING:  # torch takes seconds to import: not before the arguments are right
@@ -39,6 +39,27 @@ def parse_config(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, C
     """The command line, and the config that it asks for."""
     args = parser.parse_intermixed_args()
     return args, load_cfg(args.config_file, args.opts)
+
+
+def with_model_folder(cfg: CfgNode, args: argparse.Namespace, key: str) -> CfgNode:
+    """The config, with the network and the pictures of the model folder where `key` names such a folder.
+
+    For a test (TEST.WEIGHT) these count more than the YAML file; a training (MODEL.PRETRAIN_PATH) takes those that the
+    file does not set, and of the folder's network the backbone alone if MODEL.PRETRAIN_CHOICE is imagenet. The command
+    line counts most.
+    """
+    folder = Path(flatten_cfg(cfg)[key] or "-")
+    if not folder.is_dir():
+        return cfg
+    from processor.trained_model import folder_settings, read_info
+
+    settings, training = folder_settings(read_info(folder)), key == "MODEL.PRETRAIN_PATH"
+    if training and cfg.MODEL.PRETRAIN_CHOICE == "imagenet":
+        settings = {name: value for name, value in settings.items()
+                    if not name.startswith("TEST.") and name not in ("MODEL.NECK", "MODEL.IF_USE_PCB")}
+    set_by_file = load_cfg_with_origins(args.config_file)[1] if training else {}
+    words = [word for name, value in settings.items() if name not in set_by_file for word in (name, value)]
+    return load_cfg(args.config_file, [*words, *args.opts])
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Train a model: python tools/train.py --config_file configs/naic/r101_ibn_b_192.yml [KEY VALUE ...]
 
 Several GPUs: MODEL.DEVICE_ID 0,1 (one process), or torchrun --nproc_per_node 2 tools/train.py ... (one each, faster).
+MODEL.PRETRAIN_PATH may be a model folder (tools/export.py, tools/import_weights.py): what no file sets of the network
+and its pictures is then the folder's.
 SIGTERM and Ctrl-C write a checkpoint and end with exit code 75; the same command with --resume goes on to the bit.
 """
 import itertools
@@ -12,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import dump_cfg, load_cfg, load_cfg_with_origins
 from configs.defaults import RULES
-from tools.arguments import make_config_parser, open_tool
+from tools.arguments import make_config_parser, open_tool, with_model_folder
 from utils.logger import run_tool
 
 
@@ -50,7 +52,7 @@ def main() -> None:
         sys.stdout.reconfigure(encoding="utf-8")  # as load_cfg reads it
         print(dump_cfg(*load_cfg_with_origins(args.config_file, args.opts)), end="")
         return
-    cfg = load_cfg(args.config_file, args.opts)
+    cfg = with_model_folder(load_cfg(args.config_file, args.opts), args, "MODEL.PRETRAIN_PATH")
     if args.force and (args.resume or args.resume_from):
         parser.error("--force trains anew and --resume goes on; give one of them")
     resume = args.resume_from or ("auto" if args.resume else "none")

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--maps", type=int, default=0, metavar="N",
                         help="activation maps of the N worst and the N best queries")
     parser.add_argument("--model", type=Path, metavar="FILE",
-                        help="the checkpoint for --maps; default: the one that was tested; an ensemble needs it")
+                        help="the checkpoint or model folder for --maps; default: the tested one; an ensemble needs it")
     parser.add_argument("--scatter", action="store_true", help="the features in two dimensions (t-SNE)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="DATASETS.ROOT_DIR, if the pictures were moved")
     add_ranking_arguments(parser)

@@ -18,6 +18,7 @@ from utils.files import atomic_path
 from utils.plain_values import NotPlain, as_plain, stand_ins
 
 CHECKSUM = "checksum"
+FOLDER_WEIGHTS = "model.safetensors"  # of a model folder
 # How torch names what it does not read: GLOBAL a.b.C, class <class 'a.b.C'>, or a module of its blocklist.
 _REFUSED = re.compile(r"(?:GLOBAL |<(?:class|function) '?|module )([\w.]+)")
 
@@ -85,8 +86,9 @@ def _on_cpu(value: Any) -> Any:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    A `.safetensors` file gives its flat dict of tensors. Numpy scalars and arrays, argparse.Namespace and paths of
-    other tools' files become numbers, tensors, dicts and strings (see utils.plain_values).
+    A `.safetensors` file gives its flat dict of tensors, a model folder (tools/export.py) that of its file. Numpy
+    scalars and arrays, argparse.Namespace and paths of other tools' files become numbers, tensors, dicts and strings
+    (see utils.plain_values).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -95,7 +97,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path}: a folder, expected a checkpoint file")
+        if not (path / FOLDER_WEIGHTS).is_file():
+            raise ValueError(f"{path}: a folder without {FOLDER_WEIGHTS}, expected a checkpoint file or a model folder")
+        path /= FOLDER_WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     if path.suffix == ".safetensors":

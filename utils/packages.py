@@ -1,9 +1,11 @@
-"""Weight files that installed Python packages carry, found without running the packages."""
+"""Weight files where their settings name them: also those that installed packages carry, found without running them."""
 from __future__ import annotations
 
 import importlib.metadata
 import sys
 from pathlib import Path
+
+from utils.checkpoint import FOLDER_WEIGHTS
 
 PREFIX = "package:"
 _SUFFIXES = (".pth", ".pt", ".safetensors", ".bin")
@@ -35,6 +37,11 @@ def find_package_weights(name: str) -> Path:
     return files[0]
 
 
-def weight_file(path: str) -> str:
-    """The file that a value of MODEL.PRETRAIN_PATH names: itself, or the one of `package:NAME`; raises as above."""
-    return str(find_package_weights(path)) if path.startswith(PREFIX) else path
+def weight_file(path: str | Path) -> str:
+    """The file that a value of MODEL.PRETRAIN_PATH or TEST.WEIGHT names; it need not be there.
+
+    That is itself, the one of `package:NAME` (raises as above), or the weights of a model folder.
+    """
+    if str(path).startswith(PREFIX):
+        return str(find_package_weights(str(path)))
+    return str(Path(path) / FOLDER_WEIGHTS) if Path(path).is_dir() else str(path)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from model.make_model import ReIDModel
 from model.pretrained import MODEL_HEADS
-from utils.checkpoint import digest, read_checkpoint
+from utils.checkpoint import FOLDER_WEIGHTS, digest, read_checkpoint
 from utils.files import atomic_path, read_json, write_json
 
 FORMAT = 1
-INFO, WEIGHTS = "model.json", "model.safetensors"
+INFO, WEIGHTS = "model.json", FOLDER_WEIGHTS
 RESIZING = "OpenCV: INTER_AREA in a direction that shrinks, first; INTER_LINEAR_EXACT in one that enlarges"
 
 
@@ -113,6 +113,17 @@ def write_model_folder(folder: str | Path, info: ModelInfo, weights: Mapping[str
         # Not save_file, whose files only their owner may read.
         temporary.write_bytes(save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}))
     write_json(folder / INFO, info.to_json())
+
+
+def holds_other_model(folder: Path, info: ModelInfo, force: bool) -> bool:
+    """Whether another model is in the folder; raises ValueError unless `force` lets it be replaced."""
+    if not (folder / INFO).is_file():
+        return False
+    there = read_info(folder)
+    if there.model_id != info.model_id and not force:
+        raise ValueError(f"{folder} has another model in it ({there.architecture['MODEL.NAME']}, model_id "
+                         f"{there.model_id[:12]}...): name another folder, or --force replaces it")
+    return there.model_id != info.model_id
 
 
 def read_info(folder: str | Path) -> ModelInfo:

@@ -1,0 +1,66 @@
+"""From a file that others published to a model folder, strictly: every weight is loaded or accounted for."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs import load_cfg
+from model.make_model import make_model
+from model.pretrained import MODEL_HEADS, load_weights, unwrap_state_dict
+from model.published import LAYOUTS, convert, recognise
+from processor.export.card import write_card
+from processor.export.model_folder import feature_weights, holds_other_model, read_info, write_model_folder
+from processor.export_model import remove_exports
+from processor.inference import do_inference
+from processor.trained_model import describe_model, folder_settings
+from processor.visualize import PageOptions, make_rank_page
+from utils.checkpoint import read_checkpoint
+
+
+def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[str] = (),
+                   force: bool = False) -> list[str]:
+    """Write a model folder of a published file.
+
+    Args:
+        layout: a key of LAYOUTS; "" = recognised by the file's keys.
+        opts: KEY VALUE pairs over the settings that the layout brings.
+        force: replace another model's folder.
+    Returns:
+        What was recognised, what happened to the file's keys, and the settings: a line each.
+    Raises:
+        FileNotFoundError, ValueError: before anything is written: the file cannot be read, its layout is unknown or
+            cannot be built, a weight is in excess or missing, or the folder has another model in it.
+    """
+    if layout and layout not in LAYOUTS:
+        raise ValueError(f"--as {layout}: no such layout; there are {', '.join(LAYOUTS)}")
+    checkpoint = read_checkpoint(file)
+    if isinstance(checkpoint.get("config"), str):
+        raise ValueError(f"{file}: a checkpoint of tools/train.py; tools/export.py makes its model folder")
+    state = unwrap_state_dict(checkpoint, file)
+    published = convert(state, layout or recognise(state, file), file)
+    settings = [word for pair in published.config.items() for word in pair]
+    cfg = load_cfg(None, [*settings, *opts, "MODEL.PRETRAIN_CHOICE", "none"])
+    model = make_model(cfg, num_class=1, pretrained=False)
+    load_weights(model, published.weights, file, skip=MODEL_HEADS)
+    info = describe_model(cfg, model.eval(), {"checkpoint": file.name, "layout": published.layout.title})
+    if holds_other_model(output, info, force):
+        remove_exports(output)
+    write_model_folder(output, info, feature_weights(model))
+    write_card(output)
+    return [f"{file}: {published.layout.title}, {cfg.MODEL.NAME}", *published.describe(),
+            "settings: " + " ".join(f"{key} {info.architecture.get(key, value)}"
+                                    for key, value in published.config.items())]
+
+
+def rank_page(folder: Path, data: Sequence[str]) -> Path:
+    """Test a model folder, as tools/test.py, and write the page of what it ranked; returns its index.html.
+
+    Args:
+        data: KEY VALUE pairs of the set, such as DATASETS.NAMES and DATASETS.ROOT_DIR.
+    Raises:
+        As `processor.inference.do_inference` and `processor.visualize.make_rank_page`.
+    """
+    words = [word for pair in folder_settings(read_info(folder)).items() for word in pair]
+    cfg = load_cfg(None, [*words, "OUTPUT_DIR", str(folder / "run"), *data, "TEST.WEIGHT", str(folder)])
+    do_inference(cfg)
+    return make_rank_page(Path(cfg.OUTPUT_DIR), PageOptions())

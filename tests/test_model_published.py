@@ -1,0 +1,192 @@
+"""Files that others published: whose they are, and what every key of them becomes."""
+import numpy as np
+import pytest
+import torch
+from conftest import load_golden_fill
+from test_model_networks import tokens
+from tool_server import run_tool
+
+from model.backbones import build_backbone
+from model.published import LAYOUTS, convert, recognise
+from processor.embedder import Embedder
+from processor.import_weights import import_weights
+from processor.trained_model import open_trained
+from utils.files import read_json
+
+fill = load_golden_fill()
+GOLDEN = tokens.HERE
+
+
+def shapes_of(name, **changes):
+    """The keys of a golden network's file with tensors that have shapes alone; a change None drops a key."""
+    spec = read_json(f"{GOLDEN}/{name}.keys.json")
+    state = {key: torch.empty(shape, device="meta") for key, shape in (*spec["keys"], *spec["excluded"])}
+    return {key: value for key, value in {**state, **changes}.items() if value is not None}
+
+
+def on_meta(name, prefix=""):
+    with torch.device("meta"):
+        return {prefix + key: value for key, value in build_backbone(name).state_dict().items()}
+
+
+def published(state):
+    return convert(state, recognise(state, "file"), "file")
+
+
+def save_golden(path, name, **options):
+    """The file of a golden network's upstream, its weights filled."""
+    torch.save(tokens.golden_checkpoint(f"{name}.keys.json", **options), path)
+    return path
+
+
+def assert_gives_the_published_feature(folder, name, case, item="emb"):
+    model = open_trained(folder).model
+    height, width = (int(side) for side in case.split("x"))
+    with torch.no_grad():
+        feats = model(torch.from_numpy(tokens.golden_image(height, width, 2 if case == "256x128" else 1)))
+    archive = np.load(f"{GOLDEN}/{name}.npz")
+    assert tokens.compare_case(archive, case, {item: torch.cat(list(feats.values()), 1).numpy()}) == []
+
+
+def tie_forward_to_embedder(folder):
+    """A picture through the normalisation and `forward`, and through Embedder.embed(raw=True)."""
+    trained = open_trained(folder)
+    picture = np.random.default_rng(0).integers(0, 256, (*trained.info.size, 3), np.uint8)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+    mean, std = (torch.tensor(trained.info.preprocessing[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        direct = trained.model((pixels - mean) / std)
+    feats = Embedder.load(folder, precision="float32").embed(picture, raw=True)
+    for branch, feat in direct.items():
+        np.testing.assert_allclose(feats[branch], feat.numpy(), rtol=1e-4, atol=1e-4 * feat.abs().max())
+
+
+# ------------------------------------------------------------------ recognition
+@pytest.mark.parametrize(("golden", "layout", "name"), [
+    ("fastreid_bot_R50-ibn", "fastreid_bot", "fastreid_r50_ibn"),
+    ("fastreid_sbs_R50-ibn", "fastreid_sbs", "fastreid_r50_ibn_nl"),
+])
+def test_a_published_re_id_file_is_recognised_and_every_key_accounted_for(golden, layout, name):
+    state = shapes_of(golden)
+    result = published(state)
+    assert (result.layout, result.config["MODEL.NAME"]) == (LAYOUTS[layout], name)
+    assert sorted(key for keys in result.account.values() for key in keys) == sorted(state)
+    assert result.account["skipped as head"] == ["heads.weight"]
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "encoder_q."])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_ibn_b", "resnet50_ibn_b_naic", "resnest50"])
+def test_a_backbones_file_is_recognised_by_its_shapes_under_any_prefix(name, prefix):
+    state = {**on_meta(name, prefix), f"{prefix}fc.weight": torch.empty(1000, 512), "encoder_k.x": torch.empty(1)}
+    result = published(state)
+    assert (result.config["MODEL.NAME"], result.config["MODEL.NECK"]) == (name, "no")
+    assert result.account["skipped as head"] == [f"{prefix}fc.weight"]
+
+
+def test_a_lineage_file_brings_the_neck_and_the_pooling_that_its_keys_tell_of():
+    state = {**on_meta("resnet18_ibn_a", "base."), "classifier.weight": torch.empty(5, 512), "gap.p": torch.ones(1),
+             **{f"bottleneck.{key}": torch.empty(512) for key in ("weight", "bias", "running_mean", "running_var")}}
+    config = published(state).config
+    assert {key: config[key] for key in ("MODEL.NAME", "MODEL.NECK", "MODEL.POOLING_METHOD", "MODEL.LAST_STRIDE")} == {
+        "MODEL.NAME": "resnet18_ibn_a", "MODEL.NECK": "bnneck", "MODEL.POOLING_METHOD": "GeM", "MODEL.LAST_STRIDE": 1}
+
+
+def test_agw_pools_with_a_fixed_exponent_and_sbs_with_the_stored():
+    sbs = shapes_of("fastreid_sbs_R50-ibn")
+    agw = shapes_of("fastreid_sbs_R50-ibn", **{"heads.pool_layer.p": None})
+    assert recognise(agw, "file") == "fastreid_agw"
+    assert published(agw).config["MODEL.GEM_P"] == 3
+    assert "MODEL.GEM_LEARN_P" not in published(agw).config
+    assert "gap.p" in published(sbs).weights
+
+
+def test_older_fast_reid_files_have_their_necks_name_their_pixels_and_an_exponent_that_bot_does_not_use():
+    state = shapes_of("fastreid_bot_R50-ibn")
+    older = {key.replace("bottleneck.0", "bnneck"): value for key, value in state.items()} | {
+        "heads.pool_layer.p": torch.ones(1), "pixel_mean": torch.full((1, 3, 1, 1), 127.5),
+        "pixel_std": torch.full((1, 3, 1, 1), 51.0)}
+    result = published(older)
+    assert result.weights.keys() == published(state).weights.keys()
+    assert (result.config["INPUT.PIXEL_MEAN"], result.config["INPUT.PIXEL_STD"]) == ([0.5] * 3, [0.2] * 3)
+
+
+@pytest.mark.parametrize(("keys", "named"), [
+    (("b1_head.weight", "backbone.0.conv1.weight"), "MGN"),
+    (("backbone.patch_embed.proj.weight", "heads.bottleneck.0.weight"), "fast-reid ViT"),
+    (("backbone.conv1.weight", "heads.bottleneck.0.weight", "heads.bottleneck.1.weight"), "EMBEDDING_DIM"),
+])
+def test_what_cannot_be_built_is_named_and_refused(keys, named):
+    with pytest.raises(ValueError, match=f"{named}.*not built here"):
+        published({key: torch.empty(1) for key in keys})
+
+
+def test_a_key_without_a_meaning_is_an_error_that_names_it_and_the_layout():
+    with pytest.raises(ValueError, match=r"fast-reid BoT.*1 keys have no meaning: heads.extra"):
+        published(shapes_of("fastreid_bot_R50-ibn", **{"heads.extra": torch.empty(1)}))
+
+
+def test_a_weight_that_is_not_there_is_an_error_that_names_it_and_the_nearest_backbone():
+    with pytest.raises(ValueError, match=r"nearest is fastreid_r50_ibn; 1 missing: conv1.weight"):
+        published(shapes_of("fastreid_bot_R50-ibn", **{"backbone.conv1.weight": None}))
+
+
+def test_an_unknown_file_is_refused_with_its_keys_and_the_nearest_layout():
+    with pytest.raises(ValueError, match=r"no layout that is known here; the nearest is .* are a.b, c"):
+        recognise({"a.b": torch.empty(1), "c": torch.empty(1)}, "file")
+
+
+# ------------------------------------------------------------------ numbers
+def test_an_imported_backbone_gives_the_published_map_and_its_embedder_the_same(tmp_path):
+    spec = read_json(f"{GOLDEN}/../backbones/resnet18_ibn_b.keys.json")
+    state = {f"module.{key}": torch.from_numpy(np.asarray(fill.fill_array(key, tuple(shape))))
+             for key, shape in (*spec["keys"], *spec["excluded"])}
+    torch.save({"state_dict": state, "epoch": np.float64(3), "best": np.int64(1)}, tmp_path / "file.pth")
+    lines = import_weights(tmp_path / "file.pth", tmp_path / "folder")
+    assert lines[0].endswith("resnet18_ibn_b")
+    assert lines[1].startswith("renamed: ")
+    model = open_trained(tmp_path / "folder").model
+    images = torch.from_numpy(tokens.golden_image(64, 32, 1))
+    plain = build_backbone("resnet18_ibn_b", 2).eval()
+    plain.load_state_dict({key.removeprefix("module."): value for key, value in state.items()}, strict=False)
+    with torch.no_grad():
+        assert torch.equal(model(images)["global"], plain(images).mean((2, 3)))
+    tie_forward_to_embedder(tmp_path / "folder")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["256x128", "236x108"])
+@pytest.mark.parametrize("name", ["fastreid_bot_R50-ibn", "fastreid_sbs_R50-ibn"])
+def test_an_imported_fast_reid_network_gives_the_published_feature(tmp_path, name, case):
+    save_golden(tmp_path / "file.pth", name, prefix="module.", wrap="model")
+    import_weights(tmp_path / "file.pth", tmp_path / "folder")
+    assert_gives_the_published_feature(tmp_path / "folder", name, case)
+    tie_forward_to_embedder(tmp_path / "folder")
+
+
+# ------------------------------------------------------------------ folders
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fastreid_bot_R50-ibn"])
+def test_one_command_leads_from_a_published_file_to_a_page_of_its_rankings(tiny_data, tmp_path, name):
+    save_golden(tmp_path / "file.pth", name, case="256x128")
+    done = run_tool("tools/import_weights.py", str(tmp_path / "file.pth"), "--output", str(tmp_path / "folder"),
+                       "INPUT.SIZE_TEST", "[256, 128]", "--rank", "DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR",
+                       str(tiny_data), "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "folder" / "run" / "ranks" / "index.html").is_file()
+
+
+def test_another_model_is_not_overwritten_unasked(imported, tmp_path):
+    torch.save(build_backbone("resnet18_ibn_b_w32").state_dict(), tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"has another model in it .*--force replaces it"):
+        import_weights(tmp_path / "file.pth", imported / "model")
+
+
+def test_a_checkpoint_of_ours_is_sent_to_the_export(tmp_path):
+    torch.save({"config": "MODEL: {}", "model": {"a": torch.ones(1)}}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"tools/export.py"):
+        import_weights(tmp_path / "file.pth", tmp_path / "folder")
+
+
+def test_a_wrong_layout_name_lists_them(imported):
+    with pytest.raises(ValueError, match=r"no such layout; there are .*fastreid_bot"):
+        import_weights(imported / "file.pth", imported / "other", "fast-reid")
