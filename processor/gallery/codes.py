@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ ROWS_AT_ONCE = 1024
 HEADER = np.dtype([("magic", "S8"), ("dim", "<i8"), ("width", "<i8"), ("capacity", "<i8"), ("count", "<i8"),
                    ("scale", "<f8"), ("skew", "<f8"), ("spare", "<i8")])
 MAGIC = b"reidcod1"
+
+# torch warns once a process of memory that is read-only, as a map is. Nothing here writes to it.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(4), np.float32))
 
 
 # ------------------------------------------------------------------ vectors to codes

@@ -70,12 +70,15 @@ class Candidates:
         scores: [Q, n] float32 dot products as the engine has them, descending; -inf if there are not so many.
         error: |score - true dot product| <= error.
         complete: no row that fulfils the filter was skipped; an approximate search is not complete.
+        squared: [Q, n] float32, where the engine computes them as we do: the values of `PairDistances`, inf if there
+            are not so many; then rows come by these, equal ones by id.
     """
 
     ids: np.ndarray
     scores: np.ndarray
     error: float
     complete: bool
+    squared: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -255,10 +255,15 @@ class FolderGallery:
     # ------------------------------------------------------------------ reading
     def candidates(self, queries: np.ndarray, n: int, where: Where | None = None, exact: bool = True) -> Candidates:
         """As `Gallery.candidates`; always exact, with scores that are the same to the bit for any filter."""
-        from processor.gallery.nearest import best_rows, dot_error  # with torch, which takes seconds
+        from processor.gallery.nearest import best_rows, score_error  # with torch, which takes seconds
         queries = check_vectors(queries, self.dim)
-        ids, scores = best_rows(self.live(where), queries, n)
-        return Candidates(ids, scores, dot_error(self.dim), complete=True)
+        while True:
+            try:
+                ids, squared = best_rows(self.live(where), queries, n)
+                break
+            except KeyError:  # a row was erased meanwhile, of which the next commit knows
+                continue
+        return Candidates(ids, 1 - squared / 2, score_error(self.dim), complete=True, squared=squared)
 
     def live(self, where: Where | None = None) -> list[Live]:
         """The rows that fulfil `where` in the last commit, segment by segment: what a search reads."""

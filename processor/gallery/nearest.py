@@ -1,11 +1,11 @@
-"""The rows with the largest dot products: by the codes of all rows, and the vectors of the few that codes leave.
+"""The nearest rows: by the codes of all rows, and the vectors of the few that codes leave.
 
-What is kept of a row is an interval in which its score lies. The n-th largest lower end so far is a floor: a row whose
-upper end is below it cannot be among the n best. So it is proven, not likely, that no row is missed.
+A row's score is 1 - d / 2 with the distance d, about its dot product. What is kept of a row is an interval of scores.
+The n-th largest lower end so far is a floor: a row whose upper end is below it cannot be among the n nearest. So it is
+proven, not likely, that no row is missed.
 """
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from processor.gallery.codes import QueryCodes, product
+from processor.gallery.codes import UNIT, QueryCodes, product
+from processor.gallery.contract import NEAR_ONE
 from processor.gallery.segments import SLOT_BITS, Live
 from utils.parallel import in_threads, thread_count
 
@@ -21,39 +22,36 @@ QUERY_ROWS = 256       # queries of one pass over the rows
 FIRST = 4096           # rows of the first product, which is of vectors: it gives the first floor
 MOST_ROWS = 2**16      # of a product
 MOST_VALUES = 2**21    # of a product
-PAIRS = 128            # rows whose scores are computed together: always so many, for the same bits
-
-# torch warns once a process of memory that is read-only, as a map is. Nothing here writes to it.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    torch.from_numpy(np.frombuffer(bytes(4), np.float32))
+PAIRS = 128            # rows whose distances are computed together: always so many, for the same bits
 
 
-def dot_error(dim: int) -> float:
-    """How far the dot product of float32 vectors of length 1 is from the true one, in any order of summation.
+def score_error(dim: int) -> float:
+    """How far 1 - d / 2 is from the true dot product, d being the float32 sum of a pair of vectors near length 1.
 
-    >>> dot_error(512) == 512 * 2.0**-24
+    >>> 2e-5 < score_error(512) < 1e-4
     True
     """
-    return dim * 2.0**-24
+    return 2.01 * NEAR_ONE + 2.01 * (dim + 9) * UNIT  # of the two lengths; of a sum of D squares that is at most 4
 
 
 def best_rows(lives: Sequence[Live], queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The n largest dot products for each query, ties by id.
+    """The n nearest rows for each query by squared Euclidean distance, equal ones by id.
 
     Args:
         lives: the rows to search.
         queries: [Q, D] float32 of length 1.
     Returns:
-        ids [Q, n] int64 (-1: not so many), scores [Q, n] float32 descending (-inf). A score is a function of its two
-        vectors alone, so that neither codes nor chunks nor filters nor threads change a bit.
+        ids [Q, n] int64 (-1: not so many), distances [Q, n] float32 (inf) with the bits of `PairDistances`: each is a
+        function of its two vectors alone, so that neither codes nor chunks nor filters nor threads change a bit.
+    Raises:
+        KeyError: a row was erased meanwhile.
     """
-    ids, scores = np.full((len(queries), n), -1, np.int64), np.full((len(queries), n), -np.inf, np.float32)
+    ids, squared = np.full((len(queries), n), -1, np.int64), np.full((len(queries), n), np.inf, np.float32)
     for start in range(0, len(queries) if n else 0, QUERY_ROWS):
         search = _Search(lives, queries[start : start + QUERY_ROWS], n)
-        for row, (best_ids, best_scores) in enumerate(search.run(), start):
-            ids[row, : len(best_ids)], scores[row, : len(best_ids)] = best_ids, best_scores
-    return ids, scores
+        for row, (best_ids, distances) in enumerate(search.run(), start):
+            ids[row, : len(best_ids)], squared[row, : len(best_ids)] = best_ids, distances
+    return ids, squared
 
 
 class _Hits(NamedTuple):
@@ -74,8 +72,8 @@ class _Search:
 
     def __init__(self, lives: Sequence[Live], queries: np.ndarray, n: int):
         self.lives, self.queries, self.n = lives, queries, n
-        # Of a product of vectors: it is not the true value, and the score is not, either.
-        self.slack = 2.01 * dot_error(queries.shape[1])
+        self.score_error = score_error(queries.shape[1])
+        self.product_error = self.score_error + 1.01 * queries.shape[1] * UNIT  # it is not the true value, either
         self.threads = thread_count(torch.device("cpu"))
         self.floor = np.full(len(queries), -np.inf)
         self.coded = [live.segment.coded for live in lives]
@@ -84,7 +82,7 @@ class _Search:
         self.gather = 0.25 if len(queries) < 16 else 0.9
 
     def run(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of each query the ids and scores of the best."""
+        """Of each query the ids and distances of the nearest."""
         hits, pruned = [], len(self.queries) * self.n
         for found in in_threads(lambda chunk: self._hits(*chunk), self._chunks(), self.threads):
             hits.append(found)
@@ -140,7 +138,7 @@ class _Search:
             return None
         query, column = np.divmod(flat, products.shape[1])
         middle, error = products.ravel()[flat] * codes.unit[query], codes.errors(errors[:, column], query)
-        error += self.slack
+        error += self.score_error
         kept = middle + error >= floor[query]
         if wanted is not None:
             kept &= wanted[column]
@@ -154,54 +152,54 @@ class _Search:
             products[:, ~wanted] = -np.inf
         floor = self.floor
         if self.n < products.shape[1] and np.isneginf(floor).any():  # the n-th best of these rows is one as well
-            floor = np.maximum(floor, np.partition(products, -self.n, 1)[:, -self.n] - self.slack)
-        flat = np.flatnonzero((products >= (floor - self.slack)[:, None]) & (products > -np.inf))
+            floor = np.maximum(floor, np.partition(products, -self.n, 1)[:, -self.n] - self.product_error)
+        flat = np.flatnonzero((products >= (floor - self.product_error)[:, None]) & (products > -np.inf))
         query, column = np.divmod(flat, products.shape[1])
-        return query, column, products.ravel()[flat].astype(np.float64), np.full(len(flat), self.slack)
+        return query, column, products.ravel()[flat].astype(np.float64), np.full(len(flat), self.product_error)
 
     def _prune(self, parts: list[_Hits]) -> _Hits:
         """The hits that can still be among the best, by query; the floors rise."""
         if not parts:
             return _Hits(*np.empty((2, 0), np.int64), *np.empty((2, 0)))
         hits = _Hits(*map(np.concatenate, zip(*parts, strict=True)))
-        hits = hits.of(np.argsort(hits.query, kind="stable"))
-        lowest = hits.middle - hits.error
-        cuts = np.searchsorted(hits.query, np.arange(len(self.queries) + 1))
+        order = np.argsort(hits.query, kind="stable")
+        lowest, query_of = (hits.middle - hits.error)[order], hits.query[order]
+        cuts = np.searchsorted(query_of, np.arange(len(self.queries) + 1))
         floor = self.floor.copy()
         for query, (start, stop) in enumerate(pairwise(cuts)):
             if stop - start >= self.n:
                 floor[query] = max(floor[query], np.partition(lowest[start:stop], -self.n)[-self.n])
         self.floor = floor
-        return hits.of(hits.middle + hits.error >= floor[hits.query])
+        return hits.of(order[(hits.middle + hits.error)[order] >= floor[query_of]])
 
     def _best(self, query: int, hits: _Hits) -> tuple[np.ndarray, np.ndarray]:
-        """ids and scores of the n best of a query's hits: those first that look best, then what they leave."""
+        """ids and distances of the n nearest of a query's hits: those first that look best, then what they leave."""
         order = np.argsort(-hits.middle)
         first, rest = order[: self.n], order[self.n :]
-        scores = self._scores(query, hits.place[first])
-        rest = rest[(hits.middle + hits.error)[rest] >= scores.min(initial=np.inf)]
-        places = hits.place[np.concatenate([first, rest])]
-        scores = np.concatenate([scores, self._scores(query, hits.place[rest])])
-        ids = np.empty(len(places), np.int64)
-        for part, which in self._parts(places):
-            ids[which] = self.lives[part].segment.columns["id"][places[which] & (2**SLOT_BITS - 1)]
-        order = np.lexsort((ids, -scores))[: self.n]
-        return ids[order], scores[order]
+        ids, squared = self._distances(query, hits.place[first])
+        rest = rest[(hits.middle + hits.error)[rest] >= 1 - squared.max(initial=-np.inf).astype(np.float64) / 2]
+        if len(rest):
+            more_ids, more = self._distances(query, hits.place[rest])
+            ids, squared = np.concatenate([ids, more_ids]), np.concatenate([squared, more])
+        order = np.lexsort((ids, squared))[: self.n]
+        return ids[order], squared[order]
 
-    def _scores(self, query: int, places: np.ndarray) -> np.ndarray:
-        """[n] float32 the dot products with the rows at `places`."""
-        vector, scores = torch.from_numpy(self.queries[query]), np.empty(len(places), np.float32)
-        rows = torch.zeros(PAIRS, len(vector))
-        for part, which in self._parts(places):
-            for start in range(0, len(which), PAIRS):
-                piece = which[start : start + PAIRS]
-                rows[: len(piece)] = torch.from_numpy(
-                    self.lives[part].segment.read(places[piece] & (2**SLOT_BITS - 1)))
-                scores[piece] = torch.sum(rows.mul_(vector), 1)[: len(piece)].numpy()
-        return scores
-
-    def _parts(self, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(part, which of the places are in it)."""
-        parts = places >> SLOT_BITS
-        for part in np.unique(parts):
-            yield int(part), np.flatnonzero(parts == part)
+    def _distances(self, query: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """ids [n] and squared distances [n] float32 of the rows at `places`, in any order."""
+        places, vector = np.sort(places), torch.from_numpy(self.queries[query])
+        ids, squared = np.empty(len(places), np.int64), np.empty(len(places), np.float32)
+        rows, queries = np.zeros((PAIRS, len(vector)), np.float32), vector.expand(PAIRS, -1).contiguous()
+        for start in range(0, len(places), PAIRS):
+            block = places[start : start + PAIRS]
+            cuts = [0, *(np.flatnonzero(np.diff(block >> SLOT_BITS)) + 1), len(block)]
+            for begin, end in pairwise(cuts):
+                segment = self.lives[block[begin] >> SLOT_BITS].segment
+                numbers = block[begin:end] & (2**SLOT_BITS - 1)
+                rows[begin:end] = segment.read(numbers)
+                ids[start + begin : start + end] = segment.columns["id"][numbers]
+            if not rows[: len(block)].any(1).all():
+                raise KeyError("a row was erased meanwhile")
+            pairs = torch.from_numpy(rows)
+            torch.ops.aten.mse_loss.out(queries, pairs, 0, out=pairs)  # as PairDistances, for the same bits
+            squared[start : start + PAIRS] = torch.sum(pairs, 1)[: len(block)].numpy()
+        return ids, squared

@@ -15,8 +15,8 @@ from processor.retrieval.search.search import Neighbours
 from utils.parallel import in_threads, thread_count
 
 EXTRA = 32         # candidates beyond k: the gap that they leave proves nearly every answer
-QUERIES = 64       # whose candidates' vectors are held at a time
-FETCHED = 2**14    # rows that are held at a time
+QUERIES = 256      # that an engine is asked at a time
+FETCHED = 2**14    # rows whose vectors are held at a time
 PAIRS = 128        # whose features are gathered at a time
 SHORTLIST = 5      # times k1: so many rows are re-ranked at least
 ATTEMPTS = 20      # at a search while others remove the rows that it finds
@@ -92,7 +92,7 @@ def _nearest(gallery: Gallery, queries: np.ndarray, k: int, where: Where | None,
     left, extra = np.arange(len(queries)), EXTRA
     while len(left):
         found = gallery.candidates(queries[left], k + extra, where, exact)
-        squared = _distances(gallery, queries[left], found.ids)
+        squared = _distances(gallery, queries[left], found.ids) if found.squared is None else found.squared
         order = np.lexsort((found.ids, squared), axis=1)[:, :k]
         ids[left], distances[left] = (np.take_along_axis(part, order, 1) for part in (found.ids, squared))
         if not found.complete:
