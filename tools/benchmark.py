@@ -1,4 +1,4 @@
-"""Measure speed and memory: python tools/benchmark.py retrieval | data | train | embed | linking [--json FILE]
+"""Measure speed and memory: python tools/benchmark.py retrieval|data|train|embed|linking|gallery [--json FILE]
 
 Prints a table as GitHub markdown, each run in a fresh process. docs/benchmarks.md explains the columns.
 """
@@ -103,6 +103,19 @@ def add_linking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of the streams (default: 0 1 2)")
 
 
+def add_gallery_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="vectors (default %(default)s)")
+    parser.add_argument("--dim", type=int, default=512, help="of a vector (default %(default)s)")
+    parser.add_argument("--vectors", choices=("float32", "float16"), default="float32", help="(default %(default)s)")
+    parser.add_argument("--k", type=int, default=200, help="rows that are asked for (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=256, help="queries at once, beside one (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each, of which the median counts (default 5)")
+    parser.add_argument("--checked", type=int, default=4, metavar="Q",
+                        help="queries that the slow search answers, too (default %(default)s)")
+    parser.add_argument("--folder", type=Path, metavar="DIR",
+                        help="where the gallery is made, or is already, and stays (default: a temporary folder)")
+
+
 BENCHMARKS = {
     "retrieval": Benchmark("re-ranking, beside a dense baseline", add_retrieval_arguments,
                            "tools.benchmarks.retrieval"),
@@ -113,6 +126,8 @@ BENCHMARKS = {
                        "tools.benchmarks.embed"),
     "linking": Benchmark("following people, beside the nearest neighbour and clustering afterwards",
                          add_linking_arguments, "tools.benchmarks.linking"),
+    "gallery": Benchmark("exact search in a gallery, beside numpy's product over the same files",
+                         add_gallery_arguments, "tools.benchmarks.gallery.search"),
 }
 
 

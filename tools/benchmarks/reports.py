@@ -178,5 +178,26 @@ def format_linking(report: Report) -> str:
     return "\n".join(format_report(report, [setting], header, lambda row: [row["title"]], figures))
 
 
+# ------------------------------------------------------------------------------------------------------------- gallery
+def format_gallery(report: Report) -> str:
+    """The report of tools.benchmarks.gallery.search."""
+    plan, built = report["plan"], report["built"]
+    setting = [f"setting: {plan['rows']:,} vectors of {plan['dim']} {plan['vectors']}, identities of 10 to 30 rows, "
+               f"k = {plan['k']}, {report['threads']} threads; numpy: the float32 product of the queries with all "
+               "vectors in the same files, in turn with ours, all pages warm"]
+    if built:
+        setting.append(f"adding: {built['seconds']:.0f} s, {plan['rows'] / built['seconds']:,.0f} rows/s, "
+                       f"{built['anonymous'] / 2**20:,.0f} MiB anonymous memory")
+    setting.append(f"opening and reading the columns: {report['opened']:.2f} s; on the disk: vectors and facts "
+                   f"{report['bytes']['rows'] / 2**20:,.0f} MiB, codes {report['bytes']['codes'] / 2**20:,.0f} MiB")
+    header = ("measured", "runs", "ms", "numpy's ms", "times faster", "anonymous MiB", "equal to the slow search")
+
+    def figures(row: Row) -> list[str]:
+        return [f"{row['ms']:,.1f}", f"{row['numpy_ms']:,.1f}", f"{row['numpy_ms'] / row['ms']:.2f}",
+                f"{row['anonymous'] / 2**20:,.0f}", row["equal"]]
+
+    return "\n".join(format_report(report, setting, header, lambda row: [row["title"]], figures))
+
+
 FORMATS = {"retrieval": format_retrieval, "data": format_data, "train": format_training, "embed": format_embed,
-           "linking": format_linking}
+           "linking": format_linking, "gallery": format_gallery}

@@ -181,20 +181,27 @@ def make_features(pids: np.ndarray, dim: int, device: str = "cpu", seed: int = 0
 
     They are drawn on the CPU, chunk by chunk, each a function of (seed, position): every device gets the same ones.
     """
+    out = torch.empty(len(pids), dim, device=device)
+    for start, chunk in zip(range(0, len(pids), CHUNK), feature_chunks(pids, dim, seed), strict=True):
+        out[start : start + CHUNK] = chunk
+    return out
+
+
+def feature_chunks(pids: np.ndarray, dim: int, seed: int = 0, everywhere: float = 0.0) -> Iterator[Tensor]:
+    """The same, CHUNK rows at a time; `everywhere` is how long the noise is that lies in no certain direction."""
     def normal(number: int, *shape: int) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
 
     directions = min(DIRECTIONS, dim)
     centres = normal(0, int(pids.max()) + 1, directions)
     mixing = normal(1, directions, dim)
-    out = torch.empty(len(pids), dim, device=device)
     for number, start in enumerate(range(0, len(pids), CHUNK), 2):
         who = torch.from_numpy(pids[start : start + CHUNK])
         drawn = normal(number, len(who), directions + 1)
         # The normal's distribution function makes the last column uniform: some images are harder than others.
         noise = NOISE[0] + (NOISE[1] - NOISE[0]) * torch.special.ndtr(drawn[:, -1:])
-        out[start : start + CHUNK] = F.normalize((centres[who] + noise * drawn[:, :-1]) @ mixing)
-    return out
+        rows = F.normalize((centres[who] + noise * drawn[:, :-1]) @ mixing)
+        yield F.normalize(rows + everywhere / dim**0.5 * normal(-number, *rows.shape)) if everywhere else rows
 
 
 def measure(job: Job) -> dict[str, float]:

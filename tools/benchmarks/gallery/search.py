@@ -1,0 +1,199 @@
+"""The benchmark of a gallery's search: in turn with numpy's product over the same files, and held to a slow search."""
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from processor.gallery import Found, Where, open_gallery, search
+from processor.gallery.folder import FolderGallery
+from processor.retrieval.search.feature_rows import FeatureRows
+from processor.retrieval.search.rows import PairDistances
+from tools.benchmarks.harness import Job, new_report, run_child, serve
+from tools.benchmarks.retrieval_measure import feature_chunks, make_pids
+
+MODULE = "tools.benchmarks.gallery.search"
+CAMERAS, DAYS, DAY = 50, 30, 24 * 60 * 60 * 1000
+EVERYWHERE = 0.1   # of a vector's length is noise in no certain direction
+ADDED = 8          # chunks of features at a time
+PRODUCT = 2**16    # rows of one product of numpy's
+FILTERS = {"": None, ", one camera (2 %)": Where(cameras=[7]), ", three days (10 %)": Where(since=0, until=3 * DAY),
+           ", both (0.2 %)": Where(cameras=[7], since=0, until=3 * DAY),
+           ", half of the cameras (50 %)": Where(cameras=range(0, CAMERAS, 2))}
+
+
+@dataclass(frozen=True)
+class GalleryOptions:
+    """What to measure; the fields are the command line's options."""
+
+    rows: int = 1_000_000
+    dim: int = 512
+    vectors: str = "float32"
+    k: int = 200
+    batch: int = 256
+    repeats: int = 5
+    checked: int = 4
+    folder: str = ""  # "": a temporary one
+    device: str = "cpu"
+
+
+def make_options(folder: Path | None, **others: Any) -> GalleryOptions:
+    """The options of a command line."""
+    return GalleryOptions(folder=str(folder or ""), **others)
+
+
+def run_benchmark(options: GalleryOptions) -> dict[str, Any]:
+    """Make the gallery, and measure it in a fresh process.
+
+    Returns:
+        A report that JSON can hold: "machine", "plan" (the options), "built", "rows" and what `measure` gives.
+    Raises:
+        ValueError: an option is out of range, or the folder holds another gallery.
+        RuntimeError: a process failed.
+    """
+    if min(options.rows, options.dim, options.k, options.batch, options.repeats) < 1:
+        raise ValueError("at least one row, dimension, k, query and repeat are needed")
+    with tempfile.TemporaryDirectory(prefix="reid_benchmark_") as scratch:
+        setting = GalleryOptions(**{**asdict(options), "folder": options.folder or f"{scratch}/gallery"})
+        built = None
+        if not Path(setting.folder).exists():
+            built = run_child(MODULE, Job("build", setting, f"{scratch}/build.json"))
+        return {**new_report(options), "built": built, **run_child(MODULE, Job("search", setting, f"{scratch}/s.json"))}
+
+
+# ----------------------------------------------------------------------------------------------------- in the children
+def measure(job: Job) -> dict[str, Any]:
+    """The figures of a child's job."""
+    return {"build": build, "search": measure_search}[job.what](job.setting)
+
+
+def build(setting: GalleryOptions) -> dict[str, float]:
+    """Add all rows; the seconds of adding alone, and its most anonymous memory."""
+    pids, rng, seconds, anonymous, start = make_pids(setting.rows), np.random.default_rng(0), 0.0, 0, 0
+    chunks = feature_chunks(pids, setting.dim, everywhere=EVERYWHERE)
+    with open_gallery(setting.folder, setting.dim, vectors=setting.vectors) as gallery:
+        while parts := list(islice(chunks, ADDED)):
+            vectors = torch.cat(parts).numpy()
+            ids = np.arange(start, start + len(vectors))
+            facts = {"camera": rng.integers(CAMERAS, size=len(ids)), "time": rng.integers(DAYS * DAY, size=len(ids)),
+                     "identity": pids[ids]}
+            with _meter() as meter:
+                gallery.add(ids, vectors, facts)
+            seconds, anonymous, start = seconds + meter["seconds"], max(anonymous, meter["anonymous"]), ids[-1] + 1
+    return {"seconds": seconds, "anonymous": anonymous}
+
+
+def measure_search(setting: GalleryOptions) -> dict[str, Any]:
+    """The rows of the table, and what it cost to open the gallery."""
+    started = time.perf_counter()
+    with open_gallery(setting.folder, setting.dim) as gallery:
+        if gallery.count() != setting.rows:
+            raise ValueError(f"{setting.folder}: {gallery.count()} rows, expected {setting.rows}")
+        opened = time.perf_counter() - started
+        queries = draw_queries(gallery, setting)
+        cases: list[tuple[str, np.ndarray, Where | None, bool]] = [
+            (f"one query{title}", queries[:1], where, False) for title, where in FILTERS.items()]
+        cases[1:1] = [(f"{setting.batch} queries", queries, None, False)]
+        cases.append(("one query, re-ranked", queries[:1], None, True))
+        rows = [_measure_case(gallery, setting, *case) for case in cases]
+        sizes = {path.name: path.stat().st_blocks * 512 for path in Path(setting.folder).iterdir()}
+    codes = sum(size for name, size in sizes.items() if name.startswith("codes"))
+    return {"rows": rows, "opened": opened, "threads": torch.get_num_threads(),
+            "bytes": {"codes": codes, "rows": sum(sizes.values()) - codes}}
+
+
+def draw_queries(gallery: FolderGallery, setting: GalleryOptions) -> np.ndarray:
+    """[batch, D] other pictures of people in the gallery: rows with new noise."""
+    rng = np.random.default_rng(1)
+    rows = gallery.fetch(rng.integers(setting.rows, size=setting.batch), with_facts=False).vectors
+    rows = rows + 0.3 / setting.dim**0.5 * rng.standard_normal(rows.shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _measure_case(gallery: FolderGallery, setting: GalleryOptions, title: str, queries: np.ndarray,
+                  where: Where | None, re_rank: bool) -> dict[str, Any]:
+    """A row of the table: ours and numpy's in turn, medians; a first call of each does not count."""
+    runs: list[dict[str, float]] = []
+    for turn in range(setting.repeats + 1):
+        with _meter() as product:
+            numpy_product(gallery, queries)
+        with _meter() as ours:
+            found = search(gallery, queries, setting.k, where, re_rank)
+        if turn:
+            runs.append({"ms": 1000 * ours["seconds"], "numpy_ms": 1000 * product["seconds"],
+                         "anonymous": ours["anonymous"]})
+    assert found.certified.all()
+    equal = "–" if re_rank else check_found(gallery, queries, found, where, setting.checked)
+    medians = {name: statistics.median(run[name] for run in runs) for name in ("ms", "numpy_ms")}
+    return {"title": title, "note": "", "runs": runs, "equal": equal, **medians,
+            "anonymous": max(run["anonymous"] for run in runs)}
+
+
+def numpy_product(gallery: FolderGallery, queries: np.ndarray) -> None:
+    """The float32 product of queries and all vectors, in pieces that are not kept."""
+    for live in gallery.live():
+        for start in range(0, len(live.segment), PRODUCT):
+            queries @ live.segment.vectors[start : start + PRODUCT].astype(np.float32, copy=False).T
+
+
+def check_found(gallery: FolderGallery, queries: np.ndarray, found: Found, where: Where | None, count: int) -> str:
+    """Which share of `count` queries has the slow search's answer to the bit, all rows sorted by distance and id."""
+    picked = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
+    ids, squared = [], []
+    for live in gallery.live(where):
+        for rows in np.split(live.rows, range(2**14, len(live.rows), 2**14)):
+            vectors = live.segment.read(rows)
+            pairs = PairDistances(FeatureRows(queries[picked], vectors), 64)
+            left, right = np.divmod(np.arange(len(picked) * len(rows)), len(rows))
+            squared.append(pairs(torch.from_numpy(left), torch.from_numpy(right) + len(picked)).numpy().reshape(
+                len(picked), -1))
+            ids.append(live.segment.columns["id"][rows])
+    ids, squared, same = np.concatenate(ids), np.concatenate(squared, 1), 0
+    for row, distances in zip(picked, squared, strict=True):
+        order = np.lexsort((ids, distances))[: found.ids.shape[1]]
+        similarities = found.similarities[row, : len(order)]
+        same += bool(np.array_equal(found.ids[row, : len(order)], ids[order])
+                     and np.array_equal(similarities, 1 - distances[order] / 2))
+    return f"{same} of {len(picked)}"
+
+
+@contextlib.contextmanager
+def _meter() -> Iterator[dict[str, float]]:
+    """What happens inside: its "seconds", and how far "anonymous" memory rose, looked at every few ms (Linux)."""
+    figures, stopped, base = {"anonymous": 0}, threading.Event(), _anonymous_bytes()
+
+    def look() -> None:
+        while not stopped.wait(0.005):
+            figures["anonymous"] = max(figures["anonymous"], _anonymous_bytes() - base)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    started = time.perf_counter()
+    try:
+        yield figures
+    finally:
+        figures["seconds"] = time.perf_counter() - started
+        stopped.set()
+        watcher.join()
+
+
+def _anonymous_bytes() -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    serve(measure, GalleryOptions)
