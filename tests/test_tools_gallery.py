@@ -141,3 +141,17 @@ def test_the_service_starts_answers_and_ends_when_it_is_told_to(run, people, tmp
     running.send_signal(signal.SIGTERM)
     assert running.wait() == 0
     assert running.stderr() == ""
+
+
+def test_rows_of_nobody_get_people(run, people, tmp_path):
+    for name, colour in (("x1.png", "red"), ("x2.png", "green"), ("x3.png", "green")):
+        (tmp_path / "more").mkdir(exist_ok=True)
+        (tmp_path / "more" / name).write_bytes(png(colour))
+    run("add", "--model", "m", tmp_path / "more")
+    with pytest.raises(ValueError, match="link: give a --threshold, or a --model"):
+        run("link")
+    assert run("link", "--threshold", "0.9") == "2 rows joined, 1 new people, 0 merged, 0 moved\n"
+    held = {row["name"]: row["identity"] for row in rows(run)}
+    assert held["x1.png"] == held["ada_c1.png"]
+    assert held["x2.png"] == held["x3.png"] not in (None, held["bob_c1.png"])
+    assert run("link", "--threshold", "0.9") == "0 rows joined, 0 new people, 0 merged, 0 moved\n"

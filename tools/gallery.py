@@ -4,6 +4,7 @@
     python tools/gallery.py add      --gallery DIR --model MODEL FOLDER|LIST.txt|FILE.csv|WHAT_EMBED_WROTE
     python tools/gallery.py search   --gallery DIR --model MODEL a.jpg       # the nearest pictures
     python tools/gallery.py identify --gallery DIR --model MODEL a.jpg       # who it is, or nobody known
+    python tools/gallery.py link     --gallery DIR --threshold 0.7           # rows of nobody yet get people
     python tools/gallery.py assign   --gallery DIR --ids 17 18 --person Ada  # also merge, remove, purge, undo
     python tools/gallery.py info     --gallery DIR                           # also scan, compact, verify
     python tools/gallery.py serve    --gallery DIR --model MODEL             # http://127.0.0.1:8000/
@@ -175,6 +176,19 @@ def identify(args: argparse.Namespace) -> None:
             row["who"] = row["person"] or (row["identity"] and f"#{row['identity']}") or "nobody known"
             report(args, [{"picture": str(picture), **row}], "{picture}  {who}  similarity {similarity:.4f}  "
                    "margin {margin:.4f}")
+
+
+def link(args: argparse.Namespace) -> None:
+    from processor.gallery.linking.rows import GalleryLinker
+
+    embedder = load_embedder(args)
+    if embedder is None and args.threshold is None:
+        raise ValueError("link: give a --threshold, or a --model that tools/calibrate.py has measured")
+    with open_existing(args, embedder) as gallery:
+        threshold = embedder.threshold(args.fpr) if args.threshold is None else args.threshold
+        kinds = [decision.kind for decision in GalleryLinker(gallery, threshold, where(args, gallery)).link_all()]
+        print(", ".join(f"{kinds.count(kind)} {text}" for kind, text in (
+            ("join", "rows joined"), ("new", "new people"), ("merge", "merged"), ("move", "moved"))))
 
 
 def remove(args: argparse.Namespace) -> None:
@@ -408,6 +422,7 @@ WORDS: dict[str, tuple[Callable, str, tuple[Callable, ...]]] = {
     "search": (search, "find the nearest pictures", (_model, _pictures, _near, _filter, _json)),
     "identify": (identify, "say who is on pictures, or that nobody known is",
                  (_model, _pictures, _threshold, _filter, _json)),
+    "link": (link, "give rows of nobody yet to people, by time", (_model, _threshold, _filter)),
     "remove": (remove, "remove rows", (_ids, _filter, _erase)),
     "purge": (purge, "erase all rows that are older", (_age,)),
     "assign": (assign, "say whose rows these are", (_ids, _person)),

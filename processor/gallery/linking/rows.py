@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from processor.gallery.linking.linker import Decision, Linker, Tracklet
 
 WHO = "linker"  # in the undo log
 APART = "apart"  # in a row's data: ids of rows of people seen in a frame with it
+_ROWS = 4096  # that are fetched at a time
 _LOOK_BACK = 200  # changes; one that is undone later than so many others is seen by `reload` only
 _MERGE = re.compile(r"merge (\d+) into (\d+)")
 
@@ -84,13 +86,23 @@ class GalleryLinker:
         Raises:
             KeyError: an id is not there.
         """
-        batch, decisions = self.gallery.fetch(ids), []
-        free = (batch.facts["identity"] == UNKNOWN) & ~self.ledger.by_human(batch.ids)
-        for row in np.flatnonzero(free):
-            number = int(batch.ids[row])
-            if not self._linker.holds(number):
-                decisions += self._decide(Tracklet(number, batch.vectors[row], apart=_apart(batch.facts["data"][row])))
+        decisions = []
+        for start in range(0, len(ids), _ROWS):
+            batch = self.gallery.fetch(ids[start : start + _ROWS])
+            free = (batch.facts["identity"] == UNKNOWN) & ~self.ledger.by_human(batch.ids)
+            for row in np.flatnonzero(free):
+                number, apart = int(batch.ids[row]), _apart(batch.facts["data"][row])
+                if not self._linker.holds(number):
+                    decisions += self._decide(Tracklet(number, batch.vectors[row], apart=apart))
         return decisions
+
+    def link_all(self) -> list[Decision]:
+        """Decide on all rows of nobody known, by time, then by id; none waits in the end."""
+        where, times, ids = replace(self.where or Where(), identities=[UNKNOWN]), [], []
+        for batch in self.gallery.scan(where):
+            times += batch.facts["time"].tolist()
+            ids += batch.ids.tolist()
+        return [*self.link([ids[row] for row in np.lexsort((ids, times))]), *self.finish()]
 
     def finish(self) -> list[Decision]:
         """The stream has ended: decide all rows that wait."""
