@@ -174,31 +174,38 @@ def _describe(lists: Mapping[str, Iterable[str]]) -> list[str]:
     return [f"{len(tuple(names))} {kind}: {list_first(names)}" for kind, names in lists.items() if names]
 
 
-def identify(state: Mapping[str, Tensor], names: Iterable[str] = BACKBONES) -> str | None:
+def identify(state: Mapping[str, Tensor], names: Iterable[str] = BACKBONES,
+             flexible: Iterable[str] = ()) -> str | None:
     """The name of the backbone whose weights these are; None if no backbone has such.
 
     Args:
         state: a backbone's weights, or a whole model's under `base.`.
         names: the backbones that it may be; the first of them counts.
+        flexible: regular expressions of the beginning of a backbone's weights that do not count.
     """
-    shapes = _shapes_in(state)
-    return next((name for name in names if _shapes(name) == shapes), None)
+    shapes = _shapes_in(state, flexible)
+    return next((name for name in names if _fixed(_shapes(name), flexible) == shapes), None)
 
 
-def describe_nearest(state: Mapping[str, Tensor], names: Iterable[str]) -> str:
+def describe_nearest(state: Mapping[str, Tensor], names: Iterable[str], flexible: Iterable[str] = ()) -> str:
     """Which of these backbones has most of these weights, as `identify` takes them, and what is different."""
-    shapes = _shapes_in(state)
+    shapes = _shapes_in(state, flexible)
     name = max(names, key=lambda name: len(shapes.items() & _shapes(name).items()))
-    there = _shapes(name)
+    there = _fixed(_shapes(name), flexible)
     rest = {"missing": there.keys() - shapes.keys(), "unexpected": shapes.keys() - there.keys(),
             "misshapen": {key for key in there.keys() & shapes.keys() if there[key] != shapes[key]}}
     return "; ".join([f"the nearest is {name}", *_describe({kind: sorted(keys) for kind, keys in rest.items()})])
 
 
-def _shapes_in(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes_in(state: Mapping[str, Tensor], flexible: Iterable[str] = ()) -> dict[str, tuple[int, ...]]:
     inner = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")} or state
-    return {key: tuple(value.shape) for key, value in inner.items()
-            if not key.startswith(BACKBONE_HEADS) and not key.endswith("num_batches_tracked")}
+    shapes = {key: tuple(value.shape) for key, value in inner.items()
+              if not key.startswith(BACKBONE_HEADS) and not key.endswith("num_batches_tracked")}
+    return _fixed(shapes, flexible)
+
+
+def _fixed(shapes: dict[str, tuple[int, ...]], flexible: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    return {key: shape for key, shape in shapes.items() if not any(re.match(pattern, key) for pattern in flexible)}
 
 
 @functools.cache

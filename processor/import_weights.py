@@ -38,18 +38,27 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
         raise ValueError(f"{file}: a checkpoint of tools/train.py; tools/export.py makes its model folder")
     state = unwrap_state_dict(checkpoint, file)
     published = convert(state, layout or recognise(state, file), file)
-    settings = [word for pair in published.config.items() for word in pair]
+    size = published.config.get("INPUT.SIZE_TEST", [256, 128])
+    settings = [word for pair in {"INPUT.SIZE_TRAIN": size, **published.config}.items() for word in pair]
     cfg = load_cfg(None, [*settings, *opts, "MODEL.PRETRAIN_CHOICE", "none"])
     model = make_model(cfg, num_class=1, pretrained=False)
-    load_weights(model, published.weights, file, skip=MODEL_HEADS)
+    if published.layout.alone:
+        weights = {key.removeprefix("base."): value for key, value in published.weights.items()}
+        load_weights(model.base, weights, file, skip=())
+    else:
+        load_weights(model, published.weights, file, skip=MODEL_HEADS)
+    now = model.state_dict()
+    resized = [f"{key} {list(value.shape)} to {list(now[key].shape)}" for key, value in published.weights.items()
+               if key in now and now[key].shape != value.shape]
     info = describe_model(cfg, model.eval(), {"checkpoint": file.name, "layout": published.layout.title})
     if holds_other_model(output, info, force):
         remove_exports(output)
     write_model_folder(output, info, feature_weights(model))
     write_card(output)
     return [f"{file}: {published.layout.title}, {cfg.MODEL.NAME}", *published.describe(),
-            "settings: " + " ".join(f"{key} {info.architecture.get(key, value)}"
-                                    for key, value in published.config.items())]
+            *([f"resized: {', '.join(resized)}"] if resized else []),
+            "settings: " + " ".join(f"{key} {value}" for key, value in
+                                    {**published.config, **info.architecture}.items() if key in published.config)]
 
 
 def rank_page(folder: Path, data: Sequence[str]) -> Path:

@@ -41,9 +41,9 @@ def save_golden(path, name, **options):
 
 def assert_gives_the_published_feature(folder, name, case, item="emb"):
     model = open_trained(folder).model
-    height, width = (int(side) for side in case.split("x"))
+    height, width = (int(side) for side in case.partition("_")[0].split("x"))
     with torch.no_grad():
-        feats = model(torch.from_numpy(tokens.golden_image(height, width, 2 if case == "256x128" else 1)))
+        feats = model(torch.from_numpy(tokens.golden_image(height, width, 2 if case.startswith("256x128") else 1)))
     archive = np.load(f"{GOLDEN}/{name}.npz")
     assert tokens.compare_case(archive, case, {item: torch.cat(list(feats.values()), 1).numpy()}) == []
 
@@ -65,13 +65,44 @@ def tie_forward_to_embedder(folder):
 @pytest.mark.parametrize(("golden", "layout", "name"), [
     ("fastreid_bot_R50-ibn", "fastreid_bot", "fastreid_r50_ibn"),
     ("fastreid_sbs_R50-ibn", "fastreid_sbs", "fastreid_r50_ibn_nl"),
+    ("torchreid_osnet_x1_0", "osnet", "osnet_x1_0"),
+    ("torchreid_osnet_ain_x1_0", "osnet", "osnet_ain_x1_0"),
+    ("solider_swin_tiny", "solider", "solider_swin_tiny"),
+    ("clipreid_rn50", "clipreid", "clip_rn50"),
 ])
 def test_a_published_re_id_file_is_recognised_and_every_key_accounted_for(golden, layout, name):
     state = shapes_of(golden)
     result = published(state)
     assert (result.layout, result.config["MODEL.NAME"]) == (LAYOUTS[layout], name)
     assert sorted(key for keys in result.account.values() for key in keys) == sorted(state)
-    assert result.account["skipped as head"] == ["heads.weight"]
+    assert all("classifier" in key or key == "heads.weight" for key in result.account["skipped as head"])
+
+
+def test_the_text_encoder_and_the_prompts_of_clip_reid_are_skipped_as_such():
+    texts = ("text_encoder.ln_final.weight", "prompt_learner.cls_ctx", "text_encoder.positional_embedding")
+    result = published(shapes_of("clipreid_rn50", **{key: torch.empty(1) for key in texts}))
+    assert sorted(result.account["skipped as text encoder"]) == sorted(texts)
+    assert not any("text" in key or "prompt" in key for key in result.weights)
+
+
+def test_clip_reids_two_necks_become_the_neck_of_both_features_side_by_side():
+    state = shapes_of("clipreid_rn50")
+    state |= {f"{neck}.bias": torch.full((width,), float(width)) for neck, width in (("bottleneck", 2048),
+                                                                                    ("bottleneck_proj", 1024))}
+    assert published(state).weights["bottleneck.bias"].tolist() == [2048.0] * 2048 + [1024.0] * 1024
+
+
+def test_openais_clip_is_recognised_beside_its_text_encoder():
+    others = ("logit_scale", "token_embedding.weight", "transformer.resblocks.0.ln_1.weight", "context_length")
+    state = {**on_meta("clip_vit_b16", "visual."), **dict.fromkeys(others, torch.empty(1))}
+    result = published(state)
+    assert (result.config["MODEL.NAME"], len(result.account["skipped as text encoder"])) == ("clip_vit_b16", 3)
+
+
+def test_soliders_pretraining_is_recognised_and_without_semantic_layers_has_no_semantic_weight():
+    plain = {key: value for key, value in on_meta("solider_swin_tiny", "backbone.").items() if "semantic" not in key}
+    assert published(plain).config["MODEL.SEMANTIC_WEIGHT"] == -1
+    assert published(shapes_of("solider_swin_tiny")).config["MODEL.SEMANTIC_WEIGHT"] == 0.2
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "encoder_q."])
@@ -153,21 +184,34 @@ def test_an_imported_backbone_gives_the_published_map_and_its_embedder_the_same(
     tie_forward_to_embedder(tmp_path / "folder")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["256x128", "236x108"])
-@pytest.mark.parametrize("name", ["fastreid_bot_R50-ibn", "fastreid_sbs_R50-ibn"])
-def test_an_imported_fast_reid_network_gives_the_published_feature(tmp_path, name, case):
-    save_golden(tmp_path / "file.pth", name, prefix="module.", wrap="model")
+NUMBERS = [
+    ("torchreid_osnet_ain_x1_0", "256x128", "emb", {"prefix": "module.", "wrap": "state_dict"}),
+    ("torchreid_osnet_x1_0", "236x108", "emb", {}),
+    ("fastreid_bot_R50-ibn", "256x128", "emb", {"prefix": "module.", "wrap": "model"}),
+    ("fastreid_sbs_R50-ibn", "256x128", "emb", {"wrap": "model"}),
+    ("fastreid_sbs_R50-ibn", "236x108", "emb", {"wrap": "model"}),
+    ("solider_swin_tiny", "256x128_sw0.2", "emb_before", {}),
+    ("solider_swin_tiny", "384x128_sw0.2", "emb_before", {}),
+    ("clipreid_rn50", "256x128", "emb_before", {}),
+    ("clipreid_rn50", "384x128", "emb_before", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "case", "item", "wrapping"), [
+    pytest.param(*case, id=f"{case[0]}-{case[1]}", marks=[pytest.mark.slow] if i else [])
+    for i, case in enumerate(NUMBERS)])
+def test_an_imported_network_gives_the_published_feature(tmp_path, name, case, item, wrapping):
+    save_golden(tmp_path / "file.pth", name, case=case, **wrapping)
     import_weights(tmp_path / "file.pth", tmp_path / "folder")
-    assert_gives_the_published_feature(tmp_path / "folder", name, case)
+    assert_gives_the_published_feature(tmp_path / "folder", name, case, item)
     tie_forward_to_embedder(tmp_path / "folder")
 
 
 # ------------------------------------------------------------------ folders
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fastreid_bot_R50-ibn"])
+@pytest.mark.parametrize("name", ["fastreid_bot_R50-ibn", "torchreid_osnet_x1_0", "solider_swin_tiny"])
 def test_one_command_leads_from_a_published_file_to_a_page_of_its_rankings(tiny_data, tmp_path, name):
-    save_golden(tmp_path / "file.pth", name, case="256x128")
+    save_golden(tmp_path / "file.pth", name)
     done = run_tool("tools/import_weights.py", str(tmp_path / "file.pth"), "--output", str(tmp_path / "folder"),
                        "INPUT.SIZE_TEST", "[256, 128]", "--rank", "DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR",
                        str(tiny_data), "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from model.backbones import BACKBONES
@@ -65,35 +66,43 @@ def convert(state: Mapping[str, Tensor], name: str, path: str | Path) -> Publish
                          f"meaning: {list_first(account['unknown'])}")
     backbone = _backbone(state, layout)
     if backbone is None:
-        raise ValueError(f"{path}: read as {layout.title} (--as {name}), it has no backbone that is built here: "
-                         f"{describe_nearest(weights, _choices(layout))}")
-    config = {"MODEL.NAME": backbone, **layout.config}
+        choices = _choices(layout)
+        near = describe_nearest(weights, choices, layout.flexible) if choices else "none of its kind is"
+        raise ValueError(f"{path}: read as {layout.title} (--as {name}), it has no backbone that is built here: {near}")
+    config = {"MODEL.NAME": backbone, **layout.config, **layout.derive(state)}
     for pattern, settings in layout.when:
         if _any(state, pattern):
             config |= settings
     for key, setting in (("pixel_mean", "INPUT.PIXEL_MEAN"), ("pixel_std", "INPUT.PIXEL_STD")):
         if key in state:  # of pixels 0..255
             config[setting] = [round(float(value) / 255, 6) for value in state[key].flatten()]
+    for name, parts in layout.join:
+        for leaf in [key.removeprefix(parts[0]) for key in weights if key.startswith(parts[0])]:
+            values = [weights.pop(part + leaf) for part in parts if part + leaf in weights]
+            weights[name + leaf] = torch.cat(values) if values[0].ndim else values[0]
     return Published(layout, weights, config, account)
 
 
 def _rename(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    blocks = [int(found[1]) for key in state if (found := re.match(r"base\.blocks\.(\d+)\.", key))]
+    last = str(max(blocks, default=0))
     weights, account = {}, {what: [] for what in ("loaded", "renamed", *_LEFT_OUT.values(), "unknown")}
     for key, value in state.items():
         left_out = next((what for group, what in _LEFT_OUT.items()
-                         if any(re.match(pattern, key) for pattern in getattr(layout, group))), None)
+                         if any(re.match(pattern.replace("LAST", last), key) for pattern in getattr(layout, group))),
+                        None)
         rule = next((rule for rule in layout.rename if re.match(rule[0], key)), None)
         if left_out or rule is None:
             account[left_out or "unknown"].append(key)
             continue
-        ours = re.sub(rule[0], rule[1], key, count=1)
+        ours = re.sub(rule[0], rule[1].replace("LAST", last), key, count=1)
         account["loaded" if ours == key else "renamed"].append(key)
         weights[ours] = value
     return weights, account
 
 
 def _backbone(state: Mapping[str, Tensor], layout: Layout) -> str | None:
-    return identify(_rename(state, layout)[0], _choices(layout))
+    return identify(_rename(state, layout)[0], _choices(layout), layout.flexible)
 
 
 def _choices(layout: Layout) -> list[str]:

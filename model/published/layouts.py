@@ -1,12 +1,17 @@
 """The layouts of published weight files: how each is recognised, which keys mean what, which settings follow."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
+
+from torch import Tensor
 
 IMAGENET = {"INPUT.PIXEL_MEAN": [0.485, 0.456, 0.406], "INPUT.PIXEL_STD": [0.229, 0.224, 0.225]}
 HALVES = {"INPUT.PIXEL_MEAN": [0.5, 0.5, 0.5], "INPUT.PIXEL_STD": [0.5, 0.5, 0.5]}
+CLIPS = {"INPUT.PIXEL_MEAN": [0.481455, 0.457828, 0.408211], "INPUT.PIXEL_STD": [0.268630, 0.261303, 0.275777]}
+_SIZES = ((256, 128), (384, 128), (224, 224), (240, 112), (256, 256), (384, 384))
 # What stands before the names of a backbone alone: MoCo's and DINO's encoders, mmcv's, Lightning's.
 _PREFIX = r"(?:(?:base|backbone|encoder_q|encoder|teacher|student|model|net)\.)?"
 _RESNET = _PREFIX + r"layer1\.0\.conv1\.weight$"
@@ -21,11 +26,16 @@ class Layout:
         title: whose, in words.
         marks: each matches a key of such a file; the first layout of the table to which that applies is the file's.
         names: shell patterns of the backbones that it may be; the first whose weights have these shapes is it.
-        rename: (pattern, replacement): the first that matches gives a key its name in `ReIDModel`.
+        rename: (pattern, replacement): the first that matches gives a key its name in `ReIDModel`. LAST in a pattern
+            or a replacement is the number of the last transformer block.
+        join: (name, names): weights by the names that `rename` gave, which lie one behind the other in that of `name`.
+        flexible: patterns of a backbone's weights by which it is not recognised, because settings decide on them.
         heads, text, unused: keys that are left out: classifiers of the training's identities or classes, text
             encoders with their prompts, and what no feature depends on.
         config: settings of all such files, as published: pixels, neck, feature.
         when: (pattern of a key of the file, the settings that follow from its being there).
+        derive: the settings that follow from the shapes of the file's weights.
+        alone: a backbone alone, as pretraining makes it: tables are resized by the rule of such files.
         refused: why it cannot be imported; "" = it can.
     """
 
@@ -38,7 +48,46 @@ class Layout:
     unused: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     when: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    derive: Callable[[Mapping[str, Tensor]], dict[str, Any]] = lambda state: {}
+    alone: bool = False
+    join: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    flexible: tuple[str, ...] = ()
     refused: str = ""
+
+
+def _grid_of(count: int) -> dict[str, Any]:
+    """Picture size and stride of patches of 16 x 16 pixels that give so many; {} if those that are usual do not."""
+    for stride, (height, width) in product((16, 12, 14, 11), _SIZES):
+        if count == ((height - 16) // stride + 1) * ((width - 16) // stride + 1):
+            size = {"INPUT.SIZE_TRAIN": [height, width], "INPUT.SIZE_TEST": [height, width]}
+            return size if stride == 16 else {**size, "MODEL.STRIDE_SIZE": [stride, stride]}
+    return {}
+
+
+def _of_transreid(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    return _grid_of(state["base.pos_embed"].shape[1] - 1)
+
+
+def _of_pass(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Without a classifier no file tells whether the mean of the parts stands beside the class token or is mixed in."""
+    table, classifier = state["base.pos_embed"], state.get("classifier.weight")
+    mixed = classifier is not None and classifier.shape[1] == table.shape[2]
+    return {"MODEL.FEAT_FUSION": "mean" if mixed else "cat", **_grid_of(table.shape[1])}
+
+
+def _of_clipreid(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    if "image_encoder.positional_embedding" in state:
+        return {**HALVES, **_grid_of(len(state["image_encoder.positional_embedding"]) - 1)}
+    grid = _grid_of(len(state["image_encoder.attnpool.positional_embedding"]) - 1)
+    return {**IMAGENET, **{key: size for key, size in grid.items() if key.startswith("INPUT.")}}
+
+
+def _of_pretraining(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Positions of pictures of people have a grid twice as high as wide; others a square one."""
+    table = next(table for key, table in state.items() if key.endswith("pos_embed"))
+    upright = table.shape[1] - 1 == 128 or table.shape[1] == 128
+    by_people = upright or any(key.endswith("dist_token") for key in state)
+    return {"MODEL.PRETRAIN_HW_RATIO": 2 if upright else 1, **(IMAGENET if by_people else HALVES)}
 
 
 def _fastreid(title: str, marks: tuple[str, ...], names: tuple[str, ...], pooling: Mapping[str, Any],
@@ -51,6 +100,15 @@ def _fastreid(title: str, marks: tuple[str, ...], names: tuple[str, ...], poolin
         heads=(r"heads\.(?:weight$|classifier\.)",), unused=(r"pixel_(?:mean|std)$", *unused),
         config={"MODEL.LAST_STRIDE": 1, "MODEL.NECK": "bnneck", "TEST.NECK_FEAT": "after", **IMAGENET, **pooling})
 
+
+_TEXT = (r"prompt_learner\.", r"text_encoder\.", r"transformer\.resblocks\.", r"token_embedding\.", r"ln_final\.",
+         r"text_projection$", r"positional_embedding$", r"logit_(?:scale|bias)$")
+_BEFORE = {"MODEL.NECK": "bnneck", "TEST.NECK_FEAT": "before"}
+_PERSONS = {"INPUT.SIZE_TRAIN": [256, 128], "INPUT.SIZE_TEST": [256, 128]}
+_VIT = _PREFIX + (r"(?=(?:(?:cls|dist)_token|pos_embed|part_token\d|cls_pos|part\d_pos)$|patch_embed\.|blocks\."
+                  r"|norm\.)")
+_VIT_TABLES = (r"pos_embed$", r"sie")
+_SEMANTIC = (r"(?:base|backbone)\.semantic_embed_w", {"MODEL.SEMANTIC_WEIGHT": 0.2})
 
 # From the most particular to the most general.
 LAYOUTS: dict[str, Layout] = {
@@ -72,6 +130,62 @@ LAYOUTS: dict[str, Layout] = {
                                                     "fastreid_r???_ibn", "resnest*"),
                               {"MODEL.POOLING_METHOD": "avg", "INPUT.SIZE_TEST": [256, 128]},
                               unused=(r"heads\.pool_layer\.p$",)),
+    "transreid_jpm": Layout(
+        "TransReID with its jigsaw patch module", (r"base\.cls_token$", r"b1\.0\.", r"b2\.0\."),
+        ("transreid_vit_small", "vit_*"),
+        rename=((r"b1\.0\.", "base.blocks.LAST."), (r"b1\.1\.", "base.norm."), (r"b2\.0\.", "base.jpm.block."),
+                (r"b2\.1\.", "base.jpm.norm."), (r"bottleneck_1\.", "joint.necks.0."),
+                (r"bottleneck_2\.", "joint.necks.1."), (r"bottleneck_3\.", "joint.necks.2."),
+                (r"bottleneck_4\.", "joint.necks.3."), (r"(?=base\.|bottleneck\.)", "")),
+        heads=(r"classifier(?:_\d)?\.", r"base\.fc\."), unused=(r"base\.blocks\.LAST\.", r"base\.norm\."),
+        flexible=(*_VIT_TABLES, r"jpm\."), config={**_BEFORE, **HALVES, "MODEL.POOLING_METHOD": "token",
+                                                   "MODEL.JPM": True, "TEST.USE_LOCAL": True},
+        when=((r"base\.sie_embed$", {"MODEL.SIE_CAMERA": True}),), derive=_of_transreid),
+    "pass": Layout(
+        "PASS", (r"base\.part_token1$",), ("pass_*",),
+        rename=((r"bottleneck_1\.", "joint.necks.0."), (r"bottleneck_2\.", "joint.necks.1."),
+                (r"bottleneck_3\.", "joint.necks.2."), (r"(?=base\.|bottleneck\.)", "")),
+        heads=(r"classifier\.", r"base\.fc\."), flexible=_VIT_TABLES,
+        config={**_BEFORE, **HALVES, "MODEL.POOLING_METHOD": "token"}, derive=_of_pass),
+    "transreid": Layout(
+        "TransReID, TransReID-SSL or PersonViT", (r"base\.cls_token$", r"base\.patch_embed\.",
+                                                  r"(?:bottleneck|classifier)\."),
+        ("transreid_vit_small", "vit_*"), rename=((r"(?=base\.|bottleneck\.)", ""),),
+        heads=(r"classifier\.", r"base\.fc\."), flexible=_VIT_TABLES,
+        config={**_BEFORE, **HALVES, "MODEL.POOLING_METHOD": "token"},
+        when=((r"base\.sie_embed$", {"MODEL.SIE_CAMERA": True}),), derive=_of_transreid),
+    "vit": Layout(
+        "a pretrained vision transformer (timm, DeiT, TransReID-SSL, PASS, PersonViT)",
+        (_PREFIX + r"cls_token$", _PREFIX + r"patch_embed\.", _PREFIX + r"pos_embed$"),
+        ("transreid_vit_small", "vit_*", "pass_*"), rename=((_VIT, "base."),),
+        heads=(_PREFIX + r"(?:head|head_dist|pre_logits)\.",), flexible=_VIT_TABLES, alone=True,
+        config={"MODEL.NECK": "no", "MODEL.POOLING_METHOD": "token", **_PERSONS}, derive=_of_pretraining),
+    "solider": Layout(
+        "SOLIDER", (r"base\.stages\.0\.blocks\.", r"bottleneck\."), ("solider_*",),
+        rename=((r"(?=base\.|bottleneck\.)", ""),), heads=(r"classifier\.",), flexible=(r"semantic_embed",),
+        config={**_BEFORE, **HALVES, "MODEL.SEMANTIC_WEIGHT": -1.0, "INPUT.SIZE_TEST": [384, 128]}, when=(_SEMANTIC,)),
+    "solider_pretrained": Layout(
+        "SOLIDER's pretraining", (_PREFIX + r"stages\.0\.blocks\.",), ("solider_*",),
+        rename=((_PREFIX + r"(?=stages\.|patch_embed\.|norm\d\.|semantic_embed)", "base."),),
+        heads=(_PREFIX + r"head\.",), flexible=(r"semantic_embed",),
+        config={"MODEL.NECK": "no", **HALVES, "MODEL.SEMANTIC_WEIGHT": -1.0, "INPUT.SIZE_TEST": [384, 128]},
+        when=(_SEMANTIC,)),
+    "clipreid": Layout(
+        "CLIP-ReID", (r"image_encoder\.", r"bottleneck_proj\."), ("clip_*",),
+        rename=((r"image_encoder\.", "base."), (r"cv_embed$", "base.cv_embed"), (r"(?=bottleneck)", "")),
+        heads=(r"classifier(?:_proj)?\.",), text=_TEXT, flexible=(r".*positional_embedding$", r"sie|cv_embed"),
+        join=(("bottleneck.", ("bottleneck.", "bottleneck_proj.")),),
+        config={**_BEFORE, "MODEL.POOLING_METHOD": "token"},
+        when=((r"cv_embed$", {"MODEL.SIE_CAMERA": True, "MODEL.SIE_COE": 1.0}),), derive=_of_clipreid),
+    "clip": Layout(
+        "OpenAI's CLIP or OpenCLIP", (r"visual\.(?:class_embedding|attnpool\.)",), ("clip_*",),
+        rename=((r"visual\.", "base."),), text=_TEXT, flexible=(r".*positional_embedding$", r"sie|cv_embed"),
+        unused=(r"(?:input_resolution|context_length|vocab_size)$",), alone=True,
+        config={"MODEL.NECK": "no", "MODEL.POOLING_METHOD": "token", **CLIPS, **_PERSONS}),
+    "osnet": Layout(
+        "torchreid's OSNet", (r"conv1\.conv\.weight$", r"fc\.0\.weight$"), ("osnet_*",),
+        rename=((r"(?=conv|pool|fc\.\d)", "base."),), heads=(r"classifier\.",),
+        config={"MODEL.NECK": "no", "MODEL.POOLING_METHOD": "token", "INPUT.SIZE_TEST": [256, 128], **IMAGENET}),
     "lineage": Layout(
         "reid-strong-baseline, DMT or NAIC-ReID", (r"base\.(?:layer1\.|_conv_stem\.)", r"(?:bottleneck|classifier)\."),
         ("[!f]*",), rename=((r"(?=base\.|bottleneck\.|gap\.|pcb\.)", ""),),
