@@ -99,6 +99,10 @@ _C.MODEL.ID_LOSS_TYPE = "softmax", Choice("softmax", "arcface", "cosface", "amso
 _C.MODEL.ID_LOSS_WEIGHT = 1.0, Float(0)
 # Weight of the triplet loss.
 _C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0, Float(0)
+# File of tools/learn_prompts.py with a text for each identity: CLIP-ReID's second stage. "" = without texts.
+_C.MODEL.PROMPTS = "", Str(empty=True)
+# Weight of the loss between images and the texts of PROMPTS.
+_C.MODEL.I2T_LOSS_WEIGHT = 1.0, Float(0)
 # Weight of the pairwise loss (METRIC_LOSS_TYPE pair_*).
 _C.MODEL.PAIR_LOSS_WEIGHT = 1.0, Float(0)
 # True: softmax-weighted triplet over all pairs of a batch; False: batch-hard triplet.

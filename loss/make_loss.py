@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from loss.center_loss import CenterLoss
 from loss.pair_loss import PairCircle, PairCosface
+from loss.prompt_loss import TextLoss
 from loss.softmax_loss import IDLoss
 from loss.triplet_loss import TripletLoss, WeightedTripletLoss
 
@@ -37,8 +38,9 @@ class Criterion(nn.Module):
     Args:
         id_loss, triplet, pair: the losses; None leaves the term out.
         centers: a CenterLoss for each branch that has a metric feature, or None.
-        weights: factor of each term: "id", "triplet", "pair", "center"; "id_part" for the mean over the branches
-            part0, part1 ... and "id_merged" and the like for branches that have a factor of their own.
+        texts: of the branch "global", or None.
+        weights: factor of each term: "id", "triplet", "pair", "center", "i2t" (texts); "id_part" for the mean over the
+            branches part0, part1 ... and "id_merged" and the like for branches that have a factor of their own.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Criterion(nn.Module):
         centers: nn.ModuleDict | None,
         weights: dict[str, float],
         pair: nn.Module | None = None,
+        texts: nn.Module | None = None,
     ):
         super().__init__()
+        self.texts = texts
         self.id_loss, self.triplet, self.pair, self.centers = id_loss, triplet, pair, centers
         self.weights = dict(weights)
 
@@ -90,6 +94,8 @@ class Criterion(nn.Module):
             yield "pair", self.pair(out.metric_feat, metric_pids)
         if self.centers is not None:
             yield "center", self.centers[branch](out.metric_feat, metric_pids)
+        if self.texts is not None and branch == "global":
+            yield "i2t", self.texts(out.metric_feat, metric_pids)
 
     @torch.no_grad()
     def unweight_center_gradient(self) -> None:
@@ -104,7 +110,7 @@ class Criterion(nn.Module):
                 parameter.grad.div_(weight)
 
 
-def make_loss(cfg, num_classes: int, feat_dims: dict[str, int]) -> Criterion:
+def make_loss(cfg, num_classes: int, feat_dims: dict[str, int], text_feats: Tensor | None = None) -> Criterion:
     """The criterion of the config.
 
     DATALOADER.SAMPLER decides between an ID loss, metric losses and both; MODEL.METRIC_LOSS_TYPE between the metric
@@ -114,11 +120,13 @@ def make_loss(cfg, num_classes: int, feat_dims: dict[str, int]) -> Criterion:
     Args:
         num_classes: K, identities in training.
         feat_dims: {branch: D}, the model's `feat_dims`: the branches with a metric feature.
+        text_feats: [K, D] of the identities' texts (MODEL.PROMPTS), or None.
     """
     metric = cfg.MODEL.METRIC_LOSS_TYPE
     with_id, with_metric = SAMPLERS[cfg.DATALOADER.SAMPLER]
     metrics = METRIC_LOSSES[metric] if with_metric else ()
-    id_loss = IDLoss(LABEL_SMOOTHING if cfg.MODEL.IF_LABELSMOOTH else 0.0) if with_id else None
+    smoothing = LABEL_SMOOTHING if cfg.MODEL.IF_LABELSMOOTH else 0.0
+    id_loss = IDLoss(smoothing) if with_id else None
     triplet = None
     if "triplet" in metrics:
         kind = WeightedTripletLoss if cfg.MODEL.WEIGHTED_TRIPLET else TripletLoss
@@ -134,8 +142,10 @@ def make_loss(cfg, num_classes: int, feat_dims: dict[str, int]) -> Criterion:
         "triplet": cfg.MODEL.TRIPLET_LOSS_WEIGHT,
         "pair": cfg.MODEL.PAIR_LOSS_WEIGHT,
         "center": cfg.SOLVER.CENTER_LOSS_WEIGHT,
+        "i2t": cfg.MODEL.I2T_LOSS_WEIGHT,
     }
     if cfg.MODEL.IF_USE_PCB:
         weights |= {"id_part": cfg.MODEL.PCB_PART_LOSS_WEIGHT, "id_merged": cfg.MODEL.PCB_MERGED_LOSS_WEIGHT,
                     "id_local": cfg.MODEL.PCB_LOCAL_LOSS_WEIGHT}
-    return Criterion(id_loss, triplet, centers, weights, pair)
+    texts = None if text_feats is None else TextLoss(text_feats, smoothing)
+    return Criterion(id_loss, triplet, centers, weights, pair, texts)

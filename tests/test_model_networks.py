@@ -180,6 +180,16 @@ def test_positions_are_resized_from_square_grids_and_from_those_twice_as_high(ro
     assert clip.with_positions({"a": table[:40]}, "a", (24, 8))["a"].shape == (40, 4)
 
 
+@pytest.mark.parametrize("name", ["clip_rn50", "clip_vit_b16"])
+def test_a_file_of_a_whole_clip_gives_its_image_encoder(name):
+    with torch.device("meta"):
+        net = BACKBONES[name]()
+        text = {"transformer.resblocks.0.ln_1.weight": torch.ones(512), "logit_scale": torch.ones(())}
+        source = {f"visual.{key}": value for key, value in net.state_dict().items()} | text
+        assert net.fit(source, "").keys() == net.state_dict().keys()
+        assert net.fit({"base.proj": text["logit_scale"]}, "base.").keys() == {"base.proj"}
+
+
 def test_a_non_local_block_is_the_sum_over_all_pairs_of_positions():
     torch.manual_seed(0)
     block = build_backbone("fastreid_r50_nl").NL_2[0].eval()

@@ -29,7 +29,7 @@ class Backbone(nn.Module):
     each of its stages; the names of its parameters are those of the published weights, without the classifier.
     `may_miss` are shell patterns of weights that no published file has. A transformer overrides `features`; `has_token`
     says that there is a class token, `token_names` which modules nothing but it needs, `num_parts` how many parts, and
-    `uses_sides` that it looks at cameras and views.
+    `uses_sides` that it looks at cameras and views; the last `text_dim` numbers of its features are for texts.
     """
 
     feat_dim: int
@@ -37,6 +37,7 @@ class Backbone(nn.Module):
     token_names: tuple[str, ...] = ()
     num_parts: int = 0
     uses_sides: bool = False
+    text_dim: int = 0
     stem_names: tuple[str, ...] = ("conv1", "bn1")
     stage_names: tuple[tuple[str, ...], ...] = (("layer1",), ("layer2",), ("layer3",), ("layer4",))
     may_miss: tuple[str, ...] = ()

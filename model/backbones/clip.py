@@ -42,6 +42,12 @@ def with_positions(source: dict[str, Tensor], key: str, grid: tuple[int, int]) -
     return source if old is None else {**source, key: resize_positions(table, old, grid)}
 
 
+def image_weights(source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Of a file of a whole CLIP, which has `visual.` before them, those of the image encoder; else all."""
+    inner = {key.removeprefix("visual."): value for key, value in source.items() if key.startswith("visual.")}
+    return source if prefix or not inner else inner
+
+
 def _grid(x: Tensor) -> tuple[int, int]:
     """Height and width of a map as numbers, in a trace, too."""
     return int(x.shape[2]), int(x.shape[3])
@@ -100,7 +106,8 @@ class CLIPResNet(ResNet):
         self.conv3, self.bn3 = conv(32, 64, 3), nn.BatchNorm2d(64)
         self.map_grid = tuple(n // (16 * last_stride) for n in size)
         self.attnpool = AttentionPool(self.map_grid, self.feat_dim, self.feat_dim // 64, self.feat_dim // 2)
-        self.feat_dim += self.feat_dim // 2
+        self.text_dim = self.feat_dim // 2
+        self.feat_dim += self.text_dim
 
     def stem(self, width: int) -> nn.Module:
         return conv(3, width // 2, 3, 2)
@@ -122,7 +129,7 @@ class CLIPResNet(ResNet):
         return Features(torch.cat([x, places], 1), torch.cat([x.mean((2, 3)), pooled[:, 0]], 1))
 
     def fit(self, source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        return with_positions(source, f"{prefix}attnpool.positional_embedding", self.map_grid)
+        return with_positions(image_weights(source, prefix), f"{prefix}attnpool.positional_embedding", self.map_grid)
 
 
 class QuickGELU(nn.Module):
@@ -133,10 +140,11 @@ class QuickGELU(nn.Module):
 
 
 class CLIPBlock(nn.Module):
-    """A transformer block with the norms before its two halves."""
+    """A transformer block with the norms before its two halves; causal: a position sees those before it alone."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, causal: bool = False):
         super().__init__()
+        self.causal = causal
         self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.ln_1, self.ln_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.mlp = nn.Sequential(OrderedDict([("c_fc", nn.Linear(dim, 4 * dim)), ("gelu", QuickGELU()),
@@ -145,7 +153,8 @@ class CLIPBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = F.linear(self.ln_1(x), self.attn.in_proj_weight, self.attn.in_proj_bias)
         qkv = qkv.unflatten(2, (3, self.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.attn.out_proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+        seen = F.scaled_dot_product_attention(*qkv, is_causal=self.causal)
+        x = x + self.attn.out_proj(seen.transpose(1, 2).flatten(2))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -172,7 +181,7 @@ class CLIPViT(Backbone):
         self.transformer = nn.Module()
         self.transformer.resblocks = nn.Sequential(*(CLIPBlock(DIM, HEADS) for _ in range(DEPTH)))
         self.proj = nn.Parameter(scale * torch.randn(DIM, FEAT_DIM))
-        self.feat_dim = DIM + FEAT_DIM
+        self.feat_dim, self.text_dim = DIM + FEAT_DIM, FEAT_DIM
         for block in self.transformer.resblocks:
             nn.init.normal_(block.attn.in_proj_weight, std=scale)
             nn.init.normal_(block.attn.out_proj.weight, std=scale * (2 * DEPTH) ** -0.5)
@@ -192,7 +201,7 @@ class CLIPViT(Backbone):
         return Features(x[:, 1:].transpose(1, 2).unflatten(2, grid), x[:, 0])
 
     def fit(self, source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        return with_positions(source, f"{prefix}positional_embedding", self.map_grid)
+        return with_positions(image_weights(source, prefix), f"{prefix}positional_embedding", self.map_grid)
 
 
 BACKBONES = {"clip_rn50": CLIPResNet, "clip_vit_b16": CLIPViT}

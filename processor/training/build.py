@@ -20,6 +20,7 @@ from loss.make_loss import make_loss
 from model.backbones import Sides
 from model.identities import transfer_identities
 from model.make_model import ReIDModel, check_model, make_model, place_model
+from model.prompts import order_texts
 from processor.evaluation.truth import truths_of, warn_of_obstacles
 from processor.training.checkpoints import CheckpointFolder
 from solver.ema import WeightAverage
@@ -219,7 +220,7 @@ def _model_and_criterion(cfg, loaders: DataLoaders, device: torch.device,
     sides = Sides(tuple(sorted({sample.camid for sample in train} - {UNKNOWN_CAMID})),
                   tuple(sorted({sample.viewid for sample in train})))
     model = make_model(cfg, classes, pretrained, sides)
-    criterion = make_loss(cfg, classes, model.feat_dims)
+    criterion = make_loss(cfg, classes, model.feat_dims, _text_feats(cfg, model, loaders))
     if cfg.MODEL.PRETRAIN_CHOICE == "finetune" and pretrained:
         path = weight_file(cfg.MODEL.PRETRAIN_PATH)
         transfer_identities({"model": model, "criterion": criterion}, read_checkpoint(path), loaders.data.pid_names,
@@ -228,6 +229,19 @@ def _model_and_criterion(cfg, loaders: DataLoaders, device: torch.device,
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     place_model(cfg, model, device)
     return model, criterion.to(device)
+
+
+def _text_feats(cfg, model: ReIDModel, loaders: DataLoaders) -> Tensor | None:
+    """[K, D] of the texts of MODEL.PROMPTS in the order of the classes; None without."""
+    path = cfg.MODEL.PROMPTS
+    if not path:
+        return None
+    texts = order_texts(read_checkpoint(path), loaders.data.pid_names, path)
+    if model.base.text_dim != texts.shape[1]:
+        raise ValueError(f"MODEL.PROMPTS={path}: its texts have {texts.shape[1]} numbers, and the images of "
+                         f"{cfg.MODEL.NAME} have {model.base.text_dim or 'none'} for them; use CLIP's image encoder "
+                         "that they were learned with")
+    return texts
 
 
 def describe_run(run: Training) -> str:
