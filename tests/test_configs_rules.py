@@ -116,7 +116,7 @@ def test_a_value_becomes_the_keys_type(key, raw, expected):
     ("TEST.DROP_SAME_CAMERA", "Auto", "auto, or true or false"), ("TEST.DROP_SAME_CAMERA", 1, "auto, or true or false"),
     ("INPUT.PROB", "1.1", "a finite number in 0..1"), ("MODEL.GEM_P", "-3", "a finite number > 0"),
     ("MODEL.NECK", True, "bnneck | no"), ("MODEL.NECK", "off", "bnneck | no"),
-    ("MODEL.POOLING_METHOD", "gem", r"avg | GeM, got gem (did you mean GeM?)"),
+    ("MODEL.POOLING_METHOD", "gem", "avg | GeM | token | GeM_token | max | avg_max, got gem (did you mean GeM?)"),
     ("MODEL.NAME", "", "a string that is not empty"), ("MODEL.NAME", False, "a string that is not empty"),
     ("MODEL.NAME", ["resnet50"], "a string that is not empty, got [resnet50]"),
     ("MODEL.NAME", "('None')", "a string that is not empty"),
@@ -266,10 +266,14 @@ def test_shares_that_nothing_reads_are_remarked(caplog):
 
 # ---------------------------------------------------------------- readers
 
+_TABLES = ("SETTINGS", "OF_TRAINING")  # of model/make_backbone.py: parameter of a constructor -> key
+
+
 def _read_keys(source: str) -> set[str]:
     """Dotted keys that Python code reads: `cfg.KEY`, `….SECTION.KEY`, and `name.KEY` where name is a section.
 
-    A name is a section where `name = ….SECTION` is in the file, or where it is the section's in small letters.
+    A name is a section where `name = ….SECTION` is in the file, or where it is the section's in small letters. The values
+    of a table _TABLES are read as well.
     """
     tree = ast.parse(source)
     aliases: dict[str, set[str]] = {section.lower(): {section} for section in SECTIONS}
@@ -281,7 +285,8 @@ def _read_keys(source: str) -> set[str]:
             for target, value in pairs:
                 if isinstance(target, ast.Name) and isinstance(value, ast.Attribute) and value.attr in SECTIONS:
                     aliases.setdefault(target.id, set()).add(value.attr)
-    keys = set()
+    keys = {value.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+            and getattr(node.targets[0], "id", "") in _TABLES for value in node.value.values}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute):
             continue
@@ -296,9 +301,10 @@ def _read_keys(source: str) -> set[str]:
 
 
 def test_the_search_for_readers_sees_the_ways_of_reading():
-    source = "s, m = cfg.SOLVER, run.cfg.MODEL\ns.SEED, m.NAME, cfg.TEST.TOP_K, cfg.OUTPUT_DIR, x.STEPS, solver.GAMMA"
+    source = "s, m = cfg.SOLVER, run.cfg.MODEL\ns.SEED, m.NAME, cfg.TEST.TOP_K, cfg.OUTPUT_DIR, x.STEPS, solver.GAMMA\n"
+    source += "SETTINGS = {'a': 'INPUT.PROB'}"
     assert _read_keys(source) & set(RULES) == {
-        "SOLVER.SEED", "MODEL.NAME", "TEST.TOP_K", "OUTPUT_DIR", "SOLVER.GAMMA"}
+        "SOLVER.SEED", "MODEL.NAME", "TEST.TOP_K", "OUTPUT_DIR", "SOLVER.GAMMA", "INPUT.PROB"}
 
 
 def test_every_key_is_read_outside_the_configs():
