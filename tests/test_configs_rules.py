@@ -272,8 +272,8 @@ _TABLES = ("SETTINGS", "OF_TRAINING")  # of model/make_backbone.py: parameter of
 def _read_keys(source: str) -> set[str]:
     """Dotted keys that Python code reads: `cfg.KEY`, `….SECTION.KEY`, and `name.KEY` where name is a section.
 
-    A name is a section where `name = ….SECTION` is in the file, or where it is the section's in small letters. The values
-    of a table _TABLES are read as well.
+    A name is a section where `name = ….SECTION` is in the file, or where it is the section's in small letters. The
+    values of a table of _TABLES are read as well.
     """
     tree = ast.parse(source)
     aliases: dict[str, set[str]] = {section.lower(): {section} for section in SECTIONS}
