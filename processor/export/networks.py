@@ -6,6 +6,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from model.backbones.base import Backbone, Features
 from model.embedding import EmbeddingNet
 from model.make_model import ReIDModel
 
@@ -21,14 +22,15 @@ class OnePassNet(EmbeddingNet):
 
 
 class HalfBackbone(nn.Module):
-    """A backbone in float16, a float32 map in [B, 3, H, W] and out: pooling and heads need float32's range."""
+    """A backbone in float16 that takes and gives float32: pooling and heads need float32's range."""
 
-    def __init__(self, base: nn.Module):
+    def __init__(self, base: Backbone):
         super().__init__()
-        self.base, self.feat_dim = base.half(), base.feat_dim
+        self.base, self.feat_dim, self.uses_sides = base.half(), base.feat_dim, base.uses_sides
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x.half()).float()
+    def features(self, x: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Features:
+        outputs = self.base.features(x.half(), camids, viewids)
+        return Features(*(output if output is None else output.float() for output in outputs))
 
 
 def with_half_backbone(model: ReIDModel) -> ReIDModel:
