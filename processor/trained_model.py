@@ -91,7 +91,7 @@ def _cfg_inside(checkpoint: Mapping[str, Any], path: Path) -> CfgNode:
 def folder_settings(info: ModelInfo) -> dict[str, Any]:
     """{config key: value} of what model.json says of the network and its pictures."""
     steps = info.preprocessing
-    return {**info.architecture, "INPUT.SIZE_TRAIN": steps["size"], "INPUT.SIZE_TEST": steps["size"],
+    return {"INPUT.SIZE_TRAIN": steps["size"], **info.architecture, "INPUT.SIZE_TEST": steps["size"],
             "INPUT.PIXEL_MEAN": steps["mean"], "INPUT.PIXEL_STD": steps["std"], "TEST.FLIP_FEATS": steps["flip"]}
 
 
