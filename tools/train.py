@@ -41,12 +41,14 @@ def main() -> None:
                         help="build everything, run a step and an evaluation batch, print the plan, write nothing")
     parser.add_argument("--print-config", action="store_true",
                         help="print the merged config as YAML, with the file that each value is from, and stop")
-    parser.add_argument("--list-models", action="store_true", help="print the backbones of MODEL.NAME, and stop")
+    parser.add_argument("--list-models", action="store_true",
+                        help="print the backbones of MODEL.NAME and re-ID weights that others published, and stop")
     args = parser.parse_intermixed_args(name_resumed_file(sys.argv[1:]))
     if args.list_models:
+        from model.published.checkpoints import format_checkpoints
         from model.zoo import format_zoo
 
-        print(format_zoo())
+        print(f"{format_zoo()}\n\n{format_checkpoints()}")
         return
     if args.print_config:
         sys.stdout.reconfigure(encoding="utf-8")  # as load_cfg reads it
