@@ -135,10 +135,10 @@ def list_checkpoints() -> list[Checkpoint]:
 def format_checkpoints() -> str:
     """`list_checkpoints` as a table of plain text, with the licences of each source."""
     lines = ["Published, not measured here: mAP and Rank-1 as their authors give them; '-': not found in a source.",
-             f"{'file':<29}{'--as':<20}{'trained on':<34}{'mAP':>5}{'Rank-1':>8}  {'of':<56}address"]
+             f"{'file':<38}{'--as':<20}{'trained on':<34}{'mAP':>5}{'Rank-1':>8}  {'of':<56}address"]
     for source, (repository, code, weights) in SOURCES.items():
         lines.append(f"{source} ({repository}); licence of the code: {code or '-'}; of the weights: {weights}")
-        lines += [f"  {row.name:<27}{row.layout:<20}{row.trained_on:<34}{row.mAP or '-':>5}{row.rank1 or '-':>8}  "
+        lines += [f"  {row.name:<36}{row.layout:<20}{row.trained_on:<34}{row.mAP or '-':>5}{row.rank1 or '-':>8}  "
                   f"{row.recipe or '-':<56}{row.url}" for row in list_checkpoints() if row.source == source]
     return "\n".join([*lines, "DukeMTMC-reID was withdrawn by its authors in 2019: weights trained on it are not "
                               "listed. Weights carry the terms of the pictures that they were trained on."])
