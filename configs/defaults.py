@@ -3,7 +3,8 @@
 `_C.SECTION.KEY = default, rule` below a comment. The names and the default values are those of reid-strong-baseline ->
 DMT -> NAIC-ReID, so that their YAML files load here; a default that could not stay is in the comment. Keys that were
 strings 'on' / 'off' or 'yes' / 'no' are booleans now; the old spellings are still understood in files and on the
-command line. `configs/rules.py` has the kinds of rule, `configs/checks.py` what goes across keys.
+command line. `configs/model_keys.py` has those of MODEL, `configs/rules.py` the kinds of rule, `configs/checks.py`
+what goes across keys.
 
 Names of backbones, optimisers and data sets are checked by their builders, which list the choices.
 """
@@ -15,10 +16,10 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from configs.model_keys import MODEL
 from configs.rules import (
     Bool,
     Choice,
-    DeviceIds,
     Float,
     Int,
     ListOf,
@@ -35,94 +36,7 @@ SIZE = Row({"height": Int(1), "width": Int(1)})
 K1_K2_LAMBDA = Row({"k1": Int(1), "k2": Int(1), "lambda": SHARE})
 NO_RANGE_LOSS = "belonged to a range loss that no version had"
 
-_C = SimpleNamespace()
-
-# ---------------------------------------------------------------- MODEL
-_C.MODEL = SimpleNamespace()
-# Device that computes: auto is CUDA if there is a device, else the CPU. The lineage's default was 'cuda'.
-_C.MODEL.DEVICE = "auto", Choice("auto", "cuda", "cpu")
-# CUDA device numbers, comma separated; several train with nn.DataParallel, a test takes the first. Ignored on the CPU,
-# and under torchrun, which gives each process the device of its number.
-_C.MODEL.DEVICE_ID = "0", DeviceIds()
-# Backbone, a name of model.backbones.BACKBONES.
-_C.MODEL.NAME = "resnet50", Str()
-# Stride of the backbone's last stage: 1 (256x128 gives a 16x8 map) | 2 (8x4).
-_C.MODEL.LAST_STRIDE = 1, Int(1, 2)
-# File with the weights to start from; its format follows PRETRAIN_CHOICE. package:NAME = the file that an installed
-# Python package carries. "" = none given.
-_C.MODEL.PRETRAIN_PATH = "", Str(empty=True)
-# imagenet: PRETRAIN_PATH holds the backbone's ImageNet weights | self: PRETRAIN_PATH holds a whole model trained here
-# or by the lineage, of which all but the classifiers is taken | finetune: as self, and the rows of classifiers and
-# class centres of all identities that the checkpoint knows by name | none: random weights.
-_C.MODEL.PRETRAIN_CHOICE = "imagenet", Choice("imagenet", "self", "finetune", "none")
-# Shell patterns of weights that PRETRAIN_PATH may lack or hold in excess, such as ['pcb.rpp.*']; all others must fit.
-_C.MODEL.PRETRAIN_ALLOW = [], ListOf(Str(), unique=True)
-# bnneck: batch norm between the metric feature and the classifier | no: none.
-_C.MODEL.NECK = "bnneck", Choice("bnneck", "no")
-# The lineage's second switch for the center loss; it must not contradict METRIC_LOSS_TYPE, which decides.
-_C.MODEL.IF_WITH_CENTER = False, Bool()
-# Metric loss beside the ID loss (pair_*: over the cosines of all pairs of a batch). Read when DATALOADER.SAMPLER has
-# 'triplet' in it.
-_C.MODEL.METRIC_LOSS_TYPE = "triplet", Choice(
-    "triplet", "center", "triplet_center", "pair_cosface", "pair_circle", "triplet_pair_cosface", "triplet_pair_circle")
-# True: soft margin log(1 + exp(d_ap - d_an)); False: relu(d_ap - d_an + SOLVER.MARGIN).
-_C.MODEL.NO_MARGIN = False, Bool()
-# True: cross entropy with label smoothing, epsilon 0.1.
-_C.MODEL.IF_LABELSMOOTH = True, Bool()
-_C.MODEL.COS_LAYER = False, Obsolete(Bool(), "MODEL.ID_LOSS_TYPE: arcface is what it stood for")
-# Freeze the stem and the first n stages (weights and batch-norm statistics): 0 = the stem alone, -1 = nothing.
-_C.MODEL.FROZEN = -1, Int(-1, 4)
-# Epochs, counted from the first, in which the backbone does not learn (weights and statistics), the heads alone do.
-_C.MODEL.FREEZE_EPOCHS = 0, Int(0)
-# True: batch norms take their statistics over all processes of torchrun (CUDA only); False: over those of a process.
-_C.MODEL.SYNC_BN = False, Bool()
-# Shell patterns of the parameters that learn, such as ['pcb.rpp.*']: all others and their batch-norm statistics stay
-# as they are. [] = all learn.
-_C.MODEL.TRAIN_ONLY = [], ListOf(Str(), unique=True)
-# True: channels last in memory (faster convolutions); False: NCHW. The results are the same up to rounding.
-_C.MODEL.CHANNELS_LAST = True, Bool()
-# True: torch.compile of the backbone (minutes at the start, a C++ compiler on the CPU).
-_C.MODEL.COMPILE = False, Bool()
-# Pooling of the last map; GeM is the generalised mean, clamp 1e-6; of transformers: token (the class token), GeM_token
-# (GeM plus the class token), max, avg_max (mean of the maxima of each four positions).
-_C.MODEL.POOLING_METHOD = "avg", Choice("avg", "GeM", "token", "GeM_token", "max", "avg_max")
-# Between 0 (appearance) and 1 (semantics, as SOLIDER pretrains) for SOLIDER's Swin; its published re-ID results have
-# 0.2. A negative number: without the layers that read it, for weights that have none.
-_C.MODEL.SEMANTIC_WEIGHT = 1.0, Float(high=1)
-# Exponent of GeM.
-_C.MODEL.GEM_P = 3.0, Float(above=0)
-# True: GeM's exponent is learned, at ten times the base lr and without decay; False: it stays GEM_P.
-_C.MODEL.GEM_LEARN_P = False, Bool()
-# Classifier of the ID loss: softmax (linear) | arcface | cosface | amsoftmax (cosface by another name) | circle.
-_C.MODEL.ID_LOSS_TYPE = "softmax", Choice("softmax", "arcface", "cosface", "amsoftmax", "circle")
-# Weight of the ID loss.
-_C.MODEL.ID_LOSS_WEIGHT = 1.0, Float(0)
-# Weight of the triplet loss.
-_C.MODEL.TRIPLET_LOSS_WEIGHT = 1.0, Float(0)
-# File of tools/learn_prompts.py with a text for each identity: CLIP-ReID's second stage. "" = without texts.
-_C.MODEL.PROMPTS = "", Str(empty=True)
-# Weight of the loss between images and the texts of PROMPTS.
-_C.MODEL.I2T_LOSS_WEIGHT = 1.0, Float(0)
-# Weight of the pairwise loss (METRIC_LOSS_TYPE pair_*).
-_C.MODEL.PAIR_LOSS_WEIGHT = 1.0, Float(0)
-# True: softmax-weighted triplet over all pairs of a batch; False: batch-hard triplet.
-_C.MODEL.WEIGHTED_TRIPLET = False, Bool()
-# The lineage's threshold of pseudo-labelling: an angle, radians. Read if UDA.DISTANCE is angle and UDA.THRESHOLD 0.
-_C.MODEL.THRESH = 0.0, Float(0)
-# True: part (PCB) heads: six stripes of the map with a classifier each, beside the global branch.
-_C.MODEL.IF_USE_PCB = False, Bool()
-# True: also a classifier on the six parts side by side, each times its gate (branch `merged`); False: no gates.
-_C.MODEL.MERGE_PCB_FEAT = True, Bool()
-# What bounds a part's gate: sigmoid | affine (nothing; the lineage's).
-_C.MODEL.PCB_GATE = "sigmoid", Choice("sigmoid", "affine")
-# True: refined part pooling: a learned part classifier instead of stripes (see configs/naic/r50_rpp_*.yml).
-_C.MODEL.PCB_RPP = False, Bool()
-# Weight of the mean of the parts' ID losses.
-_C.MODEL.PCB_PART_LOSS_WEIGHT = 0.5, Float(0)
-# Weight of the merged parts' ID loss.
-_C.MODEL.PCB_MERGED_LOSS_WEIGHT = 0.5, Float(0)
-# Weight of the local branch's ID loss (TEST.PCB_GLOBAL_FEAT_ENSEMBLE).
-_C.MODEL.PCB_LOCAL_LOSS_WEIGHT = 0.5, Float(0)
+_C = SimpleNamespace(MODEL=MODEL)
 
 # ---------------------------------------------------------------- INPUT
 _C.INPUT = SimpleNamespace()
@@ -167,6 +81,8 @@ _C.DATASETS.VALIDATION = "", Str(empty=True)
 _C.DATASETS.ROOT_DIR = "../data", Str()
 # Sets that lie elsewhere, such as ['market1501=/data/a', 'people=/data/b']: as ROOT_DIR, for the set of that name.
 _C.DATASETS.ROOTS = [], NamedFolders()
+_C.DATASETS.ROOT_TRAIN_DIR = "../data", Obsolete(Str(empty=True), "DATASETS.ROOT_DIR is the folder of all sets")
+_C.DATASETS.ROOT_VAL_DIR = "../data", Obsolete(Str(empty=True), "DATASETS.ROOT_DIR is the folder of all sets")
 # True: colour jitter (.5, .5, .5, .2) and scale .9-1.1 as well.
 _C.DATASETS.HARD_AUG = False, Bool()
 # True: every training identity appears a second time as another, whose channels are permuted (twice the classes).
@@ -196,6 +112,7 @@ _C.DATALOADER.NUM_WORKERS = 8, Int(0)
 _C.DATALOADER.SAMPLER = "softmax", Choice("softmax", "triplet", "softmax_triplet")
 # K, images of an identity in a P x K batch, which needs 2 or more.
 _C.DATALOADER.NUM_INSTANCE = 16, Int(1)
+_C.DATALOADER.REMOVE_TAIL = 0, Obsolete(Int(), "no recipe leaves out identities with few images")
 # A training image that cannot be read or decoded: error: stop | skip: name and count it in the log, and take another
 # image of its identity, a function of SEED, epoch and position. A wrong line of a training list, or a line whose image
 # is missing: error: stop | skip: name it and leave it out. A test always stops.
@@ -219,6 +136,8 @@ _C.SOLVER.LARGE_FC_LR = False, Bool()
 _C.SOLVER.BIAS_LR_FACTOR = 1.0, Float(0)
 # Factor on the lr of the backbone (weights and biases).
 _C.SOLVER.BACKBONE_LR_FACTOR = 1.0, Float(0)
+# Factor on the lr from each block of the backbone to the one before it, such as 0.75 for transformers; 1 = none.
+_C.SOLVER.LAYER_DECAY = 1.0, Float(above=0, high=1)
 # Momentum of SGD.
 _C.SOLVER.MOMENTUM = 0.9, SHARE
 # True: Nesterov momentum in SGD.
@@ -227,6 +146,8 @@ _C.SOLVER.NESTEROV = False, Bool()
 _C.SOLVER.GRADIENT_CENTRALIZATION = False, Bool()
 # Margin of the triplet loss if MODEL.NO_MARGIN is False.
 _C.SOLVER.MARGIN = 0.3, Float(0)
+# True: the triplet loss is over features of length 1.
+_C.SOLVER.TRP_L2 = False, Bool()
 _C.SOLVER.CLUSTER_MARGIN = 0.3, Obsolete(Float(), "belonged to a cluster loss that no version had")
 # Learning rate of the class centres (they have an SGD without momentum).
 _C.SOLVER.CENTER_LR = 0.5, Float(0)
@@ -253,8 +174,10 @@ _C.SOLVER.STEPS = [40, 70], ListOf(Int(1), increasing=True)
 _C.SOLVER.WARMUP_FACTOR = 0.01, SHARE
 # Length of the warm-up, epochs; 0 = none.
 _C.SOLVER.WARMUP_EPOCHS = 10, Int(0)
-# linear: from WARMUP_FACTOR to 1 | constant: WARMUP_FACTOR until the warm-up ends.
-_C.SOLVER.WARMUP_METHOD = "linear", Choice("linear", "constant")
+# linear: from WARMUP_FACTOR to 1 | constant: WARMUP_FACTOR until the warm-up ends | cosine: the whole schedule of
+# TransReID and its descendants, of which LR_SCHEDULER, WARMUP_FACTOR, MIN_LR and STEPS are no part: from 0.01 BASE_LR
+# up, then half a cosine over MAX_EPOCHS down to 0.002 BASE_LR. It is that of NAME transformer, whatever is here.
+_C.SOLVER.WARMUP_METHOD = "linear", Choice("linear", "constant", "cosine")
 # Margin m of arcface (radians), cosface / amsoftmax (cosine) and circle (relaxation).
 _C.SOLVER.COSINE_MARGIN = 0.5, Float(0)
 # Scale s of arcface, cosface / amsoftmax and circle.

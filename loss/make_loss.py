@@ -130,7 +130,7 @@ def make_loss(cfg, num_classes: int, feat_dims: dict[str, int], text_feats: Tens
     triplet = None
     if "triplet" in metrics:
         kind = WeightedTripletLoss if cfg.MODEL.WEIGHTED_TRIPLET else TripletLoss
-        triplet = kind(None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN)
+        triplet = kind(None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN, cfg.SOLVER.TRP_L2)
     centers = None
     if "center" in metrics:
         centers = nn.ModuleDict({branch: CenterLoss(num_classes, dim) for branch, dim in feat_dims.items()})
@@ -144,6 +144,9 @@ def make_loss(cfg, num_classes: int, feat_dims: dict[str, int], text_feats: Tens
         "center": cfg.SOLVER.CENTER_LOSS_WEIGHT,
         "i2t": cfg.MODEL.I2T_LOSS_WEIGHT,
     }
+    if cfg.MODEL.JPM:  # half for the global branch, half for the mean over the parts, of every loss
+        weights |= {f"{name}_{kind}": weights[name] / 2 for name in ("id", "triplet", "pair")
+                    for kind in ("global", "part")}
     if cfg.MODEL.IF_USE_PCB:
         weights |= {"id_part": cfg.MODEL.PCB_PART_LOSS_WEIGHT, "id_merged": cfg.MODEL.PCB_MERGED_LOSS_WEIGHT,
                     "id_local": cfg.MODEL.PCB_LOCAL_LOSS_WEIGHT}

@@ -63,19 +63,21 @@ class TripletLoss(nn.Module):
 
     Args:
         margin: relu(d_ap - d_an + margin); None is the soft margin, log(1 + exp(d_ap - d_an)).
+        normalized: distances are of features of length 1.
     Source: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017, eq. 5.
     """
 
     distances = staticmethod(hard_distances)
 
-    def __init__(self, margin: float | None = None):
+    def __init__(self, margin: float | None = None, normalized: bool = False):
         super().__init__()
-        self.margin = margin
+        self.margin, self.normalized = margin, normalized
 
     def forward(self, feat: Tensor, pids: Tensor) -> Tensor:
         """[B, D], [B] -> the mean over all B anchors, a float32 scalar."""
         with in_float32(feat.device):
-            dist_ap, dist_an = self.distances(self_distances(feat.float()), pids)
+            feat = F.normalize(feat.float()) if self.normalized else feat.float()
+            dist_ap, dist_an = self.distances(self_distances(feat), pids)
             # -inf for an anchor without negatives: both forms below give it 0 and no gradient.
             gap = dist_ap - dist_an
             return (F.softplus(gap) if self.margin is None else F.relu(gap + self.margin)).mean()

@@ -3,17 +3,19 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from model.backbones import WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, Sides, check_name, freeze_stages
+from model.backbones import WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, Sides, freeze_stages
 from model.classifiers import CLASSIFIERS
 from model.heads import PCB, BNNeck, HeadOutput
-from model.make_backbone import make_backbone
+from model.make_backbone import make_backbone, network_name, pooling_name
 from model.pooling import POOLINGS, WITH_TOKEN
 from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained
+from model.token_parts import JigsawHeads, PartTokens
 from utils.packages import weight_file
 
 GLOBAL = "global"
@@ -22,7 +24,7 @@ GLOBAL = "global"
 class ReIDModel(nn.Module):
     """Images to embeddings and, in training, to logits.
 
-    state_dict keys: base.*, gap.p, bottleneck.*, classifier.*, pcb.*.
+    state_dict keys: base.*, gap.p, bottleneck.*, classifier.*, pcb.*, joint.*.
 
     Args:
         base: the backbone.
@@ -32,26 +34,30 @@ class ReIDModel(nn.Module):
         neck_feat: an embedding is the feature "before" or "after" the neck; without a neck they are the same.
         pcb: part heads on the backbone's map, or None.
         test_parts: whether embeddings have the part heads' branches, too.
+        joint: joins the parts that the backbone gives to the global feature, if it gives such.
     """
 
     def __init__(
         self, base: Backbone, gap: nn.Module, bottleneck: BNNeck | None, classifier: nn.Module, neck_feat: str,
-        pcb: PCB | None = None, test_parts: bool = True,
+        pcb: PCB | None = None, test_parts: bool = True, joint: JigsawHeads | PartTokens | None = None,
     ):
         super().__init__()
         self.base, self.gap, self.bottleneck, self.classifier, self.pcb = base, gap, bottleneck, classifier, pcb
-        self.neck_feat, self.test_parts = neck_feat, test_parts
+        self.neck_feat, self.test_parts, self.joint = neck_feat, test_parts, joint
         self.frozen_in_part = False
         self._held: list[nn.Parameter] | None = None  # those of the backbone that learn when it is not held
 
     @property
     def embedding_dims(self) -> dict[str, int]:
         """Width D of each branch of an embedding."""
-        return {GLOBAL: self.base.feat_dim, **(self.pcb.test_dims if self.pcb is not None and self.test_parts else {})}
+        dim = self.base.feat_dim if self.joint is None else self.joint.dim
+        return {GLOBAL: dim, **(self.pcb.test_dims if self.pcb is not None and self.test_parts else {})}
 
     @property
     def feat_dims(self) -> dict[str, int]:
         """Width D of the feature of each branch that metric losses act on."""
+        if self.joint is not None:
+            return {GLOBAL: self.joint.metric_dim, **self.joint.part_dims}
         return {GLOBAL: self.base.feat_dim}
 
     def sides(self, camids: Sequence[int] | Tensor, viewids: Sequence[int] | Tensor) -> dict[str, Tensor]:
@@ -70,16 +76,19 @@ class ReIDModel(nn.Module):
         Returns:
             {branch: HeadOutput} with pids, {branch: float32 [B, D]} without. `global` is the first.
         """
-        x, token, _ = self.base.features(images, camids, viewids)
+        x, token, parts = self.base.features(images, camids, viewids)
         feat = self.gap(x) if token is None else self.gap(x, token)  # [B, D] float32
+        # Once per forward: in training its running statistics must move once per step.
+        needed = self.bottleneck is not None and (pids is not None or self.neck_feat == "after")
+        after, heads = self.bottleneck(feat) if needed else feat, {}
+        if self.joint is not None:
+            feat, after, heads = self.joint(feat, after, parts, pids)
         if pids is None:
-            after = self.bottleneck is not None and self.neck_feat == "after"
-            parts = self.pcb(x) if self.pcb is not None and self.test_parts else {}
-            return {GLOBAL: self.bottleneck(feat) if after else feat, **parts}
-        # Once per forward: its running statistics must move once per step.
-        logits, plain_logits = self.classifier(feat if self.bottleneck is None else self.bottleneck(feat), pids)
-        parts = self.pcb(x, pids) if self.pcb is not None else {}
-        return {GLOBAL: HeadOutput(logits, plain_logits, feat), **parts}
+            stripes = self.pcb(x) if self.pcb is not None and self.test_parts else {}
+            return {GLOBAL: after if self.neck_feat == "after" else feat, **stripes}
+        logits, plain_logits = self.classifier(after, pids)
+        stripes = self.pcb(x, pids) if self.pcb is not None else {}
+        return {GLOBAL: HeadOutput(logits, plain_logits, feat), **heads, **stripes}
 
     def train_only(self, patterns: list[str]) -> None:
         """Freeze all but the parameters whose names match a pattern, with the statistics of what is frozen.
@@ -136,21 +145,21 @@ def make_model(cfg, num_class: int, pretrained: bool = True, sides: Sides | None
         FileNotFoundError: MODEL.PRETRAIN_PATH is empty or not there; the message has the address of the file.
     """
     path = check_model(cfg, pretrained)
-    base = make_backbone(cfg, sides)
-    takes_token = cfg.MODEL.POOLING_METHOD in WITH_TOKEN
+    base, pooling = make_backbone(cfg, sides), pooling_name(cfg)
+    takes_token = pooling in WITH_TOKEN
     if takes_token and not base.has_token:
-        raise ValueError(f"MODEL.POOLING_METHOD={cfg.MODEL.POOLING_METHOD}: {cfg.MODEL.NAME} has no class token; "
+        raise ValueError(f"MODEL.POOLING_METHOD={pooling}: {network_name(cfg)} has no class token; "
                          f"choices: {', '.join(name for name in POOLINGS if name not in WITH_TOKEN)}")
+    joint = _make_joint(cfg, base, num_class)
     model = ReIDModel(
         base,
-        gap=POOLINGS[cfg.MODEL.POOLING_METHOD](cfg.MODEL.GEM_P, cfg.MODEL.GEM_LEARN_P),
+        gap=POOLINGS[pooling](cfg.MODEL.GEM_P, cfg.MODEL.GEM_LEARN_P),
         bottleneck=BNNeck(base.feat_dim) if cfg.MODEL.NECK == "bnneck" else None,
-        classifier=CLASSIFIERS[cfg.MODEL.ID_LOSS_TYPE](
-            base.feat_dim, num_class, cfg.SOLVER.COSINE_SCALE, cfg.SOLVER.COSINE_MARGIN
-        ),
+        classifier=_make_classifier(cfg, num_class, base.feat_dim if joint is None else joint.metric_dim),
         neck_feat=cfg.TEST.NECK_FEAT,
         pcb=_make_pcb(cfg, base.feat_dim, num_class) if cfg.MODEL.IF_USE_PCB else None,
         test_parts=cfg.TEST.USE_LOCAL,
+        joint=joint,
     )
     allowed = tuple(cfg.MODEL.PRETRAIN_ALLOW)
     if path is not None and cfg.MODEL.PRETRAIN_CHOICE == "imagenet":
@@ -164,7 +173,7 @@ def make_model(cfg, num_class: int, pretrained: bool = True, sides: Sides | None
     for name in () if takes_token else base.token_names:
         base.get_submodule(name).requires_grad_(False)
     if "softmax" not in cfg.DATALOADER.SAMPLER:
-        for unused in (model.bottleneck, model.classifier):
+        for unused in (model.bottleneck, model.classifier, model.joint):
             if unused is not None:
                 unused.requires_grad_(False)
     if cfg.MODEL.TRAIN_ONLY:
@@ -178,7 +187,24 @@ def place_model(cfg, model: ReIDModel, device: torch.device) -> ReIDModel:
     if cfg.MODEL.COMPILE:
         # The backbone alone: it has nearly all of the work, and no branch that depends on the data.
         model.base.compile()
+        if model.base.has_token:
+            model.base.features = torch.compile(model.base.features)
     return model
+
+
+def _make_classifier(cfg, num_class: int, feat_dim: int) -> nn.Module:
+    return CLASSIFIERS[cfg.MODEL.ID_LOSS_TYPE](feat_dim, num_class, cfg.SOLVER.COSINE_SCALE, cfg.SOLVER.COSINE_MARGIN)
+
+
+def _make_joint(cfg, base: Backbone, num_class: int) -> JigsawHeads | PartTokens | None:
+    """What joins the backbone's parts, if it gives such: those of the jigsaw patch module, or part tokens."""
+    if not base.num_parts:
+        return None
+    necked = cfg.MODEL.NECK == "bnneck"
+    if cfg.MODEL.JPM:
+        return JigsawHeads(base.feat_dim, base.num_parts, partial(_make_classifier, cfg, num_class), necked,
+                           cfg.TEST.USE_LOCAL)
+    return PartTokens(base.feat_dim, base.num_parts, cfg.MODEL.FEAT_FUSION, necked)
 
 
 def _make_pcb(cfg, feat_dim: int, num_class: int) -> PCB:
@@ -196,8 +222,7 @@ def check_model(cfg, pretrained: bool = True) -> Path | None:
     Raises:
         As `make_model`: the backbone is unknown, or the file is not there, nor the package of `package:NAME`.
     """
-    name, choice, path = cfg.MODEL.NAME, cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
-    check_name(name)
+    name, choice, path = network_name(cfg), cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
     if choice == "none" or not pretrained:
         return None
     if path and Path(weight_file(path)).is_file():

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # Keys that start like this belong to the class count of whoever trained the file. Beware of a search for "fc"
 # anywhere in a key: the gates of SE blocks are named so, and OSNet's embedding is fc.0 and fc.1.
 BACKBONE_HEADS = ("fc.weight", "fc.bias", "_fc.", "classifier.")
-MODEL_HEADS = ("classifier.", "pcb.classifiers.", "base.fc.weight", "base.fc.bias", "base._fc.")
+MODEL_HEADS = ("classifier.", "pcb.classifiers.", "joint.classifiers.", "base.fc.weight", "base.fc.bias", "base._fc.")
 # The averaged weights (SOLVER.EMA_DECAY) before those of the last step: they are what is tested.
 _WRAPPERS = ("ema", "state_dict_ema", "model_ema", "state_dict", "model", "params", "model_state_dict", "teacher",
              "student", "net", "network")

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from yacs.config import CfgNode
 
 from configs import change_cfg, flatten_cfg, load_cfg, load_cfg_text
+from configs.defaults import get_cfg_defaults
 from datasets.transforms import Normalize
 from model.embedding import EmbeddingNet
-from model.make_backbone import setting_keys
+from model.make_backbone import network_name, setting_keys
 from model.make_model import ReIDModel, make_model
 from model.pretrained import MODEL_HEADS, load_weights
 from processor.evaluation.feature_bank import Ranking
@@ -32,6 +33,11 @@ ARCHITECTURE = (
     "MODEL.IF_USE_PCB", "MODEL.MERGE_PCB_FEAT", "MODEL.PCB_GATE", "MODEL.PCB_RPP", "TEST.NECK_FEAT", "TEST.USE_LOCAL",
     "TEST.PCB_GLOBAL_FEAT_ENSEMBLE", "TEST.USE_PCB_MERGE_FEAT", "TEST.PCB_PART_FEAT",
 )
+
+
+# Those of TransReID's descendants, named where they are not the default.
+OF_TRANSFORMERS = ("MODEL.TRANSFORMER_TYPE", "MODEL.STEM_CONV", "MODEL.PRETRAIN_HW_RATIO", "MODEL.POOLING",
+                   "MODEL.GEM_POOLING", "MODEL.FEAT_FUSION")
 
 
 class TrainedModel(NamedTuple):
@@ -97,12 +103,13 @@ def folder_settings(info: ModelInfo) -> dict[str, Any]:
 
 def describe_model(cfg, model: ReIDModel, trained_on: dict[str, Any]) -> ModelInfo:
     """What is known of a configured model with its weights."""
-    values = flatten_cfg(cfg)
+    values, defaults = flatten_cfg(cfg), flatten_cfg(get_cfg_defaults())
+    named = [*ARCHITECTURE, *setting_keys(network_name(cfg)).values(),
+             *(key for key in OF_TRANSFORMERS if values[key] != defaults[key])]
     weights = Ranking(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, None, cfg.TEST.LOCAL_WEIGHT).branch_weights(
         model.embedding_dims)
     info = ModelInfo(
-        model_id="",
-        architecture={key: values[key] for key in (*ARCHITECTURE, *setting_keys(cfg.MODEL.NAME).values())},
+        model_id="", architecture={key: values[key] for key in named},
         preprocessing={"size": list(cfg.INPUT.SIZE_TEST), "color": "RGB", "mean": list(cfg.INPUT.PIXEL_MEAN),
                        "std": list(cfg.INPUT.PIXEL_STD), "flip": cfg.TEST.FLIP_FEATS, "resizing": RESIZING},
         branches={name: {"dim": dim, "weight": weights[name]} for name, dim in model.embedding_dims.items()},

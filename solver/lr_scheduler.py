@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
@@ -89,3 +90,27 @@ class WarmupCosineLR(WarmupLR):
             return min_factor + (1.0 - min_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
         super().__init__(optimizer, decay, *warmup, **named_warmup)
+
+
+class TransformerCosineLR(WarmupLR):
+    """The schedule of TransReID and its descendants: up from 0.01 of the base lr, then half a cosine down to its end.
+
+    In epoch e, counted from 1, of E, with a warm-up of W: (0.01 + 0.99 e / W) of the lr of each group while e < W, then
+    the cosine of e / E from the group's lr to 0.002 of `base_lr`, for every group the same. (The cosine does not begin
+    at the end of the warm-up, but has gone on beside it.)
+
+    Args:
+        max_epochs, warmup_epochs: E, W.
+        base_lr: SOLVER.BASE_LR.
+    """
+
+    def __init__(self, optimizer: Optimizer, max_epochs: int, warmup_epochs: int, base_lr: float):
+        def factor(lr: float, epochs_done: int) -> float:
+            epoch = epochs_done + 1
+            if epoch < warmup_epochs:
+                start = 0.01 * base_lr / lr
+                return start + (1.0 - start) * epoch / warmup_epochs
+            end = 0.002 * base_lr / lr
+            return end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, epoch / max_epochs)))
+
+        LambdaLR.__init__(self, optimizer, [partial(factor, group["lr"]) for group in optimizer.param_groups])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from solver.lr_scheduler import WarmupCosineLR, WarmupLR, WarmupMultiStepLR
+from solver.lr_scheduler import TransformerCosineLR, WarmupCosineLR, WarmupLR, WarmupMultiStepLR
 from solver.ranger import Ranger
 
 
@@ -43,6 +43,7 @@ def make_optimizer(cfg, model: nn.Module, criterion: nn.Module) -> tuple[Optimiz
     weights            BASE_LR                         WEIGHT_DECAY
     biases             times BIAS_LR_FACTOR            WEIGHT_DECAY_BIAS
     backbone (base.*)  times BACKBONE_LR_FACTOR        as above
+                       and LAYER_DECAY for each block behind it
     classifier         times 2 with LARGE_FC_LR        as above
     gap.p              times 10                        0
 
@@ -56,9 +57,14 @@ def make_optimizer(cfg, model: nn.Module, criterion: nn.Module) -> tuple[Optimiz
     if name not in OPTIMIZERS:
         raise ValueError(f"SOLVER.OPTIMIZER_NAME={name!r} is unknown; choices: {', '.join(OPTIMIZERS)}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    stages = getattr(getattr(model, "module", model), "base", None)
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(_rates(cfg.SOLVER, key.removeprefix("module.")), []).append(parameter)
+            key = key.removeprefix("module.")
+            lr, decay = _rates(cfg.SOLVER, key)
+            if cfg.SOLVER.LAYER_DECAY != 1 and key.startswith("base."):
+                lr *= cfg.SOLVER.LAYER_DECAY ** stages.stages_behind(key.removeprefix("base."))
+            groups.setdefault((lr, decay), []).append(parameter)
     if not groups:
         raise ValueError("no parameter is left to train: everything is frozen (MODEL.FROZEN)")
     optimizer = OPTIMIZERS[name](
@@ -94,7 +100,9 @@ SCHEDULERS: dict[str, Callable[..., WarmupLR]] = {
 
 
 def make_scheduler(cfg, optimizer: Optimizer) -> WarmupLR:
-    """The schedule of SOLVER.LR_SCHEDULER, to be stepped after each epoch."""
+    """The schedule of SOLVER.LR_SCHEDULER, or TransReID's (SOLVER.WARMUP_METHOD); to be stepped after each epoch."""
+    if cfg.SOLVER.WARMUP_METHOD == "cosine" or cfg.MODEL.NAME == "transformer":
+        return TransformerCosineLR(optimizer, cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.WARMUP_EPOCHS, cfg.SOLVER.BASE_LR)
     warmup = {
         "warmup_factor": cfg.SOLVER.WARMUP_FACTOR,
         "warmup_epochs": cfg.SOLVER.WARMUP_EPOCHS,

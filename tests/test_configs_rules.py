@@ -52,7 +52,8 @@ def test_obsolete_keys_are_keys_and_each_has_a_reason():
 
 
 def test_every_key_has_a_comment_above_it_or_is_obsolete():
-    lines = (ROOT / "configs/defaults.py").read_text(encoding="utf-8").splitlines()
+    lines = [line for file in ("model_keys", "defaults")
+             for line in (ROOT / f"configs/{file}.py").read_text(encoding="utf-8").splitlines()]
     declared = {line.split(" = ")[0].removeprefix("_C."): above for above, line in itertools.pairwise(lines)
                 if line.startswith("_C.") and "SimpleNamespace" not in line}
     assert list(declared) == list(RULES)

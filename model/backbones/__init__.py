@@ -17,6 +17,7 @@ from model.backbones import (
     resnet_ibn_b,
     se_resnet_ibn_a,
     solider,
+    vit,
 )
 from model.backbones.base import Backbone, Features, Sides, freeze_stages
 
@@ -35,6 +36,7 @@ _FAMILIES = (
     osnet,
     solider,
     clip,
+    vit,
 )
 # Name -> constructor, called with last_stride=1 or 2.
 BACKBONES: dict[str, Callable[..., Backbone]] = {k: v for family in _FAMILIES for k, v in family.BACKBONES.items()}

@@ -66,6 +66,18 @@ class Backbone(nn.Module):
         """Rows of the tables of cameras and views, [B] int64 each, of a data set's numbers; -1 = unknown."""
         raise NotImplementedError
 
+    def stages_behind(self, name: str) -> int:
+        """How many stages, or blocks of a transformer, stand behind that of a parameter; one more for the stem.
+
+        What is before all stages and in none, such as a table of positions, is of the stem; end norms have 0.
+        """
+        count, module = len(self.stage_names), name.rpartition(".")[0]
+        for number, names in enumerate(self.stage_names):
+            if any(f"{module}.".startswith(f"{stage}.") for stage in names):
+                return count - number
+        is_stem = not module or any(f"{module}.".startswith(f"{stem}.") for stem in (*self.stem_names, "sie"))
+        return count + 1 if is_stem else 0
+
     def fit(self, source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """A file's weights as this backbone takes them; tables whose size the file decides take it here.
 
