@@ -21,10 +21,10 @@ SMALL = "resnet18_ibn_b_w32"
 # The smallest of each family, in the quick suite; the others run with --all.
 QUICK = (SMALL, "resnet18", "resnet18_ibn_a", "resnet18_ibn_b", "resnet50_ibn_b_naic", "se_resnet50_ibn_a", "resnest50",
          "resnest50_ibn", "efficientnet_b0", "efficientnet_lite0", "fastreid_r50_nl",
-         "osnet_x0_25", "osnet_ain_x0_25", "solider_swin_tiny", "clip_rn50")
+         "osnet_x0_25", "osnet_ain_x0_25", "solider_swin_tiny", "clip_rn50", "vit_tiny")
 ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
 # Their last stage has no stride to choose.
-FIXED = [name for name in BACKBONES if name.startswith(("osnet", "solider", "clip_vit"))]
+FIXED = [name for name in BACKBONES if name.startswith(("osnet", "solider", "clip_vit", "vit", "transreid", "pass"))]
 EFFICIENT = [name for name in BACKBONES if name.startswith("efficientnet")]
 # Parameters with the classifier of 1000 classes, as the authors count them (millions).
 PUBLISHED = {

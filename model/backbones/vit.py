@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.backbones.base import Backbone, Features, Sides
+from model.backbones.base import Backbone, Features, Sides, refuse_last_stride
 from model.backbones.positions import grid_of, resize_positions
 from model.backbones.resnet_ibn_a import IBN
 from model.backbones.side_table import SideTable
@@ -43,7 +43,7 @@ class ViT(Backbone):
         scale: factor of the attention's products; None: (width / heads) ** -0.5.
         ics: a stem of three convolutions before the patches, which are 16 x 16 pixels then whatever the stride.
         part_tokens: tokens beside the class token, as PASS has them.
-        last_stride: has no meaning here.
+        last_stride: 1; there is no other.
         size: height and width of the pictures that the table of positions is for; it is resampled for others.
         stride: of the patches, rows and columns.
         hw_ratio: height / width of the grid of a pretraining file's positions.
@@ -70,6 +70,7 @@ class ViT(Backbone):
         sie_other: str = "mean",
     ):
         super().__init__()
+        refuse_last_stride("a vision transformer", last_stride)
         if ics and tuple(stride) != (PATCH, PATCH):
             raise ValueError(f"MODEL.STRIDE_SIZE={list(stride)}: the patches behind a convolutional stem lie "
                              f"beside each other; use [{PATCH}, {PATCH}]")
