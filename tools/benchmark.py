@@ -1,6 +1,7 @@
-"""Measure speed and memory: python tools/benchmark.py retrieval|data|train|embed|linking|gallery [--json FILE]
+"""Measure speed and memory: python tools/benchmark.py WORD [--json FILE]
 
-Prints a table as GitHub markdown, each run in a fresh process. docs/benchmarks.md explains the columns.
+WORD is retrieval, data, train, embed, linking, gallery or gallery-serve. Prints a table as GitHub markdown, each run in
+a fresh process. docs/benchmarks.md explains the columns.
 """
 import argparse
 import signal
@@ -116,6 +117,13 @@ def add_gallery_arguments(parser: argparse.ArgumentParser) -> None:
                         help="where the gallery is made, or is already, and stays (default: a temporary folder)")
 
 
+def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=int, metavar="N", help="of the gallery at first (default 100000)")
+    parser.add_argument("--dim", type=int, help="of its vectors (default 512)")
+    parser.add_argument("--clients", type=int, metavar="N", help="that ask at a time (default 32)")
+    parser.add_argument("--seconds", type=float, help="that they do so (default 60)")
+
+
 BENCHMARKS = {
     "retrieval": Benchmark("re-ranking, beside a dense baseline", add_retrieval_arguments,
                            "tools.benchmarks.retrieval"),
@@ -128,6 +136,8 @@ BENCHMARKS = {
                          add_linking_arguments, "tools.benchmarks.linking"),
     "gallery": Benchmark("exact search in a gallery, beside numpy's product over the same files",
                          add_gallery_arguments, "tools.benchmarks.gallery.search"),
+    "gallery-serve": Benchmark("the gallery's service under many clients that read and write", add_serving_arguments,
+                               "tools.benchmarks.gallery.serving"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 Report, Row = dict[str, Any], dict[str, Any]
 
-TEXT_COLUMNS = ("implementation", "measured", "model")  # aligned to the left
+TEXT_COLUMNS = ("implementation", "measured", "model", "request")  # aligned to the left
 
 
 def format_report(report: Report, setting: Sequence[str], header: Sequence[str],
@@ -199,5 +199,24 @@ def format_gallery(report: Report) -> str:
     return "\n".join(format_report(report, setting, header, lambda row: [row["title"]], figures))
 
 
+# ------------------------------------------------------------------------------------------------------------- serving
+def format_serving(report: Report) -> str:
+    """The report of tools.benchmarks.gallery.serving."""
+    plan, memory = report["plan"], report["memory"]
+    setting = [f"setting: {plan['rows']:,} rows of {plan['dim']}, {plan['clients']} clients for {plan['seconds']:g} s, "
+               f"k = {plan['k']}; clients and service share the machine",
+               f"memory of the service beside mapped files, MB: {memory[len(memory) // 6]:.0f} after a sixth of the "
+               f"time, {memory[-1]:.0f} at the end, {max(memory):.0f} at most",
+               f"told to stop amid requests: exit code {report['exit']}; {report['lost']} acknowledged rows lost, "
+               f"{report['surplus']} added without an answer"]
+    header = ("request", "runs", "answers", "requests/s", "p50 ms", "p95 ms", "p99 ms", "errors")
+
+    def figures(row: Row) -> list[str]:
+        return [f"{row['count']:,}", f"{row['rate']:.1f}", *(f"{1000 * row[key]:.0f}" for key in ("p50", "p95", "p99")),
+                str(row["wrong"])]
+
+    return "\n".join(format_report(report, setting, header, lambda row: [row["title"]], figures))
+
+
 FORMATS = {"retrieval": format_retrieval, "data": format_data, "train": format_training, "embed": format_embed,
-           "linking": format_linking, "gallery": format_gallery}
+           "linking": format_linking, "gallery": format_gallery, "gallery-serve": format_serving}
