@@ -16,7 +16,7 @@ from utils.logger import silence
 
 OPSET = 17  # read by onnxruntime from 1.12, OpenVINO from 2022.3, TensorRT from 8.5
 INPUT, OUTPUT = "images", "feats"
-BACKBONE = "/model/base/"  # how the names of its operations begin
+MODEL, HEADS = "/model/", ("/model/gap", "/model/bottleneck", "/model/pcb")  # how names of operations begin
 
 
 def write_onnx(net: nn.Module, info: ModelInfo, path: Path) -> None:
@@ -53,7 +53,8 @@ def quantise(source: Path, info: ModelInfo, images: Tensor, path: Path) -> None:
     load_package("onnxruntime.quantization.shape_inference").quant_pre_process(str(source), str(path),
                                                                                skip_symbolic_shape=True)
     nodes = [node.name for node in onnx.load(str(path)).graph.node
-             if node.op_type in ("Conv", "Add") and node.name.startswith(BACKBONE)]
+             if node.op_type in ("Conv", "Add") and node.name.startswith(MODEL) and not node.name.startswith(HEADS)]
+    assert nodes, "onnxruntime takes no names for all names"
     batches = iter([{INPUT: batch.numpy()} for batch in images.split(8)])
 
     class Pictures(quantization.CalibrationDataReader):
