@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import model_config
 
-from model.backbones import BACKBONES, build_backbone, clip
+from model.backbones import BACKBONES, build_backbone
 from model.make_model import make_model
 from model.pooling import POOLINGS
 from model.pretrained import load_weights
@@ -51,11 +51,11 @@ SOLIDER = [
         ("250x122_sw0.2", 0.2), ("256x128_none", -1.0), ("256x128_sw0.2", 0.2), ("384x128_sw0.2", 0.2),
         ("224x224_sw0.2", 0.2), ("256x128_eps", 0.2), ("256x128_sw1.0", 1.0)]
 ]
-CLIP = [
-    (golden, name, case, {"size": size}) for golden, name in [
-        ("clipreid_rn50", "clip_rn50"), ("clipreid_vit_b16_sie", "clip_vit_b16")]
-    for case, size in [("384x128", (384, 128)), ("256x128", (256, 128))]
-]
+CLIP = [("clipreid_rn50", "clip_rn50", case, {"size": size}) for case, size in [
+    ("384x128", (384, 128)), ("256x128", (256, 128))]]
+CLIP += [("clipreid_vit_b16_sie", "clip_vit_b16", case, {"size": size, "sie_camera": True}) for case, size in [
+    ("384x128", (384, 128)), ("256x128", (256, 128)), ("256x128_cam0to5", (256, 128))]]
+CAMERAS = {"384x128": [5], "256x128": [1, 4], "256x128_cam0to5": [0, 1, 2, 3, 4, 5]}
 
 
 def with_slow(cases):
@@ -69,7 +69,8 @@ def size_of(case):
 
 
 def image_of(case):
-    return torch.from_numpy(tokens.golden_image(*size_of(case), batch=2 if case.startswith("256x128") else 1))
+    two = case.startswith("256x128") and "cam" not in case
+    return torch.from_numpy(tokens.golden_image(*size_of(case), batch=2 if two else 1))
 
 
 @functools.cache
@@ -128,8 +129,11 @@ def test_swin_gives_soliders_last_map_and_its_mean(golden, name, case, settings)
 @pytest.mark.parametrize(("golden", "name", "case", "settings"), with_slow(CLIP))
 @torch.no_grad()
 def test_the_image_encoders_give_clip_reids_feature_and_its_projection(golden, name, case, settings):
-    net, _ = load_golden(golden, name, case, settings)
-    assert complaints(golden, case, {"emb_before": net.features(image_of(case)).token}) == []
+    cameras = {key: value for key, value in weights_of(golden, case).items() if key == "cv_embed"}
+    net, _ = load_golden(golden, name, case, settings, **cameras)
+    image, rows = image_of(case), torch.tensor(CAMERAS[case])
+    image = image[:1].expand(6, -1, -1, -1) if len(rows) == 6 else image
+    assert complaints(golden, case, {"emb_before": net.features(image, rows).token}) == []
 
 
 NEW = ["osnet_x0_25", *(pytest.param(name, marks=pytest.mark.slow) for name in (
@@ -169,17 +173,6 @@ def test_a_last_stride_that_a_network_does_not_have_is_refused():
             build_backbone(name, 2)
 
 
-@pytest.mark.parametrize(("rows", "grid"), [(50, (7, 7)), (197, (14, 14)), (129, (16, 8))])
-def test_positions_are_resized_from_square_grids_and_from_those_twice_as_high(rows, grid):
-    table = torch.cat([torch.full((1, 4), 7.0), torch.arange(rows - 1.0)[:, None].expand(-1, 4) // grid[1]])
-    resized = clip.with_positions({"a": table}, "a", (24, 8))["a"]
-    assert torch.equal(resized[0], table[0])
-    lines = resized[1:].unflatten(0, (24, 8))
-    torch.testing.assert_close(lines, lines[:, :1].expand(-1, 8, -1))  # a table of rows stays one of rows
-    assert (lines[1:] - lines[:-1] > -1e-5).all()
-    assert clip.with_positions({"a": table[:40]}, "a", (24, 8))["a"].shape == (40, 4)
-
-
 @pytest.mark.parametrize("name", ["clip_rn50", "clip_vit_b16"])
 def test_a_file_of_a_whole_clip_gives_its_image_encoder(name):
     with torch.device("meta"):
@@ -187,6 +180,9 @@ def test_a_file_of_a_whole_clip_gives_its_image_encoder(name):
         text = {"transformer.resblocks.0.ln_1.weight": torch.ones(512), "logit_scale": torch.ones(())}
         source = {f"visual.{key}": value for key, value in net.state_dict().items()} | text
         assert net.fit(source, "").keys() == net.state_dict().keys()
+        table = "positional_embedding" if name == "clip_vit_b16" else "attnpool.positional_embedding"
+        resized = net.fit({"visual.proj": text["logit_scale"], f"visual.{table}": torch.zeros(197, 8)}, "")
+        assert resized[table].shape == (129, 8)
         assert net.fit({"base.proj": text["logit_scale"]}, "base.").keys() == {"base.proj"}
 
 

@@ -6,40 +6,31 @@ CLIP-ReID: Exploiting Vision-Language Model for Image Re-identification without 
 """
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backbones.base import Backbone, Features, refuse_last_stride
+from model.backbones.base import Backbone, Features, Sides, refuse_last_stride
+from model.backbones.positions import grid_of, resize_positions
 from model.backbones.resnet import Bottleneck, ResNet, conv
+from model.backbones.side_table import SideTable
 
 PATCH, DIM, HEADS, DEPTH, FEAT_DIM = 16, 768, 12, 12, 512
 
 
-def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """A table of positions [1 + h w, C] for another grid: bilinear, the first row kept, as CLIP-ReID does."""
-    if old == new:
-        return table
-    rows = table[1:].float().T.unflatten(1, old)[None]
-    rows = F.interpolate(rows, new, mode="bilinear", align_corners=False)[0].flatten(1).T
-    return torch.cat([table[:1], rows.to(table.dtype)])
-
-
-def with_positions(source: dict[str, Tensor], key: str, grid: tuple[int, int]) -> dict[str, Tensor]:
+def with_positions(source: dict[str, Tensor], key: str, grid: tuple[int, int], is_ours: bool) -> dict[str, Tensor]:
     """The weights of a file with the table of positions resized to `grid`.
 
-    A table whose rows are neither of a square grid nor of one twice as high as wide stays as it is.
+    is_ours: the file is of a re-ID model, whose grid has about the shape of this one; else it is a square.
     """
     table = source.get(key)
-    if table is None or table.ndim != 2 or len(table) == grid[0] * grid[1] + 1:
+    if table is None or len(table) == grid[0] * grid[1] + 1:
         return source
-    count = len(table) - 1
-    grids = ((math.isqrt(count), math.isqrt(count)), (2 * math.isqrt(count // 2), math.isqrt(count // 2)))
-    old = next((pair for pair in grids if pair[0] * pair[1] == count), None)
-    return source if old is None else {**source, key: resize_positions(table, old, grid)}
+    old = grid_of(len(table) - 1, grid[0] / grid[1] if is_ours else 1.0)
+    return {**source, key: resize_positions(table, old, grid)}
 
 
 def image_weights(source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -78,7 +69,9 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, 1 + h w, feat_dim]."""
-        positions = resize_positions(self.positional_embedding, self.grid, _grid(x))
+        positions, grid = self.positional_embedding, _grid(x)
+        if grid != self.grid:
+            positions = resize_positions(positions, self.grid, grid)
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(1, keepdim=True), x], dim=1) + positions
         q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -98,7 +91,7 @@ class CLIPResNet(ResNet):
     stem_names = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")
     stage_names = (("layer1",), ("layer2",), ("layer3",), ("layer4", "attnpool"))
 
-    def __init__(self, size: tuple[int, int] = (256, 128), last_stride: int = 1):
+    def __init__(self, size: Sequence[int] = (256, 128), last_stride: int = 1):
         super().__init__(PoolingBottleneck, (3, 4, 6, 3), last_stride)
         self.maxpool = nn.AvgPool2d(2)
         self.bn1 = nn.BatchNorm2d(32)
@@ -129,7 +122,8 @@ class CLIPResNet(ResNet):
         return Features(torch.cat([x, places], 1), torch.cat([x.mean((2, 3)), pooled[:, 0]], 1))
 
     def fit(self, source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        return with_positions(image_weights(source, prefix), f"{prefix}attnpool.positional_embedding", self.map_grid)
+        return with_positions(image_weights(source, prefix), f"{prefix}attnpool.positional_embedding",
+                              self.map_grid, bool(prefix))
 
 
 class QuickGELU(nn.Module):
@@ -163,17 +157,22 @@ class CLIPViT(Backbone):
 
     Args:
         size: height and width of an image; positions are learned for it and resized for others.
-        stride: step of the patches in pixels, at most 16; below that they overlap.
+        stride: step of the patches in pixels, rows and columns; below 16 they overlap.
+        sides, sie_camera, sie_view, sie_coe, sie_other: see SideTable; the published factor is 1.
     """
 
     has_token = True
     stem_names = ("conv1", "ln_pre")
+    stage_names = tuple((f"transformer.resblocks.{i}",) for i in range(DEPTH))
+    may_miss = ("sie.*",)
 
-    def __init__(self, size: tuple[int, int] = (256, 128), stride: int = 16, last_stride: int = 1):
+    def __init__(self, size: Sequence[int] = (256, 128), stride: Sequence[int] = (PATCH, PATCH), last_stride: int = 1,
+                 sides: Sides | None = None, sie_camera: bool = False, sie_view: bool = False, sie_coe: float = 1.0,
+                 sie_other: str = "mean"):
         super().__init__()
         refuse_last_stride("ViT", last_stride)
-        self.map_grid = tuple((n - PATCH) // stride + 1 for n in size)
-        self.conv1 = nn.Conv2d(3, DIM, PATCH, stride, bias=False)
+        self.map_grid = tuple((n - PATCH) // step + 1 for n, step in zip(size, stride, strict=True))
+        self.conv1 = nn.Conv2d(3, DIM, PATCH, tuple(stride), bias=False)
         scale = DIM**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(DIM))
         self.positional_embedding = nn.Parameter(scale * torch.randn(self.map_grid[0] * self.map_grid[1] + 1, DIM))
@@ -182,26 +181,36 @@ class CLIPViT(Backbone):
         self.transformer.resblocks = nn.Sequential(*(CLIPBlock(DIM, HEADS) for _ in range(DEPTH)))
         self.proj = nn.Parameter(scale * torch.randn(DIM, FEAT_DIM))
         self.feat_dim, self.text_dim = DIM + FEAT_DIM, FEAT_DIM
+        self.uses_sides = sie_camera or sie_view
+        self.sie = SideTable(DIM, sides, sie_camera, sie_view, sie_coe, sie_other) if self.uses_sides else None
         for block in self.transformer.resblocks:
             nn.init.normal_(block.attn.in_proj_weight, std=scale)
             nn.init.normal_(block.attn.out_proj.weight, std=scale * (2 * DEPTH) ** -0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] -> [B, 1280, h, w]: the last layer at each position, and its projection."""
-        return self.features(x).map
+        return self.features(x, camids, viewids).map
 
     def features(self, x: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Features:
         x = self.conv1(x)
-        grid = _grid(x)
-        first = self.class_embedding.expand(x.shape[0], 1, -1)
-        x = torch.cat([first.to(x.dtype), x.flatten(2).transpose(1, 2)], dim=1)
-        x = x + resize_positions(self.positional_embedding, self.map_grid, grid)
+        grid, positions, token = _grid(x), self.positional_embedding, self.class_embedding[None]
+        if grid != self.map_grid:
+            positions = resize_positions(positions, self.map_grid, grid)
+        if self.sie is not None:
+            token = token + self.sie(camids, viewids)
+        token = token.to(x.dtype)[:, None].expand(x.shape[0], -1, -1)
+        x = torch.cat([token, x.flatten(2).transpose(1, 2)], dim=1) + positions
         x = self.ln_post(self.transformer.resblocks(self.ln_pre(x)))
         x = torch.cat([x, x @ self.proj], dim=2)
         return Features(x[:, 1:].transpose(1, 2).unflatten(2, grid), x[:, 0])
 
+    def side_rows(self, camids: Sequence[int] | Tensor, viewids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        return self.sie.rows_of(camids, viewids)
+
     def fit(self, source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        return with_positions(image_weights(source, prefix), f"{prefix}positional_embedding", self.map_grid)
+        source = with_positions(image_weights(source, prefix), f"{prefix}positional_embedding", self.map_grid,
+                                bool(prefix))
+        return source if self.sie is None else self.sie.fit(source, prefix + "sie.", prefix)
 
 
 BACKBONES = {"clip_rn50": CLIPResNet, "clip_vit_b16": CLIPViT}
