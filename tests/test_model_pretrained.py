@@ -273,7 +273,7 @@ def test_what_stands_beside_a_prefixed_backbone_is_named_and_can_be_allowed(tmp_
 
 def whole_model(name):
     model = nn.Module()
-    model.base = build_backbone(name)
+    model.base, model.bottleneck = build_backbone(name), nn.BatchNorm1d(2)  # without a neck it counts as a backbone
     return model
 
 
