@@ -7,6 +7,7 @@ from test_model_networks import tokens
 from tool_server import run_tool
 
 from model.backbones import build_backbone
+from model.pretrained import unwrap_state_dict
 from model.published import LAYOUTS, convert, recognise
 from processor.embedder import Embedder
 from processor.import_weights import import_weights
@@ -42,8 +43,10 @@ def save_golden(path, name, **options):
 def assert_gives_the_published_feature(folder, name, case, item="emb"):
     model = open_trained(folder).model
     height, width = (int(side) for side in case.partition("_")[0].split("x"))
+    batch = 2 if case.startswith("256x128") else 1
+    cameras = {"camids": torch.tensor([1, 4] if batch == 2 else [5])} if model.base.uses_sides else {}
     with torch.no_grad():
-        feats = model(torch.from_numpy(tokens.golden_image(height, width, 2 if case.startswith("256x128") else 1)))
+        feats = model(torch.from_numpy(tokens.golden_image(height, width, batch)), **cameras)
     archive = np.load(f"{GOLDEN}/{name}.npz")
     assert tokens.compare_case(archive, case, {item: torch.cat(list(feats.values()), 1).numpy()}) == []
 
@@ -69,13 +72,20 @@ def tie_forward_to_embedder(folder):
     ("torchreid_osnet_ain_x1_0", "osnet", "osnet_ain_x1_0"),
     ("solider_swin_tiny", "solider", "solider_swin_tiny"),
     ("clipreid_rn50", "clipreid", "clip_rn50"),
+    ("transreid_vit_small", "transreid", "transreid_vit_small"),
+    ("transreid_vit_base_s16_sie", "transreid", "vit_base"),
+    ("transreid_vit_base_s16_jpm", "transreid_jpm", "vit_base"),
+    ("ssl_vit_small_ics", "transreid", "vit_small_ics"),
+    ("personvit_vit_small", "transreid", "vit_small"),
+    ("pass_vit_small", "pass", "pass_vit_small"),
 ])
 def test_a_published_re_id_file_is_recognised_and_every_key_accounted_for(golden, layout, name):
     state = shapes_of(golden)
     result = published(state)
     assert (result.layout, result.config["MODEL.NAME"]) == (LAYOUTS[layout], name)
     assert sorted(key for keys in result.account.values() for key in keys) == sorted(state)
-    assert all("classifier" in key or key == "heads.weight" for key in result.account["skipped as head"])
+    heads = ("classifier", "heads.weight", "base.fc.")
+    assert all(key.startswith(heads) for key in result.account["skipped as head"])
 
 
 def test_the_text_encoder_and_the_prompts_of_clip_reid_are_skipped_as_such():
@@ -103,6 +113,47 @@ def test_soliders_pretraining_is_recognised_and_without_semantic_layers_has_no_s
     plain = {key: value for key, value in on_meta("solider_swin_tiny", "backbone.").items() if "semantic" not in key}
     assert published(plain).config["MODEL.SEMANTIC_WEIGHT"] == -1
     assert published(shapes_of("solider_swin_tiny")).config["MODEL.SEMANTIC_WEIGHT"] == 0.2
+
+
+def test_the_last_block_of_transreids_jigsaw_module_stands_for_that_of_the_backbone():
+    result = published(shapes_of("transreid_vit_base_s16_jpm"))
+    unused = result.account["skipped, no feature depends on it"]
+    assert {key.rpartition(".")[0].split(".attn")[0].split(".mlp")[0] for key in unused} == {
+        "base.blocks.11", "base.blocks.11.norm1", "base.blocks.11.norm2", "base.norm"}
+    assert {"base.blocks.11.norm1.weight", "base.norm.weight", "base.jpm.norm.bias",
+            "joint.necks.3.weight"} <= result.weights.keys()
+    assert result.config["MODEL.JPM"]
+
+
+def test_the_table_of_positions_tells_the_size_of_pictures_and_the_stride():
+    for count, size, stride in ((128, [256, 128], None), (210, [256, 128], [12, 12]), (192, [384, 128], None),
+                                (310, [384, 128], [12, 12]), (196, [224, 224], None)):
+        table = torch.empty(1, count + 1, 384, device="meta")
+        config = published(shapes_of("personvit_vit_small", **{"base.pos_embed": table})).config
+        assert (config["INPUT.SIZE_TRAIN"], config["INPUT.SIZE_TEST"]) == (size, size)
+        assert config.get("MODEL.STRIDE_SIZE") == stride
+
+
+def test_pass_takes_the_mean_of_its_parts_where_the_classifier_is_as_narrow():
+    assert published(shapes_of("pass_vit_small")).config["MODEL.FEAT_FUSION"] == "cat"
+    narrow = torch.empty(751, 384, device="meta")
+    assert published(shapes_of("pass_vit_small", **{"classifier.weight": narrow})).config["MODEL.FEAT_FUSION"] == "mean"
+
+
+def test_a_pretraining_teacher_is_taken_without_its_head_and_tells_the_shape_of_its_grid():
+    inner = {key: value for key, value in shapes_of("personvit_vit_small").items() if key.startswith("base.")}
+    file = {key.replace("base.", "module.backbone."): torch.empty(value.shape) for key, value in inner.items()
+            if not key.startswith("base.fc.")} | {"module.head.mlp.0.weight": torch.empty(1)}
+    result = published(unwrap_state_dict({"student": {}, "teacher": file, "epoch": 3}, "file"))
+    assert (result.config["MODEL.NAME"], result.config["MODEL.PRETRAIN_HW_RATIO"]) == ("vit_small", 2)
+    assert result.account["skipped as head"] == ["head.mlp.0.weight"]
+
+
+def test_positions_of_an_imagenet_file_are_resized_and_the_report_says_so(tmp_path):
+    state = build_backbone("vit_tiny", size=(224, 224)).state_dict()
+    torch.save({**state, "head.weight": torch.empty(3, 192)}, tmp_path / "file.pth")
+    lines = import_weights(tmp_path / "file.pth", tmp_path / "folder")
+    assert "resized: base.pos_embed [1, 197, 192] to [1, 129, 192]" in lines
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "encoder_q."])
@@ -194,6 +245,15 @@ NUMBERS = [
     ("solider_swin_tiny", "384x128_sw0.2", "emb_before", {}),
     ("clipreid_rn50", "256x128", "emb_before", {}),
     ("clipreid_rn50", "384x128", "emb_before", {}),
+    ("transreid_vit_small", "256x128", "emb_before", {}),
+    ("transreid_vit_base_s16_sie", "256x128", "emb_before", {}),
+    ("transreid_vit_base_s16_sie", "384x128", "emb_before", {}),
+    ("transreid_vit_base_s16_jpm", "256x128", "emb_before", {}),
+    ("transreid_vit_base_s16_jpm", "240x112", "emb_before", {}),
+    ("ssl_vit_small_ics", "256x128", "emb_before", {}),
+    ("personvit_vit_small", "384x128", "emb_before", {"prefix": "module."}),
+    ("pass_vit_small", "256x128", "emb_before", {}),
+    ("pass_vit_small", "384x128", "emb_before", {}),
 ]
 
 
@@ -209,12 +269,14 @@ def test_an_imported_network_gives_the_published_feature(tmp_path, name, case, i
 
 # ------------------------------------------------------------------ folders
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fastreid_bot_R50-ibn", "torchreid_osnet_x1_0", "solider_swin_tiny"])
+@pytest.mark.parametrize("name", ["fastreid_bot_R50-ibn", "torchreid_osnet_x1_0", "solider_swin_tiny",
+                                  "transreid_vit_small"])
 def test_one_command_leads_from_a_published_file_to_a_page_of_its_rankings(tiny_data, tmp_path, name):
     save_golden(tmp_path / "file.pth", name)
+    data = ["DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", str(tiny_data), "DATASETS.DERIVED_DIR",
+            str(tiny_data / "derived"), "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
     done = run_tool("tools/import_weights.py", str(tmp_path / "file.pth"), "--output", str(tmp_path / "folder"),
-                       "INPUT.SIZE_TEST", "[256, 128]", "--rank", "DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR",
-                       str(tiny_data), "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu")
+                    "INPUT.SIZE_TEST", "[256, 128]", "--rank", *data)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "folder" / "run" / "ranks" / "index.html").is_file()
 
