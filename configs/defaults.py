@@ -174,6 +174,8 @@ _C.SOLVER.STEPS = [40, 70], ListOf(Int(1), increasing=True)
 _C.SOLVER.WARMUP_FACTOR = 0.01, SHARE
 # Length of the warm-up, epochs; 0 = none.
 _C.SOLVER.WARMUP_EPOCHS = 10, Int(0)
+_C.SOLVER.WARMUP_ITERS = 10, Obsolete(Int(0), "CLIP-ReID's word for SOLVER.WARMUP_EPOCHS; it counts epochs, too")
+_C.SOLVER.STAGE1 = "", Obsolete(Str(empty=True), "CLIP-ReID's first stage is tools/learn_prompts.py, with its settings")
 # linear: from WARMUP_FACTOR to 1 | constant: WARMUP_FACTOR until the warm-up ends | cosine: the whole schedule of
 # TransReID and its descendants, of which LR_SCHEDULER, WARMUP_FACTOR, MIN_LR and STEPS are no part: from 0.01 BASE_LR
 # up, then half a cosine over MAX_EPOCHS down to 0.002 BASE_LR. It is that of NAME transformer, whatever is here.

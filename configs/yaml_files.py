@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from configs.defaults import RULES
+from configs.defaults import RULES, SECTIONS
 from configs.rules import ConfigError, Str, format_raw
 
 BASE = "_BASE_"
@@ -122,6 +122,12 @@ def _settings(data: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and not prefix and key not in (BASE, *RULES):
             yield from _settings(value, f"{key}.")
+        elif isinstance(value, Mapping) and key == "SOLVER.STAGE2":  # CLIP-ReID's: what is a training here
+            yield from _settings(value, prefix)
+        elif isinstance(value, Mapping) and key == "SOLVER.STAGE1":
+            yield key, str(value)
+        elif value is None and key in SECTIONS:
+            continue  # all of its keys are comments
         else:
             yield key, value
 

@@ -17,6 +17,8 @@ _TYPES = {
     "swin_small_patch4_window7_224": "solider_swin_small",
     "swin_tiny_patch4_window7_224": "solider_swin_tiny",
 }
+# MODEL.NAME of CLIP-ReID.
+_CLIPS = {"ViT-B-16": "clip_vit_b16", "RN50": "clip_rn50"}
 # PersonViT's MODEL.POOLING -> MODEL.POOLING_METHOD.
 _POOLINGS = {"token": "token", "gem": "GeM_token", "avg": "avg", "max": "max", "avg_max": "avg_max"}
 
@@ -70,7 +72,7 @@ def network_name(cfg) -> str:
     Raises:
         ValueError: the name or the type is unknown.
     """
-    name, kind = cfg.MODEL.NAME, cfg.MODEL.TRANSFORMER_TYPE
+    name, kind = _CLIPS.get(cfg.MODEL.NAME, cfg.MODEL.NAME), cfg.MODEL.TRANSFORMER_TYPE
     if name == TRANSFORMER:
         if kind not in _TYPES:
             raise ValueError(f"MODEL.TRANSFORMER_TYPE={kind!r} is unknown; choices: {', '.join(_TYPES)}")
@@ -84,6 +86,8 @@ def network_name(cfg) -> str:
 
 def pooling_name(cfg) -> str:
     """MODEL.POOLING_METHOD, or what the settings of TransReID's descendants mean; TransReID takes the class token."""
+    if cfg.MODEL.NAME in _CLIPS:
+        return "token"
     if cfg.MODEL.NAME != TRANSFORMER or cfg.MODEL.TRANSFORMER_TYPE.startswith("swin"):
         return cfg.MODEL.POOLING_METHOD
     return "GeM_token" if cfg.MODEL.GEM_POOLING else _POOLINGS[cfg.MODEL.POOLING]

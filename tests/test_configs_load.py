@@ -230,8 +230,12 @@ def test_an_unknown_key_like_no_other_points_to_the_defaults():
     assert problems_of(None, ["QQQQ", "1"]) == ["command line: QQQQ: unknown key; configs/defaults.py has them all"]
 
 
+def test_a_section_whose_keys_are_all_comments_changes_nothing(write):
+    assert flatten_cfg(load_cfg(write("SOLVER:\n#   SEED: 3\nDATASETS:\n", "default.yml"))) == flatten_cfg(load_cfg(None))
+
+
 def test_a_section_that_is_no_mapping_is_refused(write):
-    for text in ("SOLVER: 3", "SOLVER:", "SOLVER: [1]"):
+    for text in ("SOLVER: 3", "SOLVER: [1]"):
         assert "SOLVER: expected a section" in problems_of(write(text))[0]
     assert "SOLVER: expected a section" in problems_of(None, ["SOLVER", "3"])[0]
 

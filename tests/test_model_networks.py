@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import model_config
 
+from configs import load_cfg
 from model.backbones import BACKBONES, build_backbone
+from model.make_backbone import network_name, pooling_name
 from model.make_model import make_model
 from model.pooling import POOLINGS
 from model.pretrained import load_weights
@@ -171,6 +173,15 @@ def test_a_last_stride_that_a_network_does_not_have_is_refused():
     for name in ("osnet_x0_25", "solider_swin_tiny", "clip_vit_b16"):
         with torch.device("meta"), pytest.raises(ValueError, match=r"LAST_STRIDE=2: .* use 1"):
             build_backbone(name, 2)
+
+
+def test_a_yaml_file_of_clip_reid_loads_and_its_second_stage_is_the_training(tmp_path, caplog):
+    (tmp_path / "theirs.yml").write_text(
+        "MODEL: {NAME: ViT-B-16, ID_LOSS_WEIGHT: 0.25, I2T_LOSS_WEIGHT: 1.0}\n"
+        "SOLVER: {STAGE1: {BASE_LR: 0.00035, LR_MIN: 1e-6}, STAGE2: {BASE_LR: 5e-06, WARMUP_ITERS: 10}}\nDATASETS:\n")
+    cfg = load_cfg(tmp_path / "theirs.yml")
+    assert (network_name(cfg), pooling_name(cfg), cfg.SOLVER.BASE_LR) == ("clip_vit_b16", "token", 5e-6)
+    assert "tools/learn_prompts.py" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["clip_rn50", "clip_vit_b16"])
