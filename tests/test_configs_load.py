@@ -231,7 +231,8 @@ def test_an_unknown_key_like_no_other_points_to_the_defaults():
 
 
 def test_a_section_whose_keys_are_all_comments_changes_nothing(write):
-    assert flatten_cfg(load_cfg(write("SOLVER:\n#   SEED: 3\nDATASETS:\n", "default.yml"))) == flatten_cfg(load_cfg(None))
+    path = write("SOLVER:\n#   SEED: 3\nDATASETS:\n", "default.yml")
+    assert flatten_cfg(load_cfg(path)) == flatten_cfg(load_cfg(None))
 
 
 def test_a_section_that_is_no_mapping_is_refused(write):
