@@ -66,6 +66,7 @@ def load_cfg_with_origins(config_file: str | Path | None,
         draft.problems += [f"{file.path}: {problem}" for problem in file.problems]
         draft.add(str(file.path), file.settings)
     draft.add(COMMAND_LINE, _pairs(opts or [], draft.problems))
+    draft.take_pixels_of_timm()
     sources = [str(config_file)] * (config_file is not None) + [COMMAND_LINE] * bool(opts)
     source = " + ".join(sources) or "defaults"
     cfg = draft.finish(source, stem)
@@ -160,6 +161,20 @@ class _Draft:
             except ConfigError as error:
                 self.problems.append(f"{source}: {error}")
                 self.refused.add(key)
+
+    def take_pixels_of_timm(self) -> None:
+        """Mean and std of a network of timm, if none are set: those that its weights were trained with."""
+        name, keys = self.values["MODEL.NAME"], {"INPUT.PIXEL_MEAN": "mean", "INPUT.PIXEL_STD": "std"}
+        if not name.startswith("timm:") or any(key in self.origins for key in keys):
+            return
+        try:
+            from timm.models import get_pretrained_cfg
+            own = get_pretrained_cfg(name.removeprefix("timm:"))
+        except (ImportError, RuntimeError):  # its builder says what is wrong with the name
+            return
+        if own is not None:
+            self.add(f"{name}'s own", [(key, list(getattr(own, field))) for key, field in keys.items()])
+            logger.info("pixels by the network's own settings: mean %s, std %s", *(self.values[key] for key in keys))
 
     def give_up(self, problem: str) -> None:
         """A source could not be read at all: nobody knows how its values go together."""

@@ -48,9 +48,9 @@ _C.INPUT.SIZE_TEST = [384, 128], SIZE
 _C.INPUT.PROB = 0.5, SHARE
 # Probability of random erasing (area 0.02-0.4, aspect 0.3-3.3, filled with PIXEL_MEAN).
 _C.INPUT.RE_PROB = 0.5, SHARE
-# Mean of the R, G and B channels, images scaled to 0..1.
+# Mean of the R, G and B channels, images scaled to 0..1. Of MODEL.NAME timm:... the network's own, if none is set.
 _C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406], Row(dict.fromkeys("RGB", SHARE))
-# Standard deviation of the R, G and B channels, images scaled to 0..1.
+# Standard deviation of the R, G and B channels, images scaled to 0..1; likewise.
 _C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225], Row(dict.fromkeys("RGB", Float(above=0)))
 # Zero padding on every side before the random crop back to SIZE_TRAIN, pixels.
 _C.INPUT.PADDING = 10, Int(0)

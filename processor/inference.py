@@ -136,7 +136,11 @@ def evaluate(cfg, model: ReIDModel, loaders: DataLoaders, precision: Precision, 
     compute = compute_of(cfg, str(precision.device), workers)
     tests = {domain: test for domain, test in loaders.test.items() if test.has_truth}
     banks = extract_banks(model, tests, loaders.normalize, cfg.TEST.FLIP_FEATS, precision, workers=workers)
-    domains = {domain: [bank_source("model", bank, ranking, compute)] for domain, bank in banks}
+    model.on_other_set = not loaders.on_validation and is_other_set(cfg.DATASETS.NAMES, cfg)
+    try:
+        domains = {domain: [bank_source("model", bank, ranking, compute)] for domain, bank in banks}
+    finally:
+        model.on_other_set = False
     return rank_domains(domains, [1.0], cfg.TEST.TOP_K, workers=workers).metrics()
 
 
@@ -151,10 +155,22 @@ def load_trained(cfg, weight: Path, device: torch.device = CPU) -> ReIDModel:
     load_weights(model, checkpoint, weight, skip=MODEL_HEADS, allow_unexpected=("pcb.local.*",))
     if "config" in checkpoint:
         then, now = flatten_cfg(load_cfg_text(checkpoint["config"], str(weight))), flatten_cfg(cfg)
+        model.on_other_set = is_other_set(then["DATASETS.NAMES"], cfg)
+        if model.base.uses_sides and model.on_other_set:
+            logger.info("%s knows the cameras of %s; those of %s count as unknown (MODEL.SIE_OTHER=%s)", weight,
+                        then["DATASETS.NAMES"], cfg.DATASETS.TEST_NAMES or cfg.DATASETS.NAMES, cfg.MODEL.SIE_OTHER)
         for key in _SHAPES_FEATURES:
             if then[key] != now[key]:
                 logger.warning("%s was trained with %s=%s and is tested with %s", weight, key, then[key], now[key])
     return place_model(cfg, model, device)
+
+
+def is_other_set(trained: str, cfg) -> bool:
+    """Whether a test's cameras are numbered otherwise than those of DATASETS.NAMES in training.
+
+    Of several sets together the cameras are counted on, while each is tested by its own numbers.
+    """
+    return "+" in trained or trained != (cfg.DATASETS.TEST_NAMES or cfg.DATASETS.NAMES)
 
 
 def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> dict:

@@ -40,7 +40,7 @@ from processor.stages.stage import (
 )
 from processor.stages.summary import summarise, table
 from processor.training.used_folder import move_aside
-from utils.files import epoch_checkpoints, write_json
+from utils.files import as_file_name, epoch_checkpoints, write_json
 from utils.logger import silence
 from utils.packages import weight_file
 from utils.process import EXIT_STOPPED, RunLock, run_logged
@@ -264,7 +264,7 @@ def _model_stages(run: _Run, config: str, before: tuple[str, ...]) -> tuple[list
     cfg = run.cfg(config, "OUTPUT_DIR", str(folder))
     epochs = tested_epochs(cfg, run.recipe.epochs)
     if run.settings.weights is None:
-        checkpoints = {epoch: folder / f"{cfg.MODEL.NAME}_{epoch}.pth" for epoch in epochs}
+        checkpoints = {epoch: folder / f"{as_file_name(cfg.MODEL.NAME)}_{epoch}.pth" for epoch in epochs}
         train = [Stage(
             f"train_{model}", ["tools/train.py", "--config_file", config, *run.opts, "OUTPUT_DIR", str(folder)],
             list(checkpoints.values()), facts.training_settings(cfg), partial(facts.training_data, cfg), run.prepared,
@@ -272,7 +272,7 @@ def _model_stages(run: _Run, config: str, before: tuple[str, ...]) -> tuple[list
             lambda: digests(*chain_of_files(REPOSITORY / config),
                             *training_lists(_my_data_set(run.naic_root), run.derived)))]
     else:
-        train, checkpoints = [], find_weights(run.settings.weights, model, cfg.MODEL.NAME, epochs)
+        train, checkpoints = [], find_weights(run.settings.weights, model, as_file_name(cfg.MODEL.NAME), epochs)
     after = (*before, *(stage.name for stage in train))
     tests = [_test_stage(run, config, model if len(checkpoints) == 1 else f"{model}_{epoch}", checkpoint, after)
              for epoch, checkpoint in checkpoints.items()]

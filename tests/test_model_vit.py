@@ -2,6 +2,7 @@
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_a_checkpoint_remembers_its_cameras_and_forgets_them_for_another_set():
     load_weights(model, source.state_dict(), "w.pth")
     assert model.sides([9, 1], [0, 0])["camids"].tolist() == [2, -1]
     assert torch.equal(model.base.sie.table, source.base.sie.table)
-    model.base.sie.forget()
+    model.base.sie.go_to_other_set()
     assert model.sides([9, 2], [0, 0])["camids"].tolist() == [-1, -1]
 
 
@@ -224,6 +225,55 @@ def test_the_schedule_of_their_settings_is_theirs():
             warm = 8e-5 + epoch * (base - 8e-5) / 5
             cold = 1.6e-5 + 0.5 * (base - 1.6e-5) * (1 + math.cos(math.pi * epoch / 120))
             assert lr == pytest.approx(warm if epoch < 5 else cold, rel=1e-9)
+
+
+# ---------------------------------------------------------------- timm
+@pytest.mark.parametrize(("name", "grid", "has_token"), [
+    ("vit_tiny_patch16_224.augreg_in21k", (4, 2), True), ("convnext_atto", (2, 1), False),
+    ("efficientnet_lite0", (4, 2), False), *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ("vit_small_patch14_dinov2", (4, 2), True), ("vit_small_patch16_dinov3", (4, 2), True),
+        ("eva02_tiny_patch14_224", (4, 2), True), ("swin_tiny_patch4_window7_224", (2, 1), False),
+        ("mobilenetv4_conv_small", (4, 2), False), ("resnet10t", (4, 2), False)])])
+def test_a_network_of_timm_gives_a_map_and_its_class_token_and_learns(name, grid, has_token):
+    cfg = model_config(MODEL__NAME=f"timm:{name}", INPUT__SIZE_TRAIN=[64, 32])
+    model = make_model(cfg, 2).train()
+    features = model.base.features(torch.randn(4, 3, 64, 32))
+    assert features.map.shape == (4, model.base.feat_dim, *grid)
+    assert model.base.has_token == has_token == (features.token is not None)
+    model(torch.randn(4, 3, 64, 32), PIDS)["global"].logits.sum().backward()
+
+
+def test_timms_files_are_read_strictly_and_their_positions_by_its_own_rule(tmp_path):
+    theirs = build_backbone("timm:vit_tiny_patch16_224", size=(224, 224)).net
+    state = {**theirs.state_dict(), "head.weight": torch.zeros(9, 192), "head.bias": torch.zeros(9)}
+    net = build_backbone("timm:vit_tiny_patch16_224", size=(64, 32))
+    load_weights(net, dict(state), "vit.pth")
+    expected = resize_positions(theirs.pos_embed.data, (14, 14), (4, 2), "timm")
+    torch.testing.assert_close(net.net.pos_embed.data, expected)
+    with pytest.raises(ValueError, match=r"1 missing: net\.blocks\.0\.norm1\.weight"):
+        load_weights(net, {key: value for key, value in state.items() if key != "blocks.0.norm1.weight"}, "vit.pth")
+
+
+def test_pixels_are_those_of_timms_network_unless_the_config_has_its_own(caplog):
+    caplog.set_level("INFO")
+    name = ["MODEL.NAME", "timm:vit_tiny_patch16_224.augreg_in21k"]
+    assert load_cfg(None, name).INPUT.PIXEL_MEAN == [0.5, 0.5, 0.5]
+    assert "pixels by the network's own settings: mean [0.5, 0.5, 0.5]" in caplog.text
+    assert load_cfg(None, [*name, "INPUT.PIXEL_STD", "[0.2, 0.2, 0.2]"]).INPUT.PIXEL_STD == [0.2, 0.2, 0.2]
+
+
+def test_timms_download_without_a_network_says_which_file_goes_where(monkeypatch):
+    import timm
+    net = build_backbone("timm:vit_tiny_patch16_224", size=(64, 32))
+    monkeypatch.setattr(timm, "create_model", mock.Mock(side_effect=OSError("no route")))
+    with pytest.raises(OSError, match=r"no route\): fetch the weight file of https://huggingface.co/timm/vit_tiny\S+ "
+                                      "and name it in MODEL.PRETRAIN_PATH"):
+        net.download()
+
+
+def test_a_wrong_name_of_timm_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean vit_tiny_patch16_224"):
+        build_backbone("timm:vit_tiny_patch16_225")
 
 
 # ---------------------------------------------------------------- their files

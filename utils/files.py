@@ -113,6 +113,11 @@ def read_json(path: str | os.PathLike) -> Any:
             raise ValueError(f"{path}: not a JSON file: {error}") from error
 
 
+def as_file_name(name: str) -> str:
+    """A network's name in that of a file: timm:a/b -> timm_a_b."""
+    return name.replace(":", "_").replace("/", "_")
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """Hex digest of a file's content, read in pieces."""
     digest = hashlib.sha256()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from model.backbones import (
@@ -20,8 +21,9 @@ from model.backbones import (
     vit,
 )
 from model.backbones.base import Backbone, Features, Sides, freeze_stages
+from model.backbones.timm_models import PREFIX, Timm, check_timm_name
 
-__all__ = ["BACKBONES", "WEIGHTS_PACKAGES", "WEIGHTS_URLS", "Backbone", "Features", "Sides",
+__all__ = ["BACKBONES", "PREFIX", "WEIGHTS_PACKAGES", "WEIGHTS_URLS", "Backbone", "Features", "Sides",
            "build_backbone", "check_name", "constructor_of", "freeze_stages"]
 
 _FAMILIES = (
@@ -62,12 +64,17 @@ def build_backbone(name: str, last_stride: int = 1, **settings: Any) -> Backbone
 def constructor_of(name: str) -> Callable[..., Backbone]:
     """What builds the backbone of a name; ValueError as `check_name`."""
     check_name(name)
+    if name.startswith(PREFIX):
+        return partial(Timm, name.removeprefix(PREFIX))
     return BACKBONES[name]
 
 
 def check_name(name: str) -> None:
-    """Raise the ValueError of an unknown name; nothing is built."""
+    """Raise the ValueError of an unknown name; nothing is built. After timm: a name of timm's."""
+    if name.startswith(PREFIX):
+        check_timm_name(name.removeprefix(PREFIX))
+        return
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"MODEL.NAME={name!r} is not a backbone{hint}; choices: {', '.join(BACKBONES)}")
+        raise ValueError(f"MODEL.NAME={name!r} is not a backbone{hint}; choices: {', '.join(BACKBONES)}, timm:NAME")

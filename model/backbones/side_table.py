@@ -69,9 +69,14 @@ class SideTable(nn.Module):
         pairs = ((camids, self.camids), (viewids, self.viewids))
         return tuple(_find(torch.as_tensor(numbers), known) for numbers, known in pairs)
 
-    def forget(self) -> None:
-        """Take every camera and view as unknown: the pictures are of another set, whose numbers mean others."""
-        self.camids.fill_(_UNKNOWN), self.viewids.fill_(_UNKNOWN)
+    @torch.no_grad()
+    def go_to_other_set(self) -> None:
+        """The weights are of another set, whose numbers mean other cameras: all begin at the mean, or are unknown."""
+        if self.other == "new":
+            self.table.copy_(self.table.mean((0, 1)).expand_as(self.table))
+        else:
+            self.camids.fill_(_UNKNOWN)
+            self.viewids.fill_(_UNKNOWN)
 
     def fit(self, source: dict[str, Tensor], prefix: str, parent: str) -> dict[str, Tensor]:
         """A file's weights as this table takes them, see `Backbone.fit`.

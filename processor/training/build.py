@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from configs import flatten_cfg
+from configs import flatten_cfg, load_cfg_text
 from configs.checks import batch_problem
 from datasets.bases import UNKNOWN_CAMID, Sample, statistics
 from datasets.make_dataloader import DataLoaders, make_dataloader
@@ -27,6 +27,7 @@ from solver.ema import WeightAverage
 from solver.make_optimizer import make_optimizer, make_scheduler
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Replicas, Workers
+from utils.files import as_file_name
 from utils.meter import MeanMeter
 from utils.packages import weight_file
 from utils.precision import Precision, make_precision, select_devices
@@ -129,7 +130,7 @@ class Training:
 
 def checkpoint_folder(cfg) -> CheckpointFolder:
     """The checkpoints of the training that a config describes."""
-    return CheckpointFolder(Path(cfg.OUTPUT_DIR), cfg.MODEL.NAME, cfg.SOLVER.MAX_EPOCHS, flatten_cfg(cfg))
+    return CheckpointFolder(Path(cfg.OUTPUT_DIR), as_file_name(cfg.MODEL.NAME), cfg.SOLVER.MAX_EPOCHS, flatten_cfg(cfg))
 
 
 def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
@@ -223,8 +224,10 @@ def _model_and_criterion(cfg, loaders: DataLoaders, device: torch.device,
     criterion = make_loss(cfg, classes, model.feat_dims, _text_feats(cfg, model, loaders))
     if cfg.MODEL.PRETRAIN_CHOICE == "finetune" and pretrained:
         path = weight_file(cfg.MODEL.PRETRAIN_PATH)
-        transfer_identities({"model": model, "criterion": criterion}, read_checkpoint(path), loaders.data.pid_names,
-                            path)
+        checkpoint = read_checkpoint(path)
+        transfer_identities({"model": model, "criterion": criterion}, checkpoint, loaders.data.pid_names, path)
+        if model.base.uses_sides and _sets_of(checkpoint) != cfg.DATASETS.NAMES:
+            model.base.sie.go_to_other_set()
     if cfg.MODEL.SYNC_BN:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     place_model(cfg, model, device)
@@ -242,6 +245,12 @@ def _text_feats(cfg, model: ReIDModel, loaders: DataLoaders) -> Tensor | None:
                          f"{cfg.MODEL.NAME} have {model.base.text_dim or 'none'} for them; use CLIP's image encoder "
                          "that they were learned with")
     return texts
+
+
+def _sets_of(checkpoint: dict) -> str:
+    """DATASETS.NAMES of the training that a checkpoint is of; "" if it does not say."""
+    text = checkpoint.get("config")
+    return load_cfg_text(text).DATASETS.NAMES if isinstance(text, str) else ""
 
 
 def describe_run(run: Training) -> str:
