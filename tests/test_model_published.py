@@ -72,6 +72,7 @@ def tie_forward_to_embedder(folder):
     ("torchreid_osnet_ain_x1_0", "osnet", "osnet_ain_x1_0"),
     ("solider_swin_tiny", "solider", "solider_swin_tiny"),
     ("clipreid_rn50", "clipreid", "clip_rn50"),
+    ("clipreid_vit_b16_sie", "clipreid", "clip_vit_b16"),
     ("transreid_vit_small", "transreid", "transreid_vit_small"),
     ("transreid_vit_base_s16_sie", "transreid", "vit_base"),
     ("transreid_vit_base_s16_jpm", "transreid_jpm", "vit_base"),
@@ -154,6 +155,30 @@ def test_positions_of_an_imagenet_file_are_resized_and_the_report_says_so(tmp_pa
     torch.save({**state, "head.weight": torch.empty(3, 192)}, tmp_path / "file.pth")
     lines = import_weights(tmp_path / "file.pth", tmp_path / "folder")
     assert "resized: base.pos_embed [1, 197, 192] to [1, 129, 192]" in lines
+
+
+def test_a_distilled_deits_second_token_is_left_out_with_its_position(tmp_path):
+    state = build_backbone("vit_tiny", size=(256, 128)).state_dict()
+    table = torch.randn(1, 14 * 14 + 2, 192)
+    torch.save({"model": {**state, "pos_embed": table, "dist_token": torch.empty(1, 1, 192)}}, tmp_path / "file.pth")
+    import_weights(tmp_path / "file.pth", tmp_path / "folder")
+    positions = open_trained(tmp_path / "folder").model.base.pos_embed
+    torch.testing.assert_close(positions[:, 0], table[:, 0])
+    torch.testing.assert_close(positions[:, 1:].mean(), table[:, 2:].mean(), rtol=0, atol=0.01)
+
+
+def test_torchvisions_vision_transformer_gives_its_own_feature(tmp_path):
+    vision = pytest.importorskip("torchvision.models.vision_transformer")
+    torch.manual_seed(0)
+    net = vision.VisionTransformer(224, 16, 12, 3, 192, 768).eval()
+    torch.save(net.state_dict(), tmp_path / "file.pth")
+    size = ["INPUT.SIZE_TRAIN", "[224, 224]", "INPUT.SIZE_TEST", "[224, 224]"]
+    import_weights(tmp_path / "file.pth", tmp_path / "folder", opts=size)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        tokens_in = torch.cat([net.class_token, net._process_input(images)], dim=1)
+        theirs, ours = net.encoder(tokens_in)[:, 0], open_trained(tmp_path / "folder").model(images)["global"]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "encoder_q."])
@@ -245,6 +270,8 @@ NUMBERS = [
     ("solider_swin_tiny", "384x128_sw0.2", "emb_before", {}),
     ("clipreid_rn50", "256x128", "emb_before", {}),
     ("clipreid_rn50", "384x128", "emb_before", {}),
+    ("clipreid_vit_b16_sie", "256x128", "emb_before", {}),
+    ("clipreid_vit_b16_sie", "384x128", "emb_before", {}),
     ("transreid_vit_small", "256x128", "emb_before", {}),
     ("transreid_vit_base_s16_sie", "256x128", "emb_before", {}),
     ("transreid_vit_base_s16_sie", "384x128", "emb_before", {}),

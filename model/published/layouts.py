@@ -107,7 +107,8 @@ _BEFORE = {"MODEL.NECK": "bnneck", "TEST.NECK_FEAT": "before"}
 _PERSONS = {"INPUT.SIZE_TRAIN": [256, 128], "INPUT.SIZE_TEST": [256, 128]}
 _VIT = _PREFIX + (r"(?=(?:(?:cls|dist)_token|pos_embed|part_token\d|cls_pos|part\d_pos)$|patch_embed\.|blocks\."
                   r"|norm\.)")
-_VIT_TABLES = (r"pos_embed$", r"sie")
+_VIT_TABLES = (r"pos_embed$", r"sie", r"dist_token$")
+_LAYER = r"encoder\.layers\.encoder_layer_(\d+)\."
 _SEMANTIC = (r"(?:base|backbone)\.semantic_embed_w", {"MODEL.SEMANTIC_WEIGHT": 0.2})
 
 # From the most particular to the most general.
@@ -160,12 +161,23 @@ LAYOUTS: dict[str, Layout] = {
         ("transreid_vit_small", "vit_*", "pass_*"), rename=((_VIT, "base."),),
         heads=(_PREFIX + r"(?:head|head_dist|pre_logits)\.",), flexible=_VIT_TABLES, alone=True,
         config={"MODEL.NECK": "no", "MODEL.POOLING_METHOD": "token", **_PERSONS}, derive=_of_pretraining),
+    "torchvision_vit": Layout(
+        "torchvision's vision transformer", (r"class_token$", r"conv_proj\.", r"encoder\.pos_embedding$"), ("vit_*",),
+        rename=((r"class_token$", "base.cls_token"), (r"conv_proj\.", "base.patch_embed.proj."),
+                (r"encoder\.pos_embedding$", "base.pos_embed"), (r"encoder\.ln\.", "base.norm."),
+                (_LAYER + r"ln_(\d)\.", r"base.blocks.\1.norm\2."),
+                (_LAYER + r"self_attention\.in_proj_", r"base.blocks.\1.attn.qkv."),
+                (_LAYER + r"self_attention\.out_proj\.", r"base.blocks.\1.attn.proj."),
+                (_LAYER + r"mlp\.(?:0|linear_1)\.", r"base.blocks.\1.mlp.fc1."),
+                (_LAYER + r"mlp\.(?:3|linear_2)\.", r"base.blocks.\1.mlp.fc2.")),
+        heads=(r"heads\.",), flexible=_VIT_TABLES, alone=True,
+        config={"MODEL.NECK": "no", "MODEL.POOLING_METHOD": "token", **_PERSONS, **IMAGENET}),
     "solider": Layout(
         "SOLIDER", (r"base\.stages\.0\.blocks\.", r"bottleneck\."), ("solider_*",),
         rename=((r"(?=base\.|bottleneck\.)", ""),), heads=(r"classifier\.",), flexible=(r"semantic_embed",),
         config={**_BEFORE, **HALVES, "MODEL.SEMANTIC_WEIGHT": -1.0, "INPUT.SIZE_TEST": [384, 128]}, when=(_SEMANTIC,)),
     "solider_pretrained": Layout(
-        "SOLIDER's pretraining", (_PREFIX + r"stages\.0\.blocks\.",), ("solider_*",),
+        "SOLIDER's pretraining", (_PREFIX + r"stages\.0\.blocks\.0\.attn\.w_msa\.",), ("solider_*",),
         rename=((_PREFIX + r"(?=stages\.|patch_embed\.|norm\d\.|semantic_embed)", "base."),),
         heads=(_PREFIX + r"head\.",), flexible=(r"semantic_embed",),
         config={"MODEL.NECK": "no", **HALVES, "MODEL.SEMANTIC_WEIGHT": -1.0, "INPUT.SIZE_TEST": [384, 128]},
