@@ -66,7 +66,7 @@ def load_cfg_with_origins(config_file: str | Path | None,
         draft.problems += [f"{file.path}: {problem}" for problem in file.problems]
         draft.add(str(file.path), file.settings)
     draft.add(COMMAND_LINE, _pairs(opts or [], draft.problems))
-    draft.take_pixels_of_timm()
+    draft.take_defaults_of_the_network()
     sources = [str(config_file)] * (config_file is not None) + [COMMAND_LINE] * bool(opts)
     source = " + ".join(sources) or "defaults"
     cfg = draft.finish(source, stem)
@@ -162,9 +162,14 @@ class _Draft:
                 self.problems.append(f"{source}: {error}")
                 self.refused.add(key)
 
-    def take_pixels_of_timm(self) -> None:
-        """Mean and std of a network of timm, if none are set: those that its weights were trained with."""
+    def take_defaults_of_the_network(self) -> None:
+        """What is not set and has another default with this MODEL.NAME.
+
+        NAME transformer: TransReID's warm-up. timm:NAME: mean and std that the network's weights were trained with.
+        """
         name, keys = self.values["MODEL.NAME"], {"INPUT.PIXEL_MEAN": "mean", "INPUT.PIXEL_STD": "std"}
+        if name == "transformer" and "SOLVER.WARMUP_EPOCHS" not in self.origins:
+            self.add("TransReID's defaults", [("SOLVER.WARMUP_EPOCHS", 5)])
         if not name.startswith("timm:") or any(key in self.origins for key in keys):
             return
         try:

@@ -172,7 +172,7 @@ _C.SOLVER.GAMMA = 0.1, Float(above=0)
 _C.SOLVER.STEPS = [40, 70], ListOf(Int(1), increasing=True)
 # First epoch's factor on the lr.
 _C.SOLVER.WARMUP_FACTOR = 0.01, SHARE
-# Length of the warm-up, epochs; 0 = none.
+# Length of the warm-up, epochs; 0 = none. With MODEL.NAME transformer it is 5, if none is set.
 _C.SOLVER.WARMUP_EPOCHS = 10, Int(0)
 _C.SOLVER.WARMUP_ITERS = 10, Obsolete(Int(0), "CLIP-ReID's word for SOLVER.WARMUP_EPOCHS; it counts epochs, too")
 _C.SOLVER.STAGE1 = "", Obsolete(Str(empty=True), "CLIP-ReID's first stage is tools/learn_prompts.py, with its settings")

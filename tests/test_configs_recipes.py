@@ -119,6 +119,7 @@ VARIANTS = [
                                         "UDA.THRESHOLD", "UDA.RE_RANKING_PARAMETER", "UDA.ROUNDS"}),
     ("dukemtmc/r50", "market1501/r50", {"DATASETS.NAMES"}),
     ("cuhk03/r50_ibn_a", "msmt17/r50_ibn_a", {"DATASETS.NAMES"}),
+    ("msmt17/vit_transreid", "market1501/vit_transreid", {"DATASETS.NAMES"}),
     ("veri/r50_ibn_a", "msmt17/r50_ibn_a", {"DATASETS.NAMES", "INPUT.SIZE_TRAIN", "INPUT.SIZE_TEST"}),
     ("vehicleid/r50_ibn_a", "veri/r50_ibn_a", {"DATASETS.NAMES"}),
     ("naic/s101_pcb", "naic/s101", {"MODEL.IF_USE_PCB"}),
@@ -226,6 +227,17 @@ def test_the_recipes_of_the_public_sets_are_the_strong_baselines(name, net, cent
     assert (cfg["MODEL.NAME"], cfg["DATASETS.NAMES"]) == (net, name.split("/")[0])
     assert cfg["MODEL.METRIC_LOSS_TYPE"] == ("triplet_center" if center else "triplet")
     assert cfg["INPUT.SIZE_TRAIN"] == cfg["INPUT.SIZE_TEST"] == size
+
+
+def test_the_transreid_recipes_are_theirs(tmp_path):
+    theirs = json.loads((ROOT / "tests/golden/transformers/transreid.json").read_text())["recipes"]
+    file = tmp_path / "vit_transreid_stride.yml"
+    file.write_text(yaml.safe_dump(theirs["configs/MSMT17/vit_transreid_stride.yml"]))
+    lineage, ours = (flatten_cfg(load_cfg(path)) for path in (file, ROOT / "configs/msmt17/vit_transreid.yml"))
+    differing = {key for key, value in ours.items() if value != lineage[key] and key not in NOT_COMPARED}
+    assert differing <= {"MODEL.NAME", "MODEL.TRANSFORMER_TYPE", "MODEL.POOLING_METHOD", "MODEL.DEVICE_ID",
+                         "SOLVER.WARMUP_METHOD", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD",
+                         "SOLVER.EVAL_PERIOD", "MODEL.PRETRAIN_PATH", "DATASETS.ROOT_DIR", "TEST.EVAL", "OUTPUT_DIR"}
 
 
 @pytest.mark.parametrize("name", [None, *OURS])
