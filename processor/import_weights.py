@@ -23,7 +23,9 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
 
     Args:
         layout: a key of LAYOUTS; "" = recognised by the file's keys.
-        opts: KEY VALUE pairs over the settings that the layout brings.
+        opts: KEY VALUE pairs over the settings that the layout brings. MODEL.NAME timm:NAME reads any network of
+            timm's; DATASETS.NAMES says what a model with camera embeddings was trained on: elsewhere its cameras are
+            unknown.
         force: replace another model's folder.
     Returns:
         What was recognised, what happened to the file's keys, and the settings: a line each.
@@ -37,7 +39,9 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
     if isinstance(checkpoint.get("config"), str):
         raise ValueError(f"{file}: a checkpoint of tools/train.py; tools/export.py makes its model folder")
     state = unwrap_state_dict(checkpoint, file)
-    published = convert(state, layout or recognise(state, file), file)
+    given = dict(zip(opts[::2], opts[1::2], strict=False))
+    of_timm = str(given.get("MODEL.NAME", "")).startswith("timm:")
+    published = convert(state, layout or ("timm" if of_timm else recognise(state, file)), file)
     size = published.config.get("INPUT.SIZE_TEST", [256, 128])
     settings = [word for pair in {"INPUT.SIZE_TRAIN": size, **published.config}.items() for word in pair]
     cfg = load_cfg(None, [*settings, *opts, "MODEL.PRETRAIN_CHOICE", "none"])
@@ -50,7 +54,10 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
     now = model.state_dict()
     resized = [f"{key} {list(value.shape)} to {list(now[key].shape)}" for key, value in published.weights.items()
                if key in now and now[key].shape != value.shape]
-    info = describe_model(cfg, model.eval(), {"checkpoint": file.name, "layout": published.layout.title})
+    origin = {"checkpoint": file.name, "layout": published.layout.title}
+    if "DATASETS.NAMES" in given:
+        origin["sets"] = cfg.DATASETS.NAMES
+    info = describe_model(cfg, model.eval(), origin)
     if holds_other_model(output, info, force):
         remove_exports(output)
     write_model_folder(output, info, feature_weights(model))

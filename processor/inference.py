@@ -21,7 +21,7 @@ from processor.evaluation.ranking import rank_domains, write_results
 from processor.evaluation.sources import Compute, bank_source, warn_of_ranking
 from processor.evaluation.truth import truths_of, warn_of_obstacles
 from processor.export.model_folder import read_info, read_weights
-from processor.trained_model import describe_model
+from processor.trained_model import describe_model, folder_settings
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
 from utils.files import sha256_of
@@ -149,18 +149,27 @@ def load_trained(cfg, weight: Path, device: torch.device = CPU) -> ReIDModel:
 
     Warns if a setting that changes features, but has no weights to contradict it, was another in training.
     """
-    checkpoint = read_weights(weight, read_info(weight)) if weight.is_dir() else read_checkpoint(weight)
+    if weight.is_dir():
+        info = read_info(weight)
+        checkpoint, then = read_weights(weight, info), folder_settings(info)
+        trained_on = info.trained_on.get("sets", "")
+    else:
+        checkpoint = read_checkpoint(weight)
+        text = checkpoint.get("config")
+        then = flatten_cfg(load_cfg_text(text, str(weight))) if text is not None else {}
+        trained_on = then.get("DATASETS.NAMES", "")
     model = make_model(cfg, num_class=1, pretrained=False)
     # A model may have been trained with a branch that this test leaves out.
     load_weights(model, checkpoint, weight, skip=MODEL_HEADS, allow_unexpected=("pcb.local.*",))
-    if "config" in checkpoint:
-        then, now = flatten_cfg(load_cfg_text(checkpoint["config"], str(weight))), flatten_cfg(cfg)
-        model.on_other_set = is_other_set(then["DATASETS.NAMES"], cfg)
+    if then:
+        now = flatten_cfg(cfg)
+        model.on_other_set = is_other_set(trained_on, cfg)
         if model.base.uses_sides and model.on_other_set:
             logger.info("%s knows the cameras of %s; those of %s count as unknown (MODEL.SIE_OTHER=%s)", weight,
-                        then["DATASETS.NAMES"], cfg.DATASETS.TEST_NAMES or cfg.DATASETS.NAMES, cfg.MODEL.SIE_OTHER)
+                        trained_on or "an unnamed set", cfg.DATASETS.TEST_NAMES or cfg.DATASETS.NAMES,
+                        cfg.MODEL.SIE_OTHER)
         for key in _SHAPES_FEATURES:
-            if then[key] != now[key]:
+            if then.get(key, now[key]) != now[key]:
                 logger.warning("%s was trained with %s=%s and is tested with %s", weight, key, then[key], now[key])
     return place_model(cfg, model, device)
 

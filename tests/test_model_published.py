@@ -6,12 +6,15 @@ from conftest import load_golden_fill
 from test_model_networks import tokens
 from tool_server import run_tool
 
+from configs import load_cfg
 from model.backbones import build_backbone
 from model.pretrained import unwrap_state_dict
 from model.published import LAYOUTS, convert, recognise
 from processor.embedder import Embedder
+from processor.export.model_folder import read_info
 from processor.import_weights import import_weights
-from processor.trained_model import open_trained
+from processor.inference import load_trained
+from processor.trained_model import folder_settings, open_trained
 from utils.files import read_json
 
 fill = load_golden_fill()
@@ -165,6 +168,32 @@ def test_a_distilled_deits_second_token_is_left_out_with_its_position(tmp_path):
     positions = open_trained(tmp_path / "folder").model.base.pos_embed
     torch.testing.assert_close(positions[:, 0], table[:, 0])
     torch.testing.assert_close(positions[:, 1:].mean(), table[:, 2:].mean(), rtol=0, atol=0.01)
+
+
+def test_any_network_of_timm_is_imported_by_its_name_with_its_own_pixels(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net = timm.create_model("test_vit", pretrained=False, img_size=(64, 32))
+    torch.save(net.state_dict(), tmp_path / "file.pth")
+    size = ["INPUT.SIZE_TRAIN", "[64, 32]", "INPUT.SIZE_TEST", "[64, 32]"]
+    import_weights(tmp_path / "file.pth", tmp_path / "folder",
+                   opts=["MODEL.NAME", "timm:test_vit", "MODEL.POOLING_METHOD", "token", *size])
+    trained, images = open_trained(tmp_path / "folder"), torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        assert torch.equal(trained.model(images)["global"], net.eval().forward_features(images)[:, 0])
+    assert trained.info.preprocessing["mean"] == list(net.pretrained_cfg["mean"])
+
+
+def test_cameras_of_another_set_than_the_imported_models_are_unknown(tmp_path, tiny_data):
+    state = {**build_backbone("vit_tiny").state_dict(prefix="base."), "base.sie_embed": torch.randn(3, 1, 192),
+             **torch.nn.BatchNorm1d(192).state_dict(prefix="bottleneck.")}
+    torch.save(state, tmp_path / "file.pth")
+    for names, other in ((["DATASETS.NAMES", "naic"], False), (["DATASETS.NAMES", "msmt17"], True), ([], True)):
+        folder = tmp_path / f"folder{len(names)}{other}"
+        import_weights(tmp_path / "file.pth", folder, opts=names)
+        settings = [word for pair in folder_settings(read_info(folder)).items() for word in pair]
+        cfg = load_cfg(None, [*settings, "DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", str(tiny_data)])
+        assert load_trained(cfg, folder).on_other_set is other
 
 
 def test_torchvisions_vision_transformer_gives_its_own_feature(tmp_path):

@@ -65,11 +65,11 @@ def convert(state: Mapping[str, Tensor], name: str, path: str | Path) -> Publish
         raise ValueError(f"{path}: read as {layout.title} (--as {name}), {len(account['unknown'])} keys have no "
                          f"meaning: {list_first(account['unknown'])}")
     backbone = _backbone(state, layout)
-    if backbone is None:
+    if layout.names and backbone is None:
         choices = _choices(layout)
         near = describe_nearest(weights, choices, layout.flexible) if choices else "none of its kind is"
         raise ValueError(f"{path}: read as {layout.title} (--as {name}), it has no backbone that is built here: {near}")
-    config = {"MODEL.NAME": backbone, **layout.config, **layout.derive(state)}
+    config = {**({"MODEL.NAME": backbone} if backbone else {}), **layout.config, **layout.derive(state)}
     for pattern, settings in layout.when:
         if _any(state, pattern):
             config |= settings

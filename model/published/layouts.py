@@ -25,7 +25,8 @@ class Layout:
     Attributes:
         title: whose, in words.
         marks: each matches a key of such a file; the first layout of the table to which that applies is the file's.
-        names: shell patterns of the backbones that it may be; the first whose weights have these shapes is it.
+        names: shell patterns of the backbones that it may be; the first whose weights have these shapes is it. () =
+            the caller knows it.
         rename: (pattern, replacement): the first that matches gives a key its name in `ReIDModel`. LAST in a pattern
             or a replacement is the number of the last transformer block.
         join: (name, names): weights by the names that `rename` gave, which lie one behind the other in that of `name`.
@@ -210,6 +211,9 @@ LAYOUTS: dict[str, Layout] = {
               (r"pcb\.(?:gates|dy_weight)", {"MODEL.MERGE_PCB_FEAT": True, "TEST.USE_PCB_MERGE_FEAT": True}),
               (r"pcb\.rpp\.", {"MODEL.PCB_RPP": True}),
               (r"pcb\.local\.", {"TEST.PCB_GLOBAL_FEAT_ENSEMBLE": True}))),
+    "timm": Layout(
+        "timm, with MODEL.NAME timm:NAME", (r"(?!)",), rename=((r"", "base."),), alone=True,
+        config={"MODEL.NECK": "no", **_PERSONS}),
     "efficientnet_lite": Layout(
         "EfficientNet-Lite", (_PREFIX + r"_conv_stem\.weight$",), ("efficientnet_lite*",),
         rename=((_PREFIX, "base."),), heads=(_PREFIX + _CLASSIFIERS,),
