@@ -91,7 +91,8 @@ def _parse_name(text: str, whole: str, key: str) -> Reference:
     name = re.sub(r"(?i)\.csv$", "", PurePosixPath(place).name) if colon else kind
     if name in _TAKEN or not re.fullmatch(r"\w[\w .()-]*", name):
         raise ValueError(f"{key}={whole!r}: a set cannot be called {name!r}; rename {place!r} to letters, digits, "
-                         "blanks, '_', '-', '.' and brackets that are no other set's name")
+                         "blanks, '_', '-', '.' and round brackets, the first a letter or digit, that are no other "
+                         "set's name")
     return Reference(kind, name, place if colon else DEFAULT_PLACES[kind])
 
 

@@ -198,7 +198,8 @@ def test_a_bad_line_is_named_with_its_number(line, fault, tmp_path):
 
 
 def test_a_missing_column_and_a_missing_file_are_named(tmp_path):
-    for text, fault in (("path,pid\n", "it lacks split and has 'path', 'pid'$"), ("", "has nothing"),
+    for text, fault in (("path,pid\n", "it lacks split and has 'path', 'pid': .* add .*split: train, query or gallery"),
+                        ("", "has nothing"),
                         ("i/0.jpg,alice,1,train\n", "put the line path,pid,camid,split"),
                         ("path,id,label,split\n", "'id' and 'label' could both be the pid; rename the right"),
                         ("file,image,pid,split\n", "'file' and 'image' could both be the path"),

@@ -141,7 +141,9 @@ def test_a_folder_may_be_called_as_people_call_folders(text, name, place):
     ("tree:market1501", "cannot be called 'market1501'"), ("tree:train_2019_cs", "cannot be called 'train_2019_cs'"),
     ("tree:green", "cannot be called 'green'"), ("csv:all.csv", "cannot be called 'all'"),
     ("unlabel", "'unlabel' is not one of csv,"), ("tree:unlabel", "cannot be called 'unlabel'"),
-    ("tree:my/photos!", "cannot be called 'photos!'"), ("tree:./", "must be a path below"),
+    ("tree:my/photos!", "cannot be called 'photos!'"),
+    ("tree:new [2]", "round brackets"), ("tree:(2) new", "the first a letter or digit"),
+    ("tree:./", "must be a path below"),
     ("tree:人\udcc8", r"cannot be called '人\\udcc8'"),
 ])
 def test_a_bad_name_is_refused_with_the_key_that_holds_it(text, fault):

@@ -2,6 +2,7 @@
 import argparse
 import pickle
 import tarfile
+import types
 from collections import OrderedDict
 from pathlib import Path
 
@@ -229,8 +230,9 @@ def test_a_file_of_torchreids_trainer_is_read_with_its_numpy_scalars(tmp_path):
     assert len(load_pretrained(build_backbone(NAME), path).loaded) > 100
 
 
-def test_a_namespace_and_its_paths_are_read_as_a_dict(tmp_path):
-    args = argparse.Namespace(arch="r18", output=Path("a/b"), lr=np.float64(0.25))
+@pytest.mark.parametrize("namespace", [argparse.Namespace, types.SimpleNamespace])
+def test_a_namespace_and_its_paths_are_read_as_a_dict(tmp_path, namespace):
+    args = namespace(arch="r18", output=Path("a/b"), lr=np.float64(0.25))
     path = save(tmp_path / "w.pth", {"args": args, "order": OrderedDict(first=np.bool_(True))})
     assert read_checkpoint(path) == {"args": {"arch": "r18", "output": "a/b", "lr": 0.25}, "order": {"first": True}}
 

@@ -216,3 +216,8 @@ def test_a_query_without_a_match_is_in_no_average_and_an_empty_list_finds_nothin
 def test_what_cannot_be_scored_is_refused(answer, message):
     with pytest.raises(ValueError, match=message):
         score_submission(answer, {"q0": "z"}, {"g0": "a"}, 5)
+
+
+def test_matches_that_do_not_count_are_not_denied():
+    with pytest.raises(ValueError, match="in the gallery that counts by the set's protocol"):
+        score_submission({"q0": ["g0"]}, {"q0": "a"}, {"g0": "a"}, 5, {"q0": {"g0"}})

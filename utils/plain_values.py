@@ -49,7 +49,7 @@ class _NDArray:
 
 
 class _Namespace(dict):
-    """argparse.Namespace: a dict of its attributes."""
+    """argparse.Namespace, types.SimpleNamespace: a dict of its attributes."""
 
     def __setstate__(self, state: Mapping) -> None:
         self.update(state)
@@ -94,7 +94,7 @@ STAND_INS = [
       for name, meaning in (("scalar", _scalar), ("_reconstruct", _reconstruct))),
     _named("numpy", "dtype", _DType), _named("numpy", "ndarray", _NDArray), _named("_codecs", "encode", _encode),
     _named("builtins", "bytes", _bytes), _named("builtins", "set", lambda items=(): set(items)),  # set: torch 2.4
-    _named("argparse", "Namespace", _Namespace),
+    _named("argparse", "Namespace", _Namespace), _named("types", "SimpleNamespace", _Namespace),
     *(_named(module, name, _path) for module in ("pathlib", "pathlib._local")
       for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
 ]

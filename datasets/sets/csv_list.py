@@ -237,9 +237,10 @@ def _check_header(place: str, header: list[str]) -> dict[str, int]:
     there = ", ".join(quoted(name) for name in header) if header else "nothing"
     lacking = [column for column in _NEEDED if column not in columns]
     if lacking:
-        first = "" if columns else ": put the line path,pid,camid,split, in the order of your columns, before it"
+        cure = ("name the columns so, and add what is missing (split: train, query or gallery)" if columns else
+                "put the line path,pid,camid,split, in the order of your columns, before it")
         raise ValueError(f"{place}: expected a header with path, pid, split and, where it is known, camid; it lacks "
-                         f"{', '.join(lacking)} and has {there}{first}")
+                         f"{', '.join(lacking)} and has {there}: {cure}")
     for column, names in columns.items():
         if len(names) > 1:
             raise ValueError(f"{place}: {' and '.join(map(quoted, names))} could both be the {column}; rename the "

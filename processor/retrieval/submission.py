@@ -175,7 +175,8 @@ def score_submission(
             firsts.append(hits[:1] == [1])
             precisions.append(sum(n / rank for n, rank in enumerate(hits, start=1)) / min(number, k))
     if not firsts:
-        raise ValueError(f"none of the {len(query_pids)} queries has an image of its identity in the gallery")
+        counted = " that counts by the set's protocol" if any(matches[pid] for pid in query_pids.values()) else ""
+        raise ValueError(f"none of the {len(query_pids)} queries has an image of its identity in the gallery{counted}")
     rank1, mean_ap = float(np.mean(firsts)), float(np.mean(precisions))
     return {"rank1": rank1, f"mAP@{k}": mean_ap, "naic_score": (rank1 + mean_ap) / 2, "num_valid": len(firsts),
             "num_queries": len(query_pids)}
