@@ -138,7 +138,7 @@ def test_the_image_encoders_give_clip_reids_feature_and_its_projection(golden, n
     assert complaints(golden, case, {"emb_before": net.features(image, rows).token}) == []
 
 
-NEW = ["osnet_x0_25", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+NEW = ["osnet_x0_25", "vit_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in (
     "osnet_ain_x0_25", "solider_swin_tiny", "clip_rn50", "clip_vit_b16", "fastreid_r50_ibn_nl", "efficientnet_lite0"))]
 
 

@@ -39,7 +39,8 @@ FAMILIES = {"resnet18": "global", "resnet18_ibn_a": "merged parts", "resnet18_ib
             "se_resnet50_ibn_a": "local", "resnest50": "plain parts", "efficientnet_b0": "refined parts",
             "osnet_x0_25": "merged parts"}
 # Of a family, pooled as its authors do.
-TOKENS = ["osnet_ain_x0_25", *(pytest.param(name, marks=pytest.mark.slow) for name in ("clip_rn50", "clip_vit_b16"))]
+TOKENS = ["osnet_ain_x0_25", "vit_tiny",
+          *(pytest.param(name, marks=pytest.mark.slow) for name in ("clip_rn50", "clip_vit_b16"))]
 ALL = [pytest.param(name, head, marks=pytest.mark.slow) for name in sorted(BACKBONES) for head in HEADS]
 
 
@@ -82,7 +83,9 @@ def test_an_onnx_file_has_torchs_rows_at_any_batch(name, head, tmp_path):
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_an_onnx_file_of_a_class_token_has_torchs_rows(name, tmp_path):
-    model = trained(name, ["TEST.FLIP_FEATS", "off", "MODEL.POOLING_METHOD", "token", "INPUT.SIZE_TRAIN", [96, 48]])
+    parts = ["MODEL.JPM", "True", "MODEL.SIE_CAMERA", "True"] * (name == "vit_tiny")
+    model = trained(name, ["TEST.FLIP_FEATS", "off", "MODEL.POOLING_METHOD", "token", "INPUT.SIZE_TRAIN", [96, 48],
+                           *parts])
     write_onnx(model.network(OnePassNet), model.info, tmp_path / "model.onnx")
     assert_same_rows(OnnxRuntime(tmp_path / "model.onnx"), model)
 

@@ -143,8 +143,9 @@ class ViT(Backbone):
         if self._position_names:
             positions = torch.cat([*(getattr(self, name) for name in self._position_names), positions], dim=1)
         tokens = torch.cat([getattr(self, name) for name in self._token_names], dim=1)
-        x = torch.cat([tokens.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1) + positions
-        return self.pos_drop(x if self.sie is None else x + self.sie(camids, viewids)[:, None]), grid
+        # x.shape[0], not len(x): the batch of an exported file is free.
+        x = torch.cat([tokens.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], dim=1) + positions
+        return self.pos_drop(x if self.sie is None else x + self.sie(camids, viewids)[:, None].to(x.dtype)), grid
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
