@@ -43,9 +43,9 @@ def recognise(state: Mapping[str, Tensor], path: str | Path) -> str:
     marked = [name for name, layout in LAYOUTS.items() if all(_any(state, mark) for mark in layout.marks)]
     if marked:
         return next((name for name in marked if LAYOUTS[name].refused or _backbone(state, LAYOUTS[name])), marked[0])
-    near = max(LAYOUTS, key=lambda name: _fits(state, LAYOUTS[name]))
-    raise ValueError(f"{path}: no layout that is known here; the nearest is {LAYOUTS[near].title} (--as {near}). The "
-                     f"file's keys are {list_first(state)}")
+    near = max((name for name in LAYOUTS if LAYOUTS[name].names), key=lambda name: _fits(state, LAYOUTS[name]))
+    raise ValueError(f"{path}: no layout that is known here; the nearest is {LAYOUTS[near].title} (--as {near}); a "
+                     f"file of timm's needs MODEL.NAME timm:NAME. The file's keys are {list_first(state)}")
 
 
 def convert(state: Mapping[str, Tensor], name: str, path: str | Path) -> Published:
