@@ -28,6 +28,7 @@ from processor.trained_model import open_trained
 from utils.dist import ALONE, Workers
 from utils.precision import Precision, cpu_has_bfloat16, make_precision, select_device
 
+DEVICES = ("auto", "cuda", "cpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 HOW_TO_CALIBRATE = "measure thresholds with python tools/calibrate.py --run OUTPUT_DIR --model DIR"
 _AHEAD = 2  # batches that are decoded while one is computed
@@ -52,6 +53,9 @@ class Embedder:
     """
 
     def __init__(self, runtime: Runtime, info: ModelInfo, batch_size: int | None = None, threads: int | None = None):
+        for name, number in (("batch_size", batch_size), ("threads", threads)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name}={number}: must be at least 1")
         self.runtime, self.info = runtime, info
         self.batch_size = batch_size or info.evaluation.get("batch_size", 64)
         self.threads = threads or os.cpu_count() or 1
@@ -69,9 +73,14 @@ class Embedder:
                 float16. Exported files have their own; OpenVINO also computes an .xml in bfloat16, if asked.
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is damaged, another program's, or does not say what model it is of.
+            ValueError: it is damaged, another program's, or does not say what model it is of; or device or precision
+                is none of these.
         """
         path = Path(file)
+        if device.partition(":")[0] not in DEVICES:
+            raise ValueError(f"device={device!r}: expected one of {', '.join(DEVICES)}, or cuda:NUMBER")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
         if path.suffix in (".onnx", ".xml"):
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such file")
@@ -193,7 +202,13 @@ class Embedder:
 
     # -------------------------------------------------------------- rows to decisions
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Cosines of rows: [N, D] and [M, D] to [N, M]; a single row [D] loses its axis."""
+        """Cosines of rows: [N, D] and [M, D] to [N, M]; a single row [D] loses its axis.
+
+        Raises:
+            ValueError: the rows are of different lengths.
+        """
+        if np.shape(a)[-1:] != np.shape(b)[-1:]:
+            raise ValueError(f"rows of shapes {np.shape(a)} and {np.shape(b)} are of two models")
         return _unit(a) @ _unit(b).T
 
     def same(self, a: np.ndarray, b: np.ndarray, fpr: float = 1e-3) -> np.ndarray:
@@ -275,8 +290,6 @@ def choose_precision(device: str, precision: str) -> Precision:
     """The precision of `Embedder.load`."""
     kind, _, number = device.partition(":")
     place = select_device(kind, number or "0")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
     if precision == "auto":
         precision = "bfloat16" if place.type == "cpu" and cpu_has_bfloat16() else "auto"
         return make_precision(place, precision == "bfloat16" or place.type == "cuda", dtype=precision)

@@ -12,7 +12,7 @@ from datasets.make_dataloader import make_dataloader
 from model.make_model import make_model
 from processor.embedder import Embedder, crop_boxes
 from processor.evaluation.feature_bank import read_bank
-from processor.export.model_folder import feature_weights, read_info, write_model_folder
+from processor.export.model_folder import feature_weights, info_from_json, read_info, write_model_folder
 from processor.inference import do_inference
 from processor.retrieval.ensemble import concat_features
 from processor.trained_model import open_trained
@@ -165,6 +165,8 @@ def test_similarity_is_the_cosine_and_same_asks_for_a_threshold(tested, embedder
     np.testing.assert_allclose(np.diag(embedder.similarity(rows, rows)), 1, atol=1e-6)
     with pytest.raises(ValueError, match=r"not calibrated; measure .* tools/calibrate.py .* --fpr 0.001"):
         embedder.same(rows[0], rows[1])
+    with pytest.raises(ValueError, match=r"\(4, \d+\) and \(5,\) are of two models"):
+        embedder.similarity(rows, np.zeros(5))
 
 
 def test_what_is_no_model_is_refused_in_a_line(tested, tmp_path):
@@ -177,3 +179,15 @@ def test_what_is_no_model_is_refused_in_a_line(tested, tmp_path):
         Embedder.load(tmp_path / "no.onnx")
     with pytest.raises(ValueError, match="expected one of auto"):
         Embedder.load(tested[0] / "latest.pth", precision="half")
+    for words in ({"device": "tpu"}, {"batch_size": 0}, {"threads": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(words))}=.*: (expected one of|must be at least 1)"):
+            Embedder.load(tested[0] / "latest.pth", **words)
+
+
+@pytest.mark.parametrize(("key", "value"), [("architecture", []), ("thresholds", None), ("evaluation", "x"),
+                                            ("model_id", 1)])
+def test_a_model_json_with_a_value_of_another_kind_is_refused_in_a_line(key, value):
+    fields = {"model_id": "a", "architecture": {}, "preprocessing": {}, "branches": {}, "format": 1}
+    assert info_from_json(fields, "m").model_id == "a"
+    with pytest.raises(ValueError, match=f"m: not as tools/export.py writes it .{key} is "):
+        info_from_json({**fields, key: value}, "m")

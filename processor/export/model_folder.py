@@ -80,9 +80,13 @@ def info_from_json(data: Any, place: str) -> ModelInfo:
     if data.get("format") != FORMAT:
         raise ValueError(f"{place}: format {data.get('format')}, this version reads {FORMAT}")
     try:
-        return ModelInfo(**{key: value for key, value in data.items() if key not in ("format", "dim")})
+        info = ModelInfo(**{key: value for key, value in data.items() if key not in ("format", "dim")})
     except TypeError as error:
         raise ValueError(f"{place}: not as tools/export.py writes it ({error})") from error
+    for name, value in vars(info).items():
+        if not isinstance(value, str if name in ("model_id", "precision") else dict):
+            raise ValueError(f"{place}: not as tools/export.py writes it ({name} is {value!r})")
+    return info
 
 
 def with_model_id(info: ModelInfo, weights: Mapping[str, Tensor]) -> ModelInfo:
