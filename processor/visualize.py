@@ -17,6 +17,8 @@ from datasets.transforms import Normalize
 from processor.evaluation.ensemble import ENSEMBLE, open_models
 from processor.evaluation.feature_bank import CONFIG, FeatureBank, read_bank, read_ranking
 from processor.evaluation.sources import HERE, Compute, DomainSource
+from processor.export.card import describe_thresholds
+from processor.export.model_folder import INFO, read_info
 from processor.inference import load_trained
 from processor.trained_model import cfg_of_weights
 from processor.visual.lists import RIGHT, WRONG, RankedLists, rank_lists
@@ -43,7 +45,7 @@ class PageOptions:
         compare: another run, whose lists stand beside.
         data: where DATASETS.ROOT_DIR is now.
         maps: so many of the worst and of the best queries get activation maps.
-        model: the checkpoint for the maps; None = the one that was tested.
+        model: the checkpoint for the maps, None = the one that was tested; a model folder's thresholds are told.
         scatter: draw the features in two dimensions.
     """
 
@@ -101,6 +103,8 @@ def make_rank_page(run: Path, options: PageOptions, compute: Compute = HERE) -> 
         raise ValueError(f"{target} exists and is no page of this tool; move it away")
     if options.maps and options.model is None and len(_find_models(run)[0]) > 1:
         raise ValueError(f"{run} is an ensemble: name the checkpoint that the maps are of with --model FILE")
+    if options.model is not None and not os.path.isfile(weight_file(options.model)):
+        raise FileNotFoundError(f"--model {options.model}: no such checkpoint or model folder")
     runs = [_open_run(folder, options.data, compute) for folder in (run, options.compare) if folder is not None]
     common, counts = _common_queries(runs)
     maps = _Maps(runs[0], options.model, torch.device(compute.device or "cpu")) if options.maps else None
@@ -120,7 +124,8 @@ def make_rank_page(run: Path, options: PageOptions, compute: Compute = HERE) -> 
             logger.warning("%d of the pictures cannot be read: %s", len(copies.problems), problem)
         write_page(fresh, PageData(
             titles=[str(opened.folder) for opened in runs], lists=[opened.lists for opened in runs], shown=shown,
-            counts=counts, top=options.top, copies=copies, points=points,
+            thresholds=_find_thresholds(runs[0], options.model), counts=counts, top=options.top, copies=copies,
+            points=points,
             maps={entry: maps.draw(entry, copies) for entry in progress(drawn, "maps", "queries")},
             about_maps=maps.about if maps else ""))
     return target / "index.html"
@@ -191,6 +196,20 @@ def _open_pictures(cfg, model: Path, banks: dict[str, FeatureBank]) -> RunPictur
     return RunPictures(source, keys)
 
 
+def _find_thresholds(run: _Run, model: Path | None) -> str:
+    """What tools/calibrate.py wrote into the folder of the tested model: `model`, or run.sh's; "" = nothing."""
+    folders = [folder for folder in (model, run.folder / "model") if folder and (folder / INFO).is_file()]
+    infos = [info for info in map(read_info, folders) if info.thresholds and info.model_id == run.index.get("model_id")]
+    return describe_thresholds(infos[0]) if infos and len(run.models) == 1 else ""
+
+
+def _was_tested(weight: Path, index: dict) -> bool:
+    """Whether a run is of these weights, as far as is known; a model folder holds them in another file."""
+    if weight.is_dir() and "model_id" in index:
+        return read_info(weight).model_id == index["model_id"]
+    return index.get("weight_sha256") in (None, sha256_of(weight_file(weight)))
+
+
 def _common_queries(runs: list[_Run]) -> tuple[list[tuple[str, str]], list[int]]:
     """(domain, name) of the queries that all runs have, and how many are in all, in the first and in the second alone.
 
@@ -250,7 +269,7 @@ class _Maps:
         self.cfg = run.cfg
         if len(run.models) > 1:
             self.cfg = cfg_of_weights(weight, run.cfg)
-        elif run.index.get("weight_sha256") not in (None, sha256_of(weight_file(weight))):
+        elif not _was_tested(weight, run.index):
             logger.warning("%s is not the checkpoint that %s was tested with", weight, run.folder)
         self.pictures, self.device = run.pictures, device
         self.model = load_trained(self.cfg, weight, self.device).eval()

@@ -3,6 +3,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,12 +20,15 @@ from model.make_model import GLOBAL, make_model
 from model.pooling import POOLINGS
 from processor.evaluation.ensemble import ensemble, open_models
 from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
+from processor.export.model_folder import INFO, read_info
+from processor.export_model import Request, export_model
 from processor.visual import pictures as pictures_room
 from processor.visual.lists import RIGHT, UNCOUNTED, WRONG, DistanceCounts, rank_lists
 from processor.visual.maps import location_features, pair_map
 from processor.visual.page import distributions
 from processor.visual.scatter import scatter
 from processor.visualize import PageOptions, make_rank_page
+from utils.files import write_json
 
 PEOPLE, QUERIES = 6, 4  # each person is on QUERIES query and 3 gallery pictures
 NASTY = "<img src=x onerror=alert(1)>"
@@ -255,6 +259,7 @@ def test_two_runs_stand_side_by_side_by_the_change_of_ap(runs):
         first, second = (ranked["ap"] for ranked in records[name]["lists"])
         assert ap == pytest.approx(first, abs=1e-5)
         assert change == pytest.approx(first - second, abs=2e-5)
+    assert re.findall("<dt>(.*?)</dt>", page.read_text()) == ["set A", "set B"]
 
 
 def drop_queries(run: Path, count: int) -> None:
@@ -331,6 +336,22 @@ def test_maps_of_the_worst_and_best_queries_are_drawn_also_when_the_folder_was_m
         assert all((page.parent / "pictures" / file).is_file() for _, _, *files in pairs for file in files)
 
 
+def test_the_tested_models_folder_draws_its_maps_and_tells_its_thresholds(weighted, caplog):
+    cfg = load_cfg(weighted / "features" / "config.yml", [])
+    export_model(Request(save_weights(weighted, config=dump_cfg(cfg)), weighted / "model"))
+    info = read_info(weighted / "model")
+    thresholds = {"cosine": {"0.001": 0.5125}, "measured_on": "yard"}
+    write_json(weighted / "model" / INFO, replace(info, thresholds=thresholds).to_json())
+    index = json.loads((weighted / "features" / "index.json").read_text())
+    for model_id, is_tested in ((info.model_id, True), ("another's", False)):
+        index |= {"model_id": model_id, "weight_sha256": "of latest.pth"}
+        (weighted / "features" / "index.json").write_text(json.dumps(index))
+        caplog.clear()
+        text = make_rank_page(weighted, PageOptions(maps=1, model=weighted / "model")).read_text()
+        assert ("is not the checkpoint that" not in caplog.text) == is_tested
+        assert ("cosine 0.5125 at a false positive rate of 0.001; measured on yard" in text) == is_tested
+
+
 def test_the_scatter_keeps_the_worst_identities_together():
     rng = np.random.default_rng(0)
     pids = np.repeat(np.arange(5), 12)
@@ -380,6 +401,7 @@ def test_a_picture_that_cannot_be_read_is_counted_and_the_page_is_made(data, tmp
     (["--run", "{tmp}/nowhere"], "nowhere is not a folder"),
     (["--run", "{runs}", "--maps", "1"], "is an ensemble: name the checkpoint that the maps are of with --model FILE"),
     (["--run", "{runs}/a", "--maps", "1"], "latest.pth of .* is not found: name it with --model FILE"),
+    (["--run", "{runs}/a", "--maps", "1", "--model", "no.pth"], "--model no.pth: no such checkpoint or model folder"),
     (["--run", "{runs}/a", "--compare", "{other}"], "have no query in common"),
     (["--run", "{runs}/a", "--top", "0"], "--top 0: must be at least 1"),
     (["--run", "{taken}"], "ranks exists and is no page of this tool; move it away"),

@@ -63,13 +63,14 @@ def _what(info: ModelInfo) -> list[str]:
         f"- trained on: {trained.get('sets', 'unknown')} ({trained.get('identities') or 'unknown'} identities), epoch "
         f"{trained.get('epoch') or 'unknown'}, commit {trained.get('commit') or 'unknown'}",
         f"- branches: {branches}. A row has each of length 1 times the root of its share of the weights.",
-        f"- thresholds: {_thresholds(info)}",
+        f"- thresholds: {describe_thresholds(info)}",
         "- licence: that of the program covers the program. Weights carry the terms of the pictures that they learned "
         "from; most re-identification sets allow research alone. Ask their owners before any other use.",
     ]
 
 
-def _thresholds(info: ModelInfo) -> str:
+def describe_thresholds(info: ModelInfo) -> str:
+    """They, and what they were measured on, in words."""
     if not info.thresholds:
         return "not calibrated (tools/calibrate.py)"
     cosines = ", ".join(f"{cosine:.4f} at a false positive rate of {rate}"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from processor.retrieval.metrics import RankResult
 from processor.visual.lists import RIGHT, UNCOUNTED, DistanceCounts, RankedLists
 from processor.visual.pictures import Place, SmallCopies
 from processor.visual.templates import HERE, environment
@@ -51,6 +52,7 @@ class PageData:
 
     titles, lists: of each run; lists: {domain: its lists}.
     counts: queries that the runs have in common, that the first has alone, that the second has alone.
+    thresholds: of the first run's model, in words; "" = it is not calibrated.
     points: (position, picture, group) of the scatter plot.
     maps: of a query: (title, cosine, the two drawn pictures); about_maps: which checkpoint made them.
     """
@@ -58,6 +60,7 @@ class PageData:
     titles: list[str]
     lists: list[dict[str, RankedLists]]
     shown: list[Shown]
+    thresholds: str
     counts: list[int]
     top: int
     copies: SmallCopies
@@ -71,7 +74,7 @@ def write_page(folder: Path, data: PageData) -> None:
     domains = list(data.lists[0])
     has_truth = any(lists.result for lists in data.lists[0].values())
     write_text(folder / "index.html", environment().get_template("page.html").render(
-        data=data, has_truth=has_truth, figures=[_figures(lists) for lists in data.lists[0].values() if lists.result],
+        data=data, has_truth=has_truth, figures=_all_figures(data),
         charts=[_chart(lists) for lists in data.lists[0].values() if lists.counts],
         matrices=[lists for lists in data.lists[0].values() if lists.cameras],
         cameras=sorted({int(camera) for lists in data.lists[0].values() for camera in lists.query_camids}),
@@ -146,13 +149,19 @@ def _record(entry: Shown, data: PageData) -> dict:
 
 
 # ------------------------------------------------------------------ figures and charts
-def _figures(lists: RankedLists) -> tuple[str, list[tuple[str, str]]]:
-    """A domain and what its ranking is worth."""
-    result = lists.result
+def _all_figures(data: PageData) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each domain's of each run; two runs are called A and B."""
+    marks = ("",) if len(data.lists) == 1 else (" A", " B")
+    return [(domain + mark, _figures(lists[domain].result)) for domain in data.lists[0]
+            for mark, lists in zip(marks, data.lists, strict=True) if domain in lists and lists[domain].result]
+
+
+def _figures(result: RankResult) -> list[tuple[str, str]]:
+    """What a ranking is worth."""
     mistakes = int((result.first_hit > 1).sum())
-    return lists.domain, [("mAP", f"{100 * result.mAP:.1f} %"), ("Rank-1", f"{100 * result.cmc[0]:.1f} %"),
-                          ("mINP", f"{100 * result.mINP:.1f} %"), ("queries", f"{result.num_queries:,}"),
-                          ("wrong at rank 1", f"{mistakes:,}")]
+    return [("mAP", f"{100 * result.mAP:.1f} %"), ("Rank-1", f"{100 * result.cmc[0]:.1f} %"),
+            ("mINP", f"{100 * result.mINP:.1f} %"), ("queries", f"{result.num_queries:,}"),
+            ("wrong at rank 1", f"{mistakes:,}")]
 
 
 class Chart(NamedTuple):
