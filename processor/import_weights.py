@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from configs import load_cfg
 from model.make_model import make_model
 from model.pretrained import MODEL_HEADS, load_weights, unwrap_state_dict
@@ -68,15 +70,21 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
                                     {**published.config, **info.architecture}.items() if key in published.config)]
 
 
-def rank_page(folder: Path, data: Sequence[str]) -> Path:
-    """Test a model folder, as tools/test.py, and write the page of what it ranked; returns its index.html.
+def rank_cfg(folder: Path, data: Sequence[str]) -> CfgNode:
+    """The config of a test of a model folder, with its results in FOLDER/run.
 
     Args:
         data: KEY VALUE pairs of the set, such as DATASETS.NAMES and DATASETS.ROOT_DIR.
+    """
+    words = [word for pair in folder_settings(read_info(folder)).items() for word in pair]
+    return load_cfg(None, [*words, "OUTPUT_DIR", str(folder / "run"), *data, "TEST.WEIGHT", str(folder)])
+
+
+def rank_page(cfg) -> Path:
+    """Test, as tools/test.py, and write the page of what was ranked; returns its index.html.
+
     Raises:
         As `processor.inference.do_inference` and `processor.visualize.make_rank_page`.
     """
-    words = [word for pair in folder_settings(read_info(folder)).items() for word in pair]
-    cfg = load_cfg(None, [*words, "OUTPUT_DIR", str(folder / "run"), *data, "TEST.WEIGHT", str(folder)])
     do_inference(cfg)
     return make_rank_page(Path(cfg.OUTPUT_DIR), PageOptions())

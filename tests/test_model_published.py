@@ -329,8 +329,8 @@ def test_an_imported_network_gives_the_published_feature(tmp_path, name, case, i
                                   "transreid_vit_small"])
 def test_one_command_leads_from_a_published_file_to_a_page_of_its_rankings(tiny_data, tmp_path, name):
     save_golden(tmp_path / "file.pth", name)
-    data = ["DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", str(tiny_data), "DATASETS.DERIVED_DIR",
-            str(tiny_data / "derived"), "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
+    data = ["DATASETS.NAMES", "naic", "DATASETS.ROOT_DIR", str(tiny_data), "DATALOADER.NUM_WORKERS", "0",
+            "MODEL.DEVICE", "cpu"]
     done = run_tool("tools/import_weights.py", str(tmp_path / "file.pth"), "--output", str(tmp_path / "folder"),
                     "INPUT.SIZE_TEST", "[256, 128]", "--rank", *data)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.arguments import make_parser
+from tools.split_domains import split_if_missing
 from utils.logger import run_tool, setup_logger
 
 
@@ -28,16 +29,16 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs over what follows from the layout, such as "
                                                 "INPUT.SIZE_TEST \"[384, 128]\"")
     args = parser.parse_intermixed_args()
-    from processor.import_weights import (  # torch takes seconds: not before the arguments are right
-        import_weights,
-        rank_page,
-    )
+    # torch takes seconds: not before the arguments are right
+    from processor.import_weights import import_weights, rank_cfg, rank_page
 
     setup_logger()
     lines = import_weights(args.file, args.output, args.layout, args.opts, args.force)
     print("\n".join([*lines, f"wrote {args.output}"]))
     if args.rank:
-        print(f"wrote {rank_page(args.output, args.rank)}")
+        cfg = rank_cfg(args.output, args.rank)
+        split_if_missing(cfg)
+        print(f"wrote {rank_page(cfg)}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,19 @@ def find_test_folders(cfg) -> list[Path]:
     return find_test_parts(DATASETS["naic"].folder(naic[0], make_places(cfg)) / cfg.DATASETS.TEST_DIR)
 
 
+def split_if_missing(cfg) -> None:
+    """Write the domain lists where a config looks for them, if it tests on NAIC and they are not there yet."""
+    from datasets.make_dataloader import make_places
+
+    names = cfg.DATASETS.TEST_NAMES or cfg.DATASETS.NAMES
+    if cfg.DATASETS.VALIDATION or all(reference.kind != "naic" for reference in parse_names(names)):
+        return
+    query, gallery = find_test_folders(cfg)
+    derived = make_places(cfg).derived_dir
+    if not any((place / "query_green.txt").is_file() for place in (query.parent, derived)):
+        split_domains(query, gallery, derived)
+
+
 def main() -> None:
     parser = make_config_parser(__doc__, "YAML file that names the test folder")
     parser.add_argument("--data_dir_query", metavar="DIR", help="folder with the query images")
