@@ -14,8 +14,6 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,24 +24,13 @@ from datasets.naic import data_root, find_test_parts
 from datasets.registry import DATASETS, Places, Reference, parse_names, parse_roots
 from processor.stages import facts
 from processor.stages.earlier import digests, folder_listing, training_lists
-from processor.stages.stage import (
-    RESUME,
-    SKIP,
-    STOP,
-    Stage,
-    Verdict,
-    assess,
-    read_record,
-    refusal,
-    write_begun,
-    write_done,
-)
+from processor.stages.running import StageFailed, run_stage
+from processor.stages.stage import SKIP, STOP, Stage, Verdict, assess, refusal
 from processor.stages.summary import summarise, table
-from processor.training.used_folder import move_aside
 from utils.files import as_file_name, epoch_checkpoints, write_json
 from utils.logger import silence
 from utils.packages import weight_file
-from utils.process import EXIT_STOPPED, RunLock, run_logged
+from utils.process import RunLock
 
 __all__ = ["RECIPES", "Recipe", "Settings", "StageFailed", "find_weights", "plan", "run", "survey", "table"]
 
@@ -405,56 +392,8 @@ def run(settings: Settings) -> dict:
             logger.info("no DATA_ROOT given: using the embedded demo set, made under %s", out / "demo_data")
         stages, seconds = [stage for stage, _ in found], {}
         for number, stage in enumerate(stages, 1):
-            seconds[stage.name] = _run_stage(stage, f"[{number}/{len(stages)}] {stage.name}", settings)
+            seconds[stage.name] = run_stage(stage, f"[{number}/{len(stages)}] {stage.name}", out, settings.force)
         data = "demo" if demo else str(settings.data_root or "")
         summary = summarise(out, settings.recipe, data, stages, seconds)
         write_json(out / "summary.json", summary)
         return summary
-
-
-class StageFailed(RuntimeError):
-    """A stage's command failed."""
-
-
-def _run_stage(stage: Stage, title: str, settings: Settings) -> float:
-    """Run one stage, or skip it; return the seconds that it took (when it was run)."""
-    out, verdict = settings.output_root, assess(stage, settings.output_root)
-    stage_facts = stage.facts()
-    if verdict.action == SKIP:
-        logger.info("%s: done before, skipped", title)
-        record = read_record(stage, out, "done")
-        if "facts" not in record:  # of an earlier version: from now on it may be moved
-            write_done(stage, out, stage_facts, record["seconds"])
-        return record["seconds"]
-    if verdict.action == STOP:
-        if not settings.force:
-            raise ValueError(refusal(stage, verdict))
-        logger.warning("%s: the folder of another training is now %s", title, move_aside(stage.folder))
-    write_begun(stage, out, stage_facts)
-    command = [stage.command[0], *["--resume"] * (verdict.action == RESUME), *stage.command[1:]]
-    logger.info("%s: python %s", title, shlex.join(command))
-    started = time.monotonic()
-    try:
-        _run_command(stage, command, out)
-    except StageFailed as error:
-        if not stage.optional:
-            raise
-        logger.warning("%s; the results are whole without it", error)
-        return round(time.monotonic() - started, 1)
-    facts.forget()
-    took = round(time.monotonic() - started, 1)
-    write_done(stage, out, stage_facts, took)
-    return took
-
-
-def _run_command(stage: Stage, command: list[str], out: Path) -> None:
-    """Run a stage's command; raises StageFailed unless it ends well and leaves its outputs."""
-    log = out / "logs" / f"{stage.name}.log"
-    code = run_logged([sys.executable, *command], log, cwd=REPOSITORY)
-    if code == EXIT_STOPPED:
-        raise StageFailed(f"stage {stage.name} was stopped; its checkpoint is written, the same command goes on there")
-    if code != 0:
-        raise StageFailed(f"stage {stage.name} failed with exit code {code}; its log is {log}")
-    missing = [str(path) for path in stage.outputs if not path.is_file()]
-    if missing:
-        raise StageFailed(f"stage {stage.name} ended well but left no {', '.join(missing)}; its log is {log}")

@@ -24,6 +24,7 @@ from processor import pipeline
 from processor.evaluation.feature_bank import read_bank
 from processor.pipeline import Recipe, Settings
 from processor.pseudo_label import read_report
+from processor.stages import running
 from utils.checkpoint import read_checkpoint
 from utils.files import read_json
 
@@ -126,7 +127,7 @@ def test_finished_stages_of_a_pipeline_are_skipped(place, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setitem(pipeline.RECIPES, "small", Recipe((str(RECIPE.relative_to(ROOT)),)))
     run = []  # what came after these files: optional stages, whose failure costs nothing
-    monkeypatch.setattr(pipeline, "run_logged", lambda command, *_, **__: run.append(command[1]) or 1)
+    monkeypatch.setattr(running, "run_logged", lambda command, *_, **__: run.append(command[1]) or 1)
     summary = pipeline.run(Settings(Path("run"), "small", Path("data")))
     assert caplog.text.count("done before, skipped") == 4
     assert set(run) <= {"tools/visualize.py", "tools/export.py"}

@@ -13,6 +13,7 @@ from tool_server import ROOT, Running, run_logged_by_server, start_tool
 
 from processor import pipeline
 from processor.pipeline import Recipe, Settings, StageFailed, find_weights, plan, run, table
+from processor.stages import running
 from tools.pipeline import read_settings
 from utils.files import read_json
 
@@ -34,7 +35,7 @@ def recipe(tiny_opts, tmp_path, monkeypatch):
 @pytest.fixture
 def forked_stages(monkeypatch):
     """The stages of this process' pipelines are forked by the server."""
-    monkeypatch.setattr(pipeline, "run_logged", run_logged_by_server)
+    monkeypatch.setattr(running, "run_logged", run_logged_by_server)
 
 
 KILLED = f"""
@@ -42,9 +43,10 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from pathlib import Path
 from processor import pipeline
+from processor.stages import running
 from tool_server import run_logged_by_fork
 recipe, out, data = sys.argv[1:]
-pipeline.run_logged = run_logged_by_fork
+running.run_logged = run_logged_by_fork
 pipeline.RECIPES["tiny"] = pipeline.Recipe((recipe,))
 pipeline.run(pipeline.Settings(Path(out), "tiny", Path(data)))
 """
@@ -101,7 +103,7 @@ def test_a_finished_run_is_skipped_and_a_changed_input_is_not(recipe, tiny_data,
     first = run(settings)
     caplog.clear()
     assert run(settings) == first
-    assert caplog.text.count("done before, skipped") == 5
+    assert caplog.text.count("done before, skipped") == 6
     truth = data / "MyDataSet" / "image_B_v1_1" / "ground_truth.json"
     content = json.loads(truth.read_text())
     truth.write_text(json.dumps(content, indent=3))

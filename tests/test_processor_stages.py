@@ -13,7 +13,7 @@ from tool_server import run_logged_by_server, run_tool
 from configs import dump_cfg, load_cfg
 from processor import pipeline
 from processor.pipeline import Recipe, Settings, StageFailed, plan, run, survey
-from processor.stages import facts
+from processor.stages import facts, running
 from tools import pipeline as command_line
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.files import read_json
@@ -97,7 +97,7 @@ class Actor:
 @pytest.fixture
 def actor(monkeypatch):
     actor = Actor()
-    monkeypatch.setattr(pipeline, "run_logged", actor)
+    monkeypatch.setattr(running, "run_logged", actor)
     facts.forget()
     return actor
 
@@ -334,7 +334,7 @@ SMALL = ("DATASETS.NAMES", "tree:people", "INPUT.SIZE_TRAIN", "[32, 16]", "INPUT
 
 
 def test_a_folder_of_people_is_trained_measured_and_ranked(people, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "run_logged", run_logged_by_server)
+    monkeypatch.setattr(running, "run_logged", run_logged_by_server)
     facts.forget()
     summary = run(Settings(tmp_path / "out", "own", people, opts=SMALL))
     assert [*summary["seconds"]] == ["validation", "train_own", "test_own", "ensemble", "ranks", "export_own"]
