@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from model.classifiers import CLASSIFIERS, Arcface, CircleLoss, Cosface
 from model.heads import BNNeck
-from model.pooling import POOLINGS, AvgPool, GeM
+from model.pooling import POOLINGS, WITH_TOKEN, AvgPool, GeM
 
 LOSSES = np.load(Path(__file__).parent / "golden" / "losses.npz")
 ARC = {"scale": 30.0, "margin": 0.4}
@@ -141,16 +141,18 @@ def test_gem_exponent_is_a_parameter_only_when_learned():
 
 @pytest.mark.parametrize("method", POOLINGS)
 def test_pooling_keeps_a_batch_of_one_two_dimensional(method):
-    assert POOLINGS[method](3.0, False)(torch.rand(1, 7, 1, 1)).shape == (1, 7)
+    token = [torch.rand(1, 7)] * (method in WITH_TOKEN)
+    assert POOLINGS[method](3.0, False)(torch.rand(1, 7, 2, 2), *token).shape == (1, 7)
 
 
 @pytest.mark.parametrize("method", POOLINGS)
 def test_pooling_of_float16_is_float32(method):
     x = torch.rand(2, 3, 4, 2) * 1e-2
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = POOLINGS[method](3.0, True)(x.half())
+        token = [torch.rand(len(x), x.shape[1])] * (method in WITH_TOKEN)
+        out = POOLINGS[method](3.0, True)(x.half(), *token)
     assert out.dtype == torch.float32
-    torch.testing.assert_close(out, POOLINGS[method](3.0, True)(x), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(out, POOLINGS[method](3.0, True)(x, *token), rtol=1e-3, atol=1e-6)
 
 
 def test_bnneck_bias_is_fixed_at_zero():

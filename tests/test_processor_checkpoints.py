@@ -113,7 +113,7 @@ DAMAGES = {
     "a bit of a weight": (flip_a_weight, "does not have the checksum"),
     "a bit of a key": (lambda path: flip(path, path.read_bytes().index(b"scheduler")), "does not have the checksum"),
     "a text": (lambda path: path.write_text("MODEL:\n  NAME: resnet50\n"), "not a checkpoint"),
-    "a folder": (become_a_folder, "a folder, expected a checkpoint file"),
+    "a folder": (become_a_folder, "a folder without model.safetensors, expected a checkpoint file"),
     "weights only": (lambda path: torch.save(read_checkpoint(path)["model"], path), "holds weights only"),
     "a list": (lambda path: torch.save([1, 2], path), "holds a list"),
     "code": (lambda path: torch.save({"model": Path}, path), "never as code"),

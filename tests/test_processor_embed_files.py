@@ -86,8 +86,8 @@ def test_after_a_kill_the_rows_are_those_of_a_run_that_was_not_killed(model, emb
     assert 0 < sum(done) < 6
     walked = []
     rest = Embedder(embedder.runtime, embedder.info, 2, 1)
-    rest.runtime = type("Counting", (), {"precision": embedder.runtime.precision, "rows": lambda _, images: (
-        walked.append(len(images)), embedder.runtime.rows(images))[1]})()
+    rest.runtime = type("Counting", (), {"precision": embedder.runtime.precision, "rows": lambda _, images, sides: (
+        walked.append(len(images)), embedder.runtime.rows(images, sides))[1]})()
     problems = rest.embed_into(tmp_path / "feats.npy", paths, on_error="none")
     assert len(walked) == 6 - sum(done)
     assert [index for index, _ in problems] == [1]

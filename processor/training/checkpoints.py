@@ -171,7 +171,8 @@ def _same_lr(then: dict[str, Any], now: dict[str, Any], epochs: int) -> bool:
     factors = []
     for values in (then, now):
         solver = {key.removeprefix("SOLVER."): value for key, value in values.items() if key.startswith("SOLVER.")}
-        schedule = make_scheduler(SimpleNamespace(SOLVER=SimpleNamespace(**solver)), SGD([torch.zeros(1)], lr=1.0))
+        cfg = SimpleNamespace(SOLVER=SimpleNamespace(**solver), MODEL=SimpleNamespace(NAME=values["MODEL.NAME"]))
+        schedule = make_scheduler(cfg, SGD([torch.zeros(1)], lr=1.0))
         factors.append([schedule.lr_lambdas[0](epoch) for epoch in range(epochs)])
     return factors[0] == factors[1]
 
