@@ -9,8 +9,8 @@ import uuid
 import cv2
 import numpy as np
 
+from processor.embedding.gallery_files import decode_picture
 from processor.embedding.pictures import crop_boxes
-from processor.gallery_files import decode_picture
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "grey": (128, 128, 128)}
 

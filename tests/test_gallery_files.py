@@ -14,7 +14,7 @@ from gallery_server import embed_colours, png
 from PIL import Image
 
 from datasets.files.images import BadImage
-from processor.gallery_files import Told, decode_picture, read_rows, row_id
+from processor.embedding.gallery_files import Told, decode_picture, read_rows, row_id
 
 
 @pytest.fixture

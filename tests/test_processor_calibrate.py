@@ -5,8 +5,8 @@ from conftest import tiny_options
 
 from configs import dump_cfg, load_cfg
 from model.make_model import make_model
-from processor.calibrate import calibrate, format_thresholds
 from processor.embedder import Embedder
+from processor.evaluation.calibrate import calibrate, format_thresholds
 from processor.evaluation.feature_bank import BankWriter, FeatureBank, Ranking, read_bank
 from processor.export.model_folder import feature_weights, read_info, write_model_folder
 from processor.inference import do_inference

@@ -22,7 +22,7 @@ def main() -> None:
     args = parser.parse_args()
     if not all(0 < rate < 1 for rate in args.fpr):
         parser.error("--fpr: a rate lies between 0 and 1")
-    from processor.calibrate import calibrate, format_thresholds
+    from processor.evaluation.calibrate import calibrate, format_thresholds
 
     setup_logger(None, "")
     print(format_thresholds(calibrate(args.run, args.model, args.fpr)))

@@ -136,8 +136,8 @@ def create(args: argparse.Namespace) -> None:
 
 
 def add(args: argparse.Namespace) -> None:
+    from processor.embedding.gallery_files import Told, are_there, decode_picture, model_of, read_rows
     from processor.gallery.service.answers import make_thumbnail
-    from processor.gallery_files import Told, are_there, decode_picture, model_of, read_rows
 
     embedder = load_embedder(args)
     added = known = 0
@@ -225,7 +225,7 @@ def undo(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    from processor.gallery_files import describe
+    from processor.embedding.gallery_files import describe
 
     with open_existing(args) as gallery:
         held = getattr(gallery, "info", make_answers(gallery).info)()
@@ -325,9 +325,9 @@ def make_vision(embedder: Any, fpr: float) -> Any:
     """What the service may know of a model."""
     import numpy as np
 
+    from processor.embedding.gallery_files import decode_picture
     from processor.embedding.pictures import crop_boxes
     from processor.gallery.service.answers import Vision
-    from processor.gallery_files import decode_picture
 
     thresholds = embedder.info.thresholds
     unit = np.zeros(embedder.dim, np.float32)
@@ -372,8 +372,8 @@ def find_person(gallery: Any, name: str, missing_ok: bool = False) -> int | None
 
 def where(args: argparse.Namespace, gallery: Any) -> Any:
     """The filter of the arguments."""
+    from processor.embedding.gallery_files import read_time
     from processor.gallery.contract import Where
-    from processor.gallery_files import read_time
 
     times = [None if text is None else read_time(text) for text in (args.since, args.until)]
     people = None if args.people is None else tuple(find_person(gallery, name) for name in args.people)

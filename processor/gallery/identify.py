@@ -51,7 +51,7 @@ def identify(gallery: Gallery, vectors: np.ndarray, where: Where | None = None, 
     Args:
         vectors: [Q, D] float32 of length 1.
         where: which rows count; rows of unknown identity never do.
-        threshold: the least similarity, a cosine, of a known person: processor/calibrate.py measures a model's.
+        threshold: the least similarity, a cosine, of a known person: tools/calibrate.py measures one.
         rule: an identity is as similar as its nearest row ("max"), or as the mean of its m nearest ("mean"; of all
             its rows, if it has fewer).
         k: rows to look at first; more are read until two identities are certain.
