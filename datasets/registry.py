@@ -143,7 +143,9 @@ def load_sets(references: Sequence[Reference], places: Places,
         if "test" in parts and not data.eval_sets:
             logger.warning("%s in %s has no query and gallery images: it is not tested on", reference.name, folder)
         if "train" in parts and not data.train:
-            raise ValueError(f"nothing to train on: {reference.name} in {folder} has no identity with two images")
+            hint = "; a tree has a folder of pictures for each identity" if reference.kind == "tree" else ""
+            raise ValueError(f"nothing to train on: {reference.name} in {folder} has no identity with two images"
+                             f"{hint}")
         loaded.append(data)
     people = [name for data in loaded for name in data.pid_names]
     if "train" in parts and len(people) == 1:
