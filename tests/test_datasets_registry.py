@@ -293,7 +293,7 @@ def test_a_set_without_a_test_part_is_passed_over_beside_one_that_has(root, capl
 
 def test_a_set_without_training_images_is_named(root):
     (root / "empty").mkdir()
-    with pytest.raises(ValueError, match="nothing to train on: empty .*; a tree has a folder of pictures for each"):
+    with pytest.raises(ValueError, match=r"nothing to train on: empty .*; a tree has a folder of pictures for each"):
         load("market1501+tree:empty", root, ("train",))
 
 
