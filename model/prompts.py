@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.backbones.clip import CLIPBlock
+from model.backbones.transformers.clip import CLIPBlock
 from model.pretrained import load_weights, unwrap_state_dict
 from utils.checkpoint import read_checkpoint
 

@@ -14,9 +14,9 @@ from test_model_networks import complaints, image_of, size_of, tokens, weights_o
 from configs import load_cfg
 from loss.make_loss import make_loss
 from model.backbones import Sides, build_backbone
-from model.backbones.positions import RULES, grid_of, resize_positions
-from model.backbones.side_table import SideTable
-from model.backbones.vit import shuffle
+from model.backbones.transformers.positions import RULES, grid_of, resize_positions
+from model.backbones.transformers.side_table import SideTable
+from model.backbones.transformers.vit import shuffle
 from model.make_backbone import network_name
 from model.make_model import make_model
 from model.pretrained import load_weights

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from model.backbones import (
-    clip,
     efficientnet,
     efficientnet_lite,
     fastreid,
@@ -17,11 +16,10 @@ from model.backbones import (
     resnet_ibn_a,
     resnet_ibn_b,
     se_resnet_ibn_a,
-    solider,
-    vit,
 )
 from model.backbones.base import Backbone, Features, Sides, freeze_stages
 from model.backbones.timm_models import PREFIX, Timm, check_timm_name
+from model.backbones.transformers import clip, solider, vit
 
 __all__ = ["BACKBONES", "PREFIX", "WEIGHTS_PACKAGES", "WEIGHTS_URLS", "Backbone", "Features", "Sides",
            "build_backbone", "check_name", "constructor_of", "freeze_stages"]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.backbones.base import Backbone, Features, Sides, refuse_last_stride
-from model.backbones.positions import grid_of, resize_positions
 from model.backbones.resnet_ibn_a import IBN
-from model.backbones.side_table import SideTable
+from model.backbones.transformers.positions import grid_of, resize_positions
+from model.backbones.transformers.side_table import SideTable
 
 PATCH = 16
 # What an ImageNet file has beside: classifiers, and the layer before one.

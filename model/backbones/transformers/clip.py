@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbones.base import Backbone, Features, Sides, refuse_last_stride
-from model.backbones.positions import grid_of, resize_positions
 from model.backbones.resnet import Bottleneck, ResNet, conv
-from model.backbones.side_table import SideTable
+from model.backbones.transformers.positions import grid_of, resize_positions
+from model.backbones.transformers.side_table import SideTable
 
 PATCH, DIM, HEADS, DEPTH, FEAT_DIM = 16, 768, 12, 12, 512
 
