@@ -8,7 +8,7 @@ done
 export CALLED_FROM=$PWD
 if [[ ${PYTHON:-} == */* && $PYTHON != /* ]]; then PYTHON=$PWD/$PYTHON; fi
 cd "$(dirname "${BASH_SOURCE[0]}")"
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}  # see utils/__init__.py
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2500}  # see utils/__init__.py
 
 usage() {
     cat <<'TEXT'
