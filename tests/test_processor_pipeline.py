@@ -109,11 +109,11 @@ def test_a_finished_run_is_skipped_and_a_changed_input_is_not(recipe, tiny_data,
     truth.write_text(json.dumps(content, indent=3))
     caplog.clear()
     run(settings)
-    assert caplog.text.count("done before, skipped") == 4  # all but the test, whose features came out the same
+    assert caplog.text.count("done before, skipped") == 5  # all but the test, whose features came out the same
     (tmp_path / "out" / "submission.json").unlink()
     caplog.clear()
     run(settings)
-    assert caplog.text.count("done before, skipped") == 4  # the answer came out the same, and so would the page
+    assert caplog.text.count("done before, skipped") == 5  # the answer came out the same, and so would the page
     assert (tmp_path / "out" / "submission.json").is_file()
 
     # A training on other lists does not overwrite that on these.
