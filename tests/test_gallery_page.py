@@ -1,6 +1,5 @@
 """The page of a gallery's service, in a browser: the story of a user from a folder of pictures to a merge and back."""
 import contextlib
-import shutil
 import sys
 from types import SimpleNamespace
 
@@ -12,20 +11,8 @@ from processor.gallery import open_gallery
 from tools import gallery as tool
 
 playwright = pytest.importorskip("playwright.sync_api")
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytest.importorskip("fastapi")
 NASTY = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("fastapi")
-    if CHROMIUM is None:
-        pytest.skip("no chromium")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -221,11 +221,11 @@ class Linker:
             changes = False
             for slot in sorted(self._waiting, key=lambda slot: -self._recent[self._waiting[slot]].number):
                 if slot in self._waiting:
-                    decisions = list(self._decide_one(slot, force))
+                    decisions = list(self._decide_waiting(slot, force))
                     changes |= bool(decisions)
                     yield from decisions
 
-    def _decide_one(self, slot: int, force: bool) -> Iterator[Decision]:
+    def _decide_waiting(self, slot: int, force: bool) -> Iterator[Decision]:
         number = self._waiting[slot]
         force |= self._number - self._recent[number].number > self.patience
         similarities = self._similarities(slot)
@@ -361,9 +361,9 @@ class Linker:
                     similarities[other] = self._profiles.sums[other] @ vector / self._profiles.counts[other]
             best = int(similarities.argmax())
             if similarities[best] >= max(self.threshold, rest + self.margin):
-                yield self._move_one(number, recent, best, float(similarities[best]))
+                yield self._move_tracklet(number, recent, best, float(similarities[best]))
 
-    def _move_one(self, number: int, recent: _Recent, slot: int, similarity: float) -> Decision:
+    def _move_tracklet(self, number: int, recent: _Recent, slot: int, similarity: float) -> Decision:
         for merge in self._merges:
             if number in merge.members:
                 merge.members.discard(number)
