@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from galleries import gallery, gallery_engine, gallery_place  # noqa: F401
-from tool_server import draw_no_curves
 from trainings import TINY_BACKBONE, add_tiny_backbone
 
 from configs import load_cfg
@@ -20,6 +19,7 @@ from datasets.validation.cut import SplitRequest
 from model.backbones import BACKBONES, build_backbone
 from processor.import_weights import import_weights
 from processor.prepare import make_validation
+from tools.campaigns.tool_server import draw_no_curves
 
 TINY = Sizes(ids=6, images=5, singles=1, shared=1, query_ids=6, query_images=2, gallery_images=4, distractors=3,
              distractor_images=2, cameras=3, height=32, width=16)

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from tool_server import start_tool
+from tools.campaigns.tool_server import start_tool
 
 
 def free_port():

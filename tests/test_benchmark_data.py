@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tool_server import run_tool
 
 from datasets.files.images import FolderSource, decode
 from tools.benchmarks import harness
@@ -18,6 +17,7 @@ from tools.benchmarks.data_baseline import RandomErasing, make_transforms
 from tools.benchmarks.data_measure import ROWS, Endless, Setting, measure
 from tools.benchmarks.harness import Job
 from tools.benchmarks.reports import format_data
+from tools.campaigns.tool_server import run_tool
 
 SIZE = (32, 16)
 OPTIONS = DataOptions(sizes=(SIZE,), images=16, batch=8, workers=1, seconds=0.01, repeats=1)

@@ -1,10 +1,10 @@
 """The benchmark of the gallery's search: its table has every row, and its slow search sees a wrong answer."""
 import numpy as np
 import pytest
-from tool_server import run_tool
 
 from processor.gallery import Found, open_gallery, search
 from tools.benchmarks.gallery.search import FILTERS, GalleryOptions, build, check_found, draw_queries, run_benchmark
+from tools.campaigns.tool_server import run_tool
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from processes import members_of, wait_for
-from tool_server import start_tool
 
 from tools.benchmarks.harness import Job, check_names, choose_device, parse_size, run_child
 from tools.benchmarks.retrieval_measure import Setting
+from tools.campaigns.tool_server import start_tool
 
 
 def test_a_child_that_fails_is_a_runtime_error(tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tool_server import run_tool
 
 from processor.retrieval.metrics import evaluate_rank
 from processor.retrieval.reranking import re_ranking
@@ -28,6 +27,7 @@ from tools.benchmarks.retrieval_measure import (
     make_pids,
     ranked,
 )
+from tools.campaigns.tool_server import run_tool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from set_files import load_naic
-from tool_server import run_tool
 
 from datasets.registry import DATASETS
 from model.backbones import build_backbone
@@ -27,6 +26,7 @@ from tools.benchmarks.training_measure import (
     enlarged_naic,
     measure,
 )
+from tools.campaigns.tool_server import run_tool
 from utils.meter import PhaseTimer
 
 NET = "resnet18_ibn_b_w32"

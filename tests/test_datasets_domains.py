@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tool_server import run_tool
 
 from datasets.sets.domains import domain_of, split_domains
+from tools.campaigns.tool_server import run_tool
 
 LISTS = ("query_green", "query_normal", "gallery_green", "gallery_normal")
 

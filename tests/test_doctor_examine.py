@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 from doctor_data import SETS, add_image, add_line, copy_image, images_of, list_of, make_naic, picture, png
-from tool_server import ROOT, run_tool
 
 from processor.doctor.checks import MIN_SIDE
 from processor.doctor.examine import RECORDS, DoctorOptions, examine
 from processor.doctor.findings import KINDS, SEVERITIES, STOPS, Findings, Picture
 from processor.doctor.page import histograms, shared_cells, stacked_bars, templates
 from processor.doctor.report import format_text
+from tools.campaigns.tool_server import ROOT, run_tool
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import pytest
 from doctor_data import images_of, list_of, make_naic
 from set_files import IMAGES, write_image, write_set
 from test_doctor_examine import texts_of
-from tool_server import run_tool
 
 from datasets.bases import Places
 from datasets.naic import TRAIN_SETS
 from datasets.registry import ChosenSets, parse_names
 from processor.doctor.examine import DoctorOptions, examine
+from tools.campaigns.tool_server import run_tool
 
 QUICK = {"progress": False, "workers": 1}
 

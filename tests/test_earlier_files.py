@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from set_files import load_kind, load_naic
-from tool_server import ROOT, run_tool
 
 from datasets.files.images import FolderSource, decode
 from datasets.files.pack_reader import PackedSource
@@ -25,6 +24,7 @@ from processor.evaluation.feature_bank import read_bank
 from processor.pipeline import Recipe, Settings
 from processor.pseudo_label import read_report
 from processor.stages import running
+from tools.campaigns.tool_server import ROOT, run_tool
 from utils.checkpoint import read_checkpoint
 from utils.files import read_json
 

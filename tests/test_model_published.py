@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import load_golden_fill
 from test_model_networks import tokens
-from tool_server import run_tool
 
 from configs import load_cfg
 from model.backbones import build_backbone
@@ -15,6 +14,7 @@ from processor.export.model_folder import read_info
 from processor.import_weights import import_weights
 from processor.inference import load_trained
 from processor.trained_model import folder_settings, open_trained
+from tools.campaigns.tool_server import run_tool
 from utils.files import read_json
 
 fill = load_golden_fill()

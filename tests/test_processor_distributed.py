@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import quick_options, tiny_options
 from processes import processes_by_hand, run_together
-from tool_server import ROOT
 from torch.nn.parallel import DistributedDataParallel
 from trainings import train_together
 
@@ -16,6 +15,7 @@ from datasets.batches import Batch, SequentialBatches
 from processor.training import build as training_run
 from processor.training.build import build
 from processor.training.step import forward_backward, train_step
+from tools.campaigns.tool_server import ROOT
 from utils.checkpoint import read_checkpoint
 from utils.dist import ALONE, Workers
 from utils.meter import PhaseTimer

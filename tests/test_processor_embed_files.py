@@ -8,13 +8,13 @@ import pytest
 from conftest import tiny_options
 from processes import run_together
 from test_processor_embedder import PARTS, write_checkpoint
-from tool_server import run_tool, start_tool
 
 from processor import embed_files
 from processor.embed_files import Request, embed_pictures
 from processor.embedder import Embedder
 from processor.embedding import rows_file
 from processor.embedding.picture_lists import find_pictures
+from tools.campaigns.tool_server import run_tool, start_tool
 from utils.files import read_json
 
 SCRIPT = """

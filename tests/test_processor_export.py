@@ -10,7 +10,6 @@ import torch
 from conftest import quick_options, tiny_options
 from test_model_export import HEADS
 from test_processor_embedder import write_checkpoint
-from tool_server import run_tool
 from trainings import TINY_BACKBONE
 
 from configs import load_cfg
@@ -26,6 +25,7 @@ from processor.export.runtimes import OnnxRuntime, OpenVinoRuntime
 from processor.export.torch_file import write_torch
 from processor.export_model import Request, export_model
 from processor.trained_model import TrainedModel, describe_model, open_trained
+from tools.campaigns.tool_server import run_tool
 from utils.files import read_json, write_json
 
 onnx = pytest.importorskip("onnx")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_options
-from tool_server import run_tool
 
 from configs import load_cfg
 from datasets.files.pack_reader import PackedSource
@@ -14,6 +13,7 @@ from processor.evaluation.feature_bank import read_bank
 from processor.inference import do_inference
 from processor.prepare import pack_set, verify_pack
 from processor.trainer import do_train
+from tools.campaigns.tool_server import run_tool
 
 KINDS = {"as files": False, "decoded": True}
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tool_server import ROOT, Running, run_logged_by_server, start_tool
 
 from processor import pipeline
 from processor.pipeline import Recipe, Settings, StageFailed, find_weights, plan, run, table
 from processor.stages import running
+from tools.campaigns.tool_server import ROOT, Running, run_logged_by_server, start_tool
 from tools.pipeline import read_settings
 from utils.files import read_json
 
@@ -44,7 +44,7 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from pathlib import Path
 from processor import pipeline
 from processor.stages import running
-from tool_server import run_logged_by_fork
+from tools.campaigns.tool_server import run_logged_by_fork
 recipe, out, data = sys.argv[1:]
 running.run_logged = run_logged_by_fork
 pipeline.RECIPES["tiny"] = pipeline.Recipe((recipe,))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import tiny_options
 from set_files import write_image, write_set
-from tool_server import run_tool
 
 from configs import ConfigError, load_cfg
 from datasets.make_dataloader import make_dataloader
@@ -19,6 +18,7 @@ from processor.inference import do_inference, extract_features
 from processor.retrieval.distance import distance
 from processor.retrieval.metrics import RankAccumulator
 from processor.trainer import do_train
+from tools.campaigns.tool_server import run_tool
 from utils.checkpoint import read_checkpoint
 from utils.files import read_json
 from utils.precision import make_precision

@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 from set_files import write_set
-from tool_server import run_logged_by_server, run_tool
 
 from configs import dump_cfg, load_cfg
 from processor import pipeline
 from processor.pipeline import Recipe, Settings, StageFailed, plan, run, survey
 from processor.stages import facts, running
 from tools import pipeline as command_line
+from tools.campaigns.tool_server import run_logged_by_server, run_tool
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.files import read_json
 from utils.process import EXIT_STOPPED

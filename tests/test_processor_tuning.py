@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import run_together
-from tool_server import run_tool
 
 from processor.evaluation import tuning, tuning_set
 from processor.evaluation.ensemble import ensemble
@@ -24,6 +23,7 @@ from processor.retrieval.ensemble import sum_blocks
 from processor.retrieval.metrics import RankAccumulator, RankResult, merge_results
 from processor.retrieval.reranking import re_ranked_blocks
 from processor.retrieval.significance import intervals
+from tools.campaigns.tool_server import run_tool
 from utils.files import read_json
 
 SIZES = {"green": (40, 90), "normal": (20, 60)}

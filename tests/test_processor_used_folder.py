@@ -3,12 +3,12 @@ import os
 
 import pytest
 from conftest import tiny_options
-from tool_server import run_tool
 
 from configs import dump_cfg, load_cfg
 from processor.trainer import prepare_folder
 from processor.training.build import checkpoint_folder
 from processor.training.used_folder import LOCK, checkpoint_files, move_aside
+from tools.campaigns.tool_server import run_tool
 from utils.checkpoint import save_checkpoint
 from utils.process import RunLock
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import model_config
-from tool_server import run_tool
 
 from configs import dump_cfg, load_cfg
 from datasets.make_dataloader import make_dataloader
@@ -28,6 +27,7 @@ from processor.visual.maps import location_features, pair_map
 from processor.visual.page import distributions
 from processor.visual.scatter import scatter
 from processor.visualize import PageOptions, make_rank_page
+from tools.campaigns.tool_server import run_tool
 from utils.files import write_json
 
 PEOPLE, QUERIES = 6, 4  # each person is on QUERIES query and 3 gallery pictures

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from tool_server import ROOT, run_tool
 
 from configs import load_cfg
 from processor import trainer
 from tools import train
+from tools.campaigns.tool_server import ROOT, run_tool
 from tools.train import name_resumed_file
 from utils.files import read_json
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tool_server import run_tool
 
 from processor.evaluation.comparison import compare_runs, format_comparison, per_query_result, per_query_table
 from processor.retrieval.metrics import RankResult, evaluate_rank
+from tools.campaigns.tool_server import run_tool
 from utils.files import write_json
 
 NAMES = {"green": [f"g{i:03}.png" for i in range(120)], "normal": [f"n{i:03}.png" for i in range(80)]}

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 from gallery_server import Client, embed_colours, png
-from tool_server import run_tool, start_tool
 
 from tools import gallery as tool
+from tools.campaigns.tool_server import run_tool, start_tool
 
 
 class ColourEmbedder:

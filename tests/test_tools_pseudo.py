@@ -1,10 +1,9 @@
 """Pseudo-labelling as a person types it: a whole tiny run, and what a mistake looks like."""
 from pathlib import Path
 
-from tool_server import run_tool
-
 from configs import load_cfg
 from model.make_model import make_model
+from tools.campaigns.tool_server import run_tool
 from utils.checkpoint import save_checkpoint
 from utils.files import read_json
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from set_files import IMAGES, load_naic, write_set
-from tool_server import run_tool
 
 from datasets.bases import Places
 from datasets.registry import ChosenSets, parse_names
 from processor.evaluation.submission_check import validate_ranking, validate_submission
 from processor.retrieval.submission import write_submission
+from tools.campaigns.tool_server import run_tool
 
 TEST = Path("MyDataSet/image_B_v1_1")
 

@@ -16,8 +16,9 @@ import time
 
 import torch
 from processes import run_together
-from tool_server import ROOT, run_tool
 from torch import nn
+
+from tools.campaigns.tool_server import ROOT, run_tool
 
 TINY_BACKBONE = "tiny_with_dropout"  # its checkpoints are written in no time, and its forward pass draws
 _SPEEDS = ("images_per_second", "data_wait", "gpu_gib")

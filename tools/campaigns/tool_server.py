@@ -25,7 +25,7 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 _SECONDS = 100  # a process that takes longer is killed
 
 
@@ -156,6 +156,7 @@ def _import_for_tools():
     import torch.utils.tensorboard
 
     import processor
+    import tools.campaigns  # noqa: F401  by the scripts of tests/
 
     for module in pkgutil.walk_packages(processor.__path__, "processor."):
         importlib.import_module(module.name)
