@@ -111,6 +111,13 @@ def _check_pooling(v: Values) -> Iterator[str]:
                f"{v['MODEL.POOLING_METHOD']}; use GeM")
 
 
+def _check_reduction(v: Values) -> Iterator[str]:
+    """A feature's place among texts is its last numbers, as the backbone gives them."""
+    if v["MODEL.EMBED_DIM"] and v["MODEL.PROMPTS"]:
+        yield (f"MODEL.EMBED_DIM={v['MODEL.EMBED_DIM']} reduces what MODEL.PROMPTS={v['MODEL.PROMPTS']} compares with "
+               "texts; use 0, or no texts")
+
+
 def _check_cosine_schedule(v: Values) -> Iterator[str]:
     """The cosine runs over the epochs after the warm-up, downwards."""
     if v["SOLVER.LR_SCHEDULER"] != "cosine":
@@ -182,8 +189,8 @@ def _check_validation(v: Values) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
     _check_batch, _check_balance, _check_training, _check_center, _check_parts,
-    _check_pooling, _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion, _check_padding,
-    _check_validation, _check_pseudo_labels,
+    _check_pooling, _check_reduction, _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion,
+    _check_padding, _check_validation, _check_pseudo_labels,
 )
 
 

@@ -60,6 +60,10 @@ _C.MODEL.POOLING_METHOD = "avg", Choice("avg", "GeM", "token", "GeM_token", "max
 _C.MODEL.SEMANTIC_WEIGHT = 1.0, Float(high=1)
 # Exponent of GeM.
 _C.MODEL.GEM_P = 3.0, Float(above=0)
+# Width of the feature, such as 256 or 512: a linear layer and a batch norm (the BNNeck, or with NECK no one of its own)
+# behind the pooling reduce the backbone's 2048; each part of JPM and PASS and the merged parts of PCB, too. 0 = as the
+# pooling gives it. fast-reid's EMBEDDING_DIM.
+_C.MODEL.EMBED_DIM = 0, Int(0)
 # True: GeM's exponent is learned, at ten times the base lr and without decay; False: it stays GEM_P.
 _C.MODEL.GEM_LEARN_P = False, Bool()
 # Classifier of the ID loss: softmax (linear) | arcface | cosface | amsoftmax (cosface by another name) | circle.
@@ -140,8 +144,8 @@ _C.MODEL.FEAT_FUSION = "cat", Choice("cat", "mean")
 _C.MODEL.MULTI_NECK = True, Obsolete(Bool(), "each of PASS's tokens has a neck of its own, as in all its recipes")
 _C.MODEL.DIST_TRAIN = False, Obsolete(Bool(), "torchrun starts several processes")
 _C.MODEL.DROPOUT_RATE = 0.0, Obsolete(Float(), "no recipe has dropout behind the neck")
-_C.MODEL.REDUCE_FEAT_DIM = False, Obsolete(Bool(), "no recipe reduces the feature")
-_C.MODEL.FEAT_DIM = 512, Obsolete(Int(), "no recipe reduces the feature")
+_C.MODEL.REDUCE_FEAT_DIM = False, Obsolete(Bool(), "MODEL.EMBED_DIM reduces the feature")
+_C.MODEL.FEAT_DIM = 512, Obsolete(Int(), "MODEL.EMBED_DIM reduces the feature")
 
 # ---------------------------------------------------------------- the section
 MODEL = _C.MODEL

@@ -1,4 +1,4 @@
-"""What follows the map: the BNNeck of the global branch, the part heads (PCB, RPP), and what a branch gives."""
+"""What follows the map: reduction and BNNeck of the global branch, the part heads (PCB, RPP), what a branch gives."""
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -35,6 +35,28 @@ class BNNeck(nn.BatchNorm1d):
         return super().forward(feat.float())
 
 
+class Reduction(nn.Module):
+    """A linear layer without bias to fewer numbers, in float32; the batch norm behind it is the neck or its own.
+
+    Args:
+        feat_dim, dim: D and E.
+        normed: has the batch norm, because no neck follows.
+    Source: fast-reid's embedding head (MODEL.HEADS.EMBEDDING_DIM): a 1x1 convolution between pooling and batch norm.
+    """
+
+    def __init__(self, feat_dim: int, dim: int, normed: bool):
+        super().__init__()
+        self.linear = nn.Linear(feat_dim, dim, bias=False)
+        nn.init.kaiming_normal_(self.linear.weight)
+        self.norm = nn.BatchNorm1d(dim) if normed else None
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """[B, D] -> [B, E]; with a batch norm training needs B > 1."""
+        with in_float32(feat.device):
+            feat = F.linear(feat.float(), self.linear.weight.float())
+        return feat if self.norm is None else self.norm(feat)
+
+
 PARTS, PART_DIM = 6, 256
 # MODEL.PCB_GATE -> what bounds a gate.
 GATES = {"sigmoid": torch.sigmoid, "affine": lambda x: x}
@@ -52,15 +74,17 @@ class PCB(nn.Module):
         gate: "sigmoid" keeps the factors in (0, 1); "affine" is the lineage's, of any size and sign.
         merged, local: have that branch. Without `merged` there are no gates, because nothing would train them.
         rpp: refined part pooling: a learned part classifier gives each position to its part, instead of stripes.
-        test: what `forward` returns at inference: "merged" [B, 1536], "parts" (six of [B, 256]) or "local" [B, 256].
+        test: what `forward` returns at inference: "merged" [B, 1536 or E], "parts" (six of [B, 256]) or "local"
+            [B, 256].
         weighted: at inference, give the parts times their gates, as the lineage did; they are trained without.
+        embed_dim: E, to which the merged parts are reduced; 0 leaves them as they are. The others have 256 anyway.
     Source: Sun et al., Beyond Part Models: Person Retrieval with Refined Part Pooling (and a Strong Convolutional
     Baseline), ECCV 2018, sec. 3; the gates and the merged and local branches are NAIC-ReID's.
     """
 
     def __init__(
         self, feat_dim: int, num_class: int, gate: str = "sigmoid", merged: bool = True, local: bool = False,
-        rpp: bool = False, test: str = "merged", weighted: bool = False,
+        rpp: bool = False, test: str = "merged", weighted: bool = False, embed_dim: int = 0,
     ):
         super().__init__()
         self.gate, self.test, self.weighted = GATES[gate], test, weighted
@@ -74,8 +98,10 @@ class PCB(nn.Module):
                                        nn.ReLU(inplace=True))
             self.pool = GeM()
         self.rpp = nn.Conv2d(feat_dim, PARTS, 1) if rpp else None
+        self.reduction = Reduction(PARTS * PART_DIM, embed_dim, normed=True) if embed_dim and merged else None
+        self.merged_dim = embed_dim or PARTS * PART_DIM
         dims = {f"part{i}": PART_DIM for i in range(PARTS)}
-        dims |= {"merged": PARTS * PART_DIM} if merged else {}
+        dims |= {"merged": self.merged_dim} if merged else {}
         dims |= {"local": PART_DIM} if local else {}
         self.classifiers = nn.ModuleDict({name: Linear(dim, num_class, bias=True) for name, dim in dims.items()})
         for module in (*self.embeddings.modules(), *(self.local.modules() if local else ())):
@@ -87,7 +113,7 @@ class PCB(nn.Module):
         """Width D of each branch at inference."""
         if self.test == "parts":
             return {f"part{i}": PART_DIM for i in range(PARTS)}
-        return {"merged": PARTS * PART_DIM} if self.test == "merged" else {"local": PART_DIM}
+        return {"merged": self.merged_dim} if self.test == "merged" else {"local": PART_DIM}
 
     def forward(self, x: Tensor, pids: Tensor | None = None) -> dict[str, HeadOutput] | dict[str, Tensor]:
         """[B, C, h, w] and, in training, [B] -> {branch: HeadOutput} of all branches, or {branch: [B, D]}."""
@@ -119,7 +145,8 @@ class PCB(nn.Module):
 
     def _merged(self, parts: dict[str, Tensor], x: Tensor) -> Tensor:
         pairs = zip(parts.values(), self._gates(x), strict=True)
-        return torch.cat([part.float() * gate for part, gate in pairs], dim=1)
+        merged = torch.cat([part.float() * gate for part, gate in pairs], dim=1)
+        return merged if self.reduction is None else self.reduction(merged)
 
     def _local(self, x: Tensor) -> Tensor:
         return self.pool(F.normalize(self.local(x).float(), dim=1))

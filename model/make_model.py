@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,21 +12,25 @@ from torch import Tensor, nn
 
 from model.backbones import PREFIX, WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, Sides, freeze_stages
 from model.classifiers import CLASSIFIERS
-from model.heads import PCB, BNNeck, HeadOutput
+from model.heads import PCB, BNNeck, HeadOutput, Reduction
 from model.make_backbone import make_backbone, network_name, pooling_name
 from model.pooling import POOLINGS, WITH_TOKEN
-from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained, load_weights
+from model.pretrained import BACKBONE_HEADS, MODEL_HEADS, load_pretrained, load_weights, unwrap_state_dict
 from model.token_parts import JigsawHeads, PartTokens
+from utils.checkpoint import read_checkpoint
 from utils.packages import weight_file
 
+logger = logging.getLogger(__name__)
 GLOBAL = "global"
+# Of MODEL.EMBED_DIM: what a model without a reduction has not, or has of another width.
+REDUCED = ("reduction.", "bottleneck.", "joint.reductions.", "joint.necks.", "pcb.reduction.")
 TIMM = "timm"  # MODEL.PRETRAIN_PATH: timm's own download
 
 
 class ReIDModel(nn.Module):
     """Images to embeddings and, in training, to logits.
 
-    state_dict keys: base.*, gap.p, bottleneck.*, classifier.*, pcb.*, joint.*.
+    state_dict keys: base.*, gap.p, reduction.*, bottleneck.*, classifier.*, pcb.*, joint.*.
 
     Args:
         base: the backbone.
@@ -36,23 +41,30 @@ class ReIDModel(nn.Module):
         pcb: part heads on the backbone's map, or None.
         test_parts: whether embeddings have the part heads' branches, too.
         joint: joins the parts that the backbone gives to the global feature, if it gives such.
+        reduction: between pooling and neck, [B, D] -> [B, E]; None leaves the feature as wide as the backbone's map.
     """
 
     def __init__(
         self, base: Backbone, gap: nn.Module, bottleneck: BNNeck | None, classifier: nn.Module, neck_feat: str,
         pcb: PCB | None = None, test_parts: bool = True, joint: JigsawHeads | PartTokens | None = None,
+        reduction: Reduction | None = None,
     ):
         super().__init__()
         self.base, self.gap, self.bottleneck, self.classifier, self.pcb = base, gap, bottleneck, classifier, pcb
-        self.neck_feat, self.test_parts, self.joint = neck_feat, test_parts, joint
+        self.neck_feat, self.test_parts, self.joint, self.reduction = neck_feat, test_parts, joint, reduction
         self.frozen_in_part = False
         self.on_other_set = False  # pictures are of a set that the weights do not know: its cameras mean others
         self._held: list[nn.Parameter] | None = None  # those of the backbone that learn when it is not held
 
     @property
+    def pooled_dim(self) -> int:
+        """Width D of the pooled feature, reduced if it is."""
+        return self.base.feat_dim if self.reduction is None else self.reduction.linear.out_features
+
+    @property
     def embedding_dims(self) -> dict[str, int]:
         """Width D of each branch of an embedding."""
-        dim = self.base.feat_dim if self.joint is None else self.joint.dim
+        dim = self.pooled_dim if self.joint is None else self.joint.dim
         return {GLOBAL: dim, **(self.pcb.test_dims if self.pcb is not None and self.test_parts else {})}
 
     @property
@@ -60,7 +72,7 @@ class ReIDModel(nn.Module):
         """Width D of the feature of each branch that metric losses act on."""
         if self.joint is not None:
             return {GLOBAL: self.joint.metric_dim, **self.joint.part_dims}
-        return {GLOBAL: self.base.feat_dim}
+        return {GLOBAL: self.pooled_dim}
 
     def sides(self, camids: Sequence[int] | Tensor, viewids: Sequence[int] | Tensor) -> dict[str, Tensor]:
         """`forward`'s arguments of a batch's cameras and views as a data set numbers them; {} if it looks at none."""
@@ -81,6 +93,8 @@ class ReIDModel(nn.Module):
         """
         x, token, parts = self.base.features(images, camids, viewids)
         feat = self.gap(x) if token is None else self.gap(x, token)  # [B, D] float32
+        if self.reduction is not None:
+            feat = self.reduction(feat)
         # Once per forward: in training its running statistics must move once per step.
         needed = self.bottleneck is not None and (pids is not None or self.neck_feat == "after")
         after, heads = self.bottleneck(feat) if needed else feat, {}
@@ -153,16 +167,17 @@ def make_model(cfg, num_class: int, pretrained: bool = True, sides: Sides | None
     if takes_token and not base.has_token:
         raise ValueError(f"MODEL.POOLING_METHOD={pooling}: {network_name(cfg)} has no class token; "
                          f"choices: {', '.join(name for name in POOLINGS if name not in WITH_TOKEN)}")
-    joint = _make_joint(cfg, base, num_class)
+    joint, dim, necked = _make_joint(cfg, base, num_class), cfg.MODEL.EMBED_DIM, cfg.MODEL.NECK == "bnneck"
     model = ReIDModel(
         base,
         gap=POOLINGS[pooling](cfg.MODEL.GEM_P, cfg.MODEL.GEM_LEARN_P),
-        bottleneck=BNNeck(base.feat_dim) if cfg.MODEL.NECK == "bnneck" else None,
-        classifier=_make_classifier(cfg, num_class, base.feat_dim if joint is None else joint.metric_dim),
+        bottleneck=BNNeck(dim or base.feat_dim) if necked else None,
+        classifier=_make_classifier(cfg, num_class, (dim or base.feat_dim) if joint is None else joint.metric_dim),
         neck_feat=cfg.TEST.NECK_FEAT,
         pcb=_make_pcb(cfg, base.feat_dim, num_class) if cfg.MODEL.IF_USE_PCB else None,
         test_parts=cfg.TEST.USE_LOCAL,
         joint=joint,
+        reduction=Reduction(base.feat_dim, dim, normed=not necked) if dim else None,
     )
     allowed = tuple(cfg.MODEL.PRETRAIN_ALLOW)
     if path is not None and str(path) == TIMM:
@@ -171,8 +186,7 @@ def make_model(cfg, num_class: int, pretrained: bool = True, sides: Sides | None
         load_pretrained(model.base, path, skip=BACKBONE_HEADS, allow_missing=(*base.may_miss, *allowed),
                         allow_unexpected=allowed)
     elif path is not None:
-        # A model whose exponent was fixed has no gap.p: learning it starts from GEM_P.
-        load_pretrained(model, path, skip=MODEL_HEADS, allow_missing=("gap.p", *allowed), allow_unexpected=allowed)
+        _load_whole(model, path, allowed)
     freeze_stages(model.base, cfg.MODEL.FROZEN)
     # Where nothing would reach weights they are frozen, because DDP waits for a gradient of all that require one.
     for name in () if takes_token else base.token_names:
@@ -181,9 +195,22 @@ def make_model(cfg, num_class: int, pretrained: bool = True, sides: Sides | None
         for unused in (model.bottleneck, model.classifier, model.joint):
             if unused is not None:
                 unused.requires_grad_(False)
+        if joint is not None:
+            joint.reductions.requires_grad_(True)  # the metric loss acts behind them
     if cfg.MODEL.TRAIN_ONLY:
         model.train_only(cfg.MODEL.TRAIN_ONLY)
     return model
+
+
+def _load_whole(model: ReIDModel, path: Path, allowed: tuple[str, ...]) -> None:
+    """A whole model's weights. A reduction that the file has not is new, and so are the necks behind it."""
+    checkpoint, skip = read_checkpoint(path), MODEL_HEADS
+    if model.reduction is not None and not any("reduction" in key for key in unwrap_state_dict(checkpoint, path)):
+        skip = (*MODEL_HEADS, *REDUCED)
+        logger.info("%s has no reduction: that to MODEL.EMBED_DIM=%d is new, with the necks behind it", path,
+                    model.pooled_dim)
+    # A model whose exponent was fixed has no gap.p: learning it starts from GEM_P.
+    load_weights(model, checkpoint, path, skip=skip, allow_missing=("gap.p", *allowed), allow_unexpected=allowed)
 
 
 def place_model(cfg, model: ReIDModel, device: torch.device) -> ReIDModel:
@@ -208,8 +235,8 @@ def _make_joint(cfg, base: Backbone, num_class: int) -> JigsawHeads | PartTokens
     necked = cfg.MODEL.NECK == "bnneck"
     if cfg.MODEL.JPM:
         return JigsawHeads(base.feat_dim, base.num_parts, partial(_make_classifier, cfg, num_class), necked,
-                           cfg.TEST.USE_LOCAL)
-    return PartTokens(base.feat_dim, base.num_parts, cfg.MODEL.FEAT_FUSION, necked)
+                           cfg.TEST.USE_LOCAL, cfg.MODEL.EMBED_DIM)
+    return PartTokens(base.feat_dim, base.num_parts, cfg.MODEL.FEAT_FUSION, necked, cfg.MODEL.EMBED_DIM)
 
 
 def _make_pcb(cfg, feat_dim: int, num_class: int) -> PCB:
@@ -217,7 +244,7 @@ def _make_pcb(cfg, feat_dim: int, num_class: int) -> PCB:
     return PCB(
         feat_dim, num_class, cfg.MODEL.PCB_GATE, merged=cfg.MODEL.MERGE_PCB_FEAT, local=local, rpp=cfg.MODEL.PCB_RPP,
         test="local" if local else "merged" if cfg.TEST.USE_PCB_MERGE_FEAT else "parts",
-        weighted=cfg.TEST.PCB_PART_FEAT == "weighted",
+        weighted=cfg.TEST.PCB_PART_FEAT == "weighted", embed_dim=cfg.MODEL.EMBED_DIM,
     )
 
 

@@ -228,9 +228,11 @@ _ADVICE = (
     ("missing", "pcb.local.*", "it was trained without the local branch: set TEST.PCB_GLOBAL_FEAT_ENSEMBLE to False"),
     ("unexpected", "pcb.local.*", "it was trained with the local branch: set TEST.PCB_GLOBAL_FEAT_ENSEMBLE to True, or "
      "leave it out with MODEL.PRETRAIN_ALLOW \"['pcb.local.*']\""),
+    ("missing", "reduction.*", "the file's feature is not reduced: set MODEL.EMBED_DIM to 0"),
     ("missing", "pcb.rpp.*", "the file has stripes instead of learned parts: allow these to start anew with "
      "MODEL.PRETRAIN_ALLOW \"['pcb.rpp.*']\", or set MODEL.PCB_RPP to False"),
 )
+_OTHER_REDUCTION = "the file's feature is reduced to {0} numbers: set MODEL.EMBED_DIM to {0}"
 _LINEAGE_IBN_B = ("layer3 ends in an instance norm: the file comes from the lineage's own IBN-b: choose a MODEL.NAME "
                   "that ends in _ibn_b_naic")
 
@@ -252,6 +254,9 @@ def _advise(report: LoadReport, source: Mapping[str, Tensor], target: Mapping[st
             return [f"the file is of {name}: set MODEL.NAME to {name}"]
         if any(fnmatch.fnmatchcase(key, "*layer3.*.IN.*") for key in report.unexpected):
             return [_LINEAGE_IBN_B]
+    reduction = source.get("reduction.linear.weight")
+    if reduction is not None and target.get("reduction.linear.weight", reduction[:0]).shape != reduction.shape:
+        return [_OTHER_REDUCTION.format(len(reduction))]
     for field, pattern, sentence in _ADVICE if ours and theirs else ():
         if any(fnmatch.fnmatchcase(key, pattern) for key in getattr(report, field)):
             return [sentence]

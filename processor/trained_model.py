@@ -35,9 +35,9 @@ ARCHITECTURE = (
 )
 
 
-# Those of TransReID's descendants, named where they are not the default.
-OF_TRANSFORMERS = ("MODEL.TRANSFORMER_TYPE", "MODEL.STEM_CONV", "MODEL.PRETRAIN_HW_RATIO", "MODEL.POOLING",
-                   "MODEL.GEM_POOLING", "MODEL.FEAT_FUSION")
+# Those that are named where they are not the default: most are of TransReID's descendants.
+IF_CHANGED = ("MODEL.EMBED_DIM", "MODEL.TRANSFORMER_TYPE", "MODEL.STEM_CONV", "MODEL.PRETRAIN_HW_RATIO",
+              "MODEL.POOLING", "MODEL.GEM_POOLING", "MODEL.FEAT_FUSION")
 
 
 class TrainedModel(NamedTuple):
@@ -105,7 +105,7 @@ def describe_model(cfg, model: ReIDModel, trained_on: dict[str, Any]) -> ModelIn
     """What is known of a configured model with its weights."""
     values, defaults = flatten_cfg(cfg), flatten_cfg(get_cfg_defaults())
     named = [*ARCHITECTURE, *setting_keys(network_name(cfg)).values(),
-             *(key for key in OF_TRANSFORMERS if values[key] != defaults[key])]
+             *(key for key in IF_CHANGED if values[key] != defaults[key])]
     weights = Ranking(cfg.TEST.FEAT_NORM, cfg.TEST.DISTANCE, None, cfg.TEST.LOCAL_WEIGHT).branch_weights(
         model.embedding_dims)
     info = ModelInfo(

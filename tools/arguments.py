@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: not before the arguments are
     from processor.evaluation.sources import Compute
     from utils.dist import Workers
 
+_HEADS = ("MODEL.NECK", "MODEL.IF_USE_PCB", "MODEL.EMBED_DIM")  # what stands behind a backbone
+
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
     """A parser whose help is the module's docstring as it stands."""
@@ -56,7 +58,7 @@ def with_model_folder(cfg: CfgNode, args: argparse.Namespace, key: str) -> CfgNo
     settings, training = folder_settings(read_info(folder)), key == "MODEL.PRETRAIN_PATH"
     if training and cfg.MODEL.PRETRAIN_CHOICE == "imagenet":
         settings = {name: value for name, value in settings.items()
-                    if not name.startswith("TEST.") and name not in ("MODEL.NECK", "MODEL.IF_USE_PCB")}
+                    if not name.startswith("TEST.") and name not in _HEADS}
     set_by_file = load_cfg_with_origins(args.config_file)[1] if training else {}
     words = [word for name, value in settings.items() if name not in set_by_file for word in (name, value)]
     return load_cfg(args.config_file, [*words, *args.opts])

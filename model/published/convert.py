@@ -80,6 +80,8 @@ def convert(state: Mapping[str, Tensor], name: str, path: str | Path) -> Publish
         for leaf in [key.removeprefix(parts[0]) for key in weights if key.startswith(parts[0])]:
             values = [weights.pop(part + leaf) for part in parts if part + leaf in weights]
             weights[name + leaf] = torch.cat(values) if values[0].ndim else values[0]
+    if "reduction.linear.weight" in weights:  # a convolution of 1x1 there
+        weights["reduction.linear.weight"] = weights["reduction.linear.weight"].flatten(1)
     return Published(layout, weights, config, account)
 
 

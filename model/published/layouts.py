@@ -91,17 +91,37 @@ def _of_pretraining(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"MODEL.PRETRAIN_HW_RATIO": 2 if upright else 1, **(IMAGENET if by_people else HALVES)}
 
 
+def _width_of_fastreid(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    neck = state.get("heads.bottleneck.0.weight")
+    return {"MODEL.EMBED_DIM": len(neck)} if neck is not None and neck.ndim == 4 else {}
+
+
 def _fastreid(title: str, marks: tuple[str, ...], names: tuple[str, ...], pooling: Mapping[str, Any],
-              unused: tuple[str, ...] = ()) -> Layout:
-    """fast-reid tests after the neck, whatever its NECK_FEAT says; pixels of ImageNet's statistics times 255."""
+              unused: tuple[str, ...] = (), reduced: bool = False) -> Layout:
+    """fast-reid tests after the neck, whatever its NECK_FEAT says; pixels of ImageNet's statistics times 255.
+
+    reduced: with EMBEDDING_DIM a convolution is at 0 of the neck, and the batch norm at 1.
+    """
+    neck = r"heads\.bottleneck\.1\." if reduced else r"heads\.(?:bottleneck\.0|bnneck)\."
     return Layout(
-        title, (r"backbone\.", r"heads\.(?:bottleneck|bnneck)\.", *marks), names,
-        rename=((r"backbone\.", "base."), (r"heads\.(?:bottleneck\.0|bnneck)\.", "bottleneck."),
-                (r"heads\.pool_layer\.p$", "gap.p")),
+        title + ", reduced (EMBEDDING_DIM)" * reduced, (r"backbone\.", neck, *marks), names,
+        rename=((r"backbone\.", "base."), (neck, "bottleneck."), (r"heads\.pool_layer\.p$", "gap.p"),
+                *(((r"heads\.bottleneck\.0\.weight$", "reduction.linear.weight"),) if reduced else ())),
+        derive=_width_of_fastreid,
         heads=(r"heads\.(?:weight$|classifier\.)",), unused=(r"pixel_(?:mean|std)$", *unused),
         config={"MODEL.LAST_STRIDE": 1, "MODEL.NECK": "bnneck", "TEST.NECK_FEAT": "after", **IMAGENET, **pooling})
 
 
+# Method -> the first arguments of `_fastreid`.
+_FASTREID: dict[str, tuple] = {
+    "sbs": ("fast-reid SBS", (r"backbone\.NL_", r"heads\.pool_layer\.p$"), ("fastreid_*_nl",), {
+        "MODEL.POOLING_METHOD": "GeM", "MODEL.GEM_LEARN_P": True, "INPUT.SIZE_TEST": [384, 128]}),
+    "agw": ("fast-reid AGW", (r"backbone\.NL_",), ("fastreid_*_nl",), {
+        "MODEL.POOLING_METHOD": "GeM", "MODEL.GEM_P": 3.0, "INPUT.SIZE_TEST": [256, 128]}),
+    # Its older files hold the exponent of a pooling that it does not use.
+    "bot": ("fast-reid BoT", (), ("fastreid_r??", "fastreid_r??_ibn", "fastreid_r???", "fastreid_r???_ibn", "resnest*"),
+            {"MODEL.POOLING_METHOD": "avg", "INPUT.SIZE_TEST": [256, 128]}, (r"heads\.pool_layer\.p$",)),
+}
 _TEXT = (r"prompt_learner\.", r"text_encoder\.", r"transformer\.resblocks\.", r"token_embedding\.", r"ln_final\.",
          r"text_projection$", r"positional_embedding$", r"logit_(?:scale|bias)$")
 _BEFORE = {"MODEL.NECK": "bnneck", "TEST.NECK_FEAT": "before"}
@@ -117,21 +137,11 @@ LAYOUTS: dict[str, Layout] = {
     "fastreid_mgn": Layout(
         "fast-reid MGN", (r"b1_head\.",), refused="its three branches with eight heads are not built here; fast-reid's "
         "BoT, SBS and AGW are"),
-    "fastreid_reduced": Layout(
-        "fast-reid with an embedding layer (EMBEDDING_DIM)", (r"heads\.bottleneck\.1\.",),
-        refused="a convolution before the neck is not built here"),
     "fastreid_vit": Layout(
         "fast-reid ViT", (r"backbone\.patch_embed\.", r"heads\.bottleneck\."),
         refused="its transformer is not built here; TransReID's and timm's are others"),
-    "fastreid_sbs": _fastreid("fast-reid SBS", (r"backbone\.NL_", r"heads\.pool_layer\.p$"), ("fastreid_*_nl",), {
-        "MODEL.POOLING_METHOD": "GeM", "MODEL.GEM_LEARN_P": True, "INPUT.SIZE_TEST": [384, 128]}),
-    "fastreid_agw": _fastreid("fast-reid AGW", (r"backbone\.NL_",), ("fastreid_*_nl",), {
-        "MODEL.POOLING_METHOD": "GeM", "MODEL.GEM_P": 3.0, "INPUT.SIZE_TEST": [256, 128]}),
-    # Its older files hold the exponent of a pooling that it does not use.
-    "fastreid_bot": _fastreid("fast-reid BoT", (), ("fastreid_r??", "fastreid_r??_ibn", "fastreid_r???",
-                                                    "fastreid_r???_ibn", "resnest*"),
-                              {"MODEL.POOLING_METHOD": "avg", "INPUT.SIZE_TEST": [256, 128]},
-                              unused=(r"heads\.pool_layer\.p$",)),
+    **{f"fastreid_{method}" + "_reduced" * reduced: _fastreid(*arguments, reduced=reduced)
+       for reduced in (True, False) for method, arguments in _FASTREID.items()},
     "transreid_jpm": Layout(
         "TransReID with its jigsaw patch module", (r"base\.cls_token$", r"b1\.0\.", r"b2\.0\."),
         ("transreid_vit_small", "vit_*"),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.transforms import Normalize
 from model.make_model import GLOBAL, ReIDModel
@@ -29,7 +29,8 @@ def location_features(model: ReIDModel, normalize: Normalize, image: Tensor, fli
     With x the backbone's map of L locations, pooling adds up to f = Σ_l g_l: g_l = x_l / L for the average, and
     g_l = x_l^p / L · (mean x^p)^(1/p - 1) for GeM. The BNNeck in eval mode is y = a·f + b for each channel, with
     a = weight / sqrt(var + eps) and b = bias - a·mean, so that y = Σ_l (a·g_l + b / L). With `flip` the embedding is
-    the mean over the picture and its mirror image, whose map is mirrored back.
+    the mean over the picture and its mirror image, whose map is mirrored back. A reduction (MODEL.EMBED_DIM) is linear:
+    it reduces each g_l.
 
     Args:
         model: in eval mode.
@@ -44,12 +45,21 @@ def location_features(model: ReIDModel, normalize: Normalize, image: Tensor, fli
     added = []
     for view in views:
         features = model.gap.by_position(model.base.features(normalize(view)).map)[0]  # [C, h, w]
-        if (neck := model.bottleneck) is not None and model.neck_feat == "after":
-            scale = neck.weight / torch.sqrt(neck.running_var + neck.eps)
-            shift = neck.bias - scale * neck.running_mean
-            features = scale[:, None, None] * features + shift[:, None, None] / features[0].numel()
+        if model.reduction is not None:
+            features = torch.einsum("ec,chw->ehw", model.reduction.linear.weight, features)
+            features = _share_of_norm(model.reduction.norm, features)
+        features = _share_of_norm(model.bottleneck if model.neck_feat == "after" else None, features)
         added.append(features)
     return torch.stack([added[0], added[1].flip(2)]).mean(0) if flip else added[0]
+
+
+def _share_of_norm(norm: nn.BatchNorm1d | None, features: Tensor) -> Tensor:
+    """What each location adds behind a batch norm, [D, h, w]; see `location_features`."""
+    if norm is None:
+        return features
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift = norm.bias - scale * norm.running_mean
+    return scale[:, None, None] * features + shift[:, None, None] / features[0].numel()
 
 
 def pair_map(first: Tensor, second: Tensor) -> PairMap:
