@@ -9,9 +9,11 @@ from qdrant_client import QdrantClient, models  # noqa: E402
 from qdrant_client.http.exceptions import ResponseHandlingException  # noqa: E402
 from test_gallery_contract import content  # noqa: E402
 
-from processor.gallery import qdrant  # noqa: E402
+from processor.gallery import open_gallery, qdrant  # noqa: E402
 from processor.gallery.contract import Where  # noqa: E402
 from processor.gallery.qdrant import open_qdrant  # noqa: E402
+from processor.gallery.service import answers  # noqa: E402
+from processor.gallery.service.answers import Answers  # noqa: E402
 
 URL = "qdrant://localhost/people"
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
@@ -77,16 +79,40 @@ def test_what_could_not_be_taken_back_is_said(monkeypatch):
         gallery.add([3, 4], draw_rows(2), {})
 
 
-def test_a_large_collection_answers_approximately_and_says_so(monkeypatch):
+def test_a_large_collection_answers_approximately_and_says_so():
     client = RecordingClient()
     gallery = open_qdrant(URL, DIM, client=client)
     gallery.add([1, 2, 3], draw_rows(3), {})
     assert gallery.candidates(draw_rows(1), 2).complete
     assert not gallery.candidates(draw_rows(1), 2, exact=False).complete
-    monkeypatch.setattr(qdrant, "EXACT_UP_TO", 2)
+    gallery = open_gallery(URL, DIM, client=client, exact_up_to=2)
     assert not gallery.candidates(draw_rows(1), 2).complete
     assert [(params.exact, params.hnsw_ef, params.quantization.ignore) for params in client.searches] == [
         (True, None, True), (False, 10, False), (False, 10, False)]
+
+
+def test_a_number_of_rows_below_none_is_refused():
+    with pytest.raises(ValueError, match="exact_up_to=-1: expected a number of rows"):
+        open_gallery(URL, DIM, client=QdrantClient(":memory:"), exact_up_to=-1)
+
+
+def test_people_of_a_cluster_are_listed_as_of_a_folder_and_of_a_large_one_those_with_a_name(tmp_path, monkeypatch):
+    facts = {"identity": [4, -1, 4, 7], "time": [5, 6, 9, 7], "camera": [1, 1, 2, 3]}
+    lists = []
+    for url, how in (("qdrant://localhost/people", {"client": QdrantClient(":memory:"), "state": tmp_path / "state"}),
+                     (tmp_path / "folder", {})):
+        with open_gallery(url, DIM, **how) as gallery:
+            gallery.add([10, 11, 12, 13], draw_rows(4), facts)
+            gallery.ledger.name(7, "Ada")
+            lists.append(Answers(gallery).list_people(9))
+            monkeypatch.setattr(answers, "_LISTED", 3)
+            lists.append(Answers(gallery).list_people(9))
+            monkeypatch.setattr(answers, "_LISTED", 200_000)
+    assert lists[0] == lists[2] == lists[3]
+    assert [(person["identity"], person["person"], person["rows"]) for person in lists[0]["people"]] == [
+        ("4", "", 2), ("7", "Ada", 1)]
+    assert (lists[0]["nobody"], lists[0]["whole"]) == (1, True)
+    assert lists[1] == {"people": lists[0]["people"][1:], "total": 1, "nobody": 1, "whole": False}
 
 
 def test_many_requests_give_what_one_gives():

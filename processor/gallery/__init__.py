@@ -18,7 +18,8 @@ def __getattr__(name: str) -> Any:
 
 
 def open_gallery(url: str | Path, dim: int | None = None, *, model: str | None = None, vectors: str | None = None,
-                 client: Any = None, shards: int | None = None, state: str | Path | None = None) -> Gallery:
+                 client: Any = None, shards: int | None = None, state: str | Path | None = None,
+                 exact_up_to: int | None = None) -> Gallery:
     """Open a gallery, or make it.
 
     Args:
@@ -28,6 +29,8 @@ def open_gallery(url: str | Path, dim: int | None = None, *, model: str | None =
         vectors: of a new folder, "float32" (the default: read back to the bit) or "float16" (half the disk).
         client, shards, state: of Qdrant: a client instead of one for the URL, the number of shards of a new
             collection, and the folder of the ledger.
+        exact_up_to: of Qdrant: rows up to which a search reads all of them; above that it is approximate, and its
+            answers are not certified (default: `qdrant.EXACT_UP_TO`). A folder is always exact.
     Raises:
         ValueError: what is there does not fit, or the URL is of no engine.
         OSError: it cannot be reached or written.
@@ -41,7 +44,7 @@ def open_gallery(url: str | Path, dim: int | None = None, *, model: str | None =
     if dim is None:
         raise ValueError(f"{url}: the dimension of its vectors is needed")
     from processor.gallery.qdrant import open_qdrant
-    gallery = open_qdrant(str(url), dim, model or "", client, shards)
+    gallery = open_qdrant(str(url), dim, model or "", client, shards, exact_up_to)
     if state is not None:
         from processor.gallery.ledger import Ledger
         gallery.ledger = Ledger(Path(state), gallery, gallery.model)

@@ -123,6 +123,8 @@ class FolderGallery:
             if erase:  # earlier vectors of these ids, too: which rows they were of is not known any more
                 db.execute("UPDATE dead SET wipe=1 WHERE wipe=0")
         self._finish()
+        if erase:  # copies of rows that were removed before, also where the engine has nothing left to overwrite
+            self.ledger.removed.clear()
         return len(rows)
 
     def purge(self, older_than_days: float) -> int:
@@ -332,7 +334,8 @@ class FolderGallery:
                 "rows": sum(len(part.rows) for part in live), "cameras": cameras, "identities": identities,
                 "sets": sorted(sets), "first": first, "last": last if first is not None else None,
                 "removed_rows": sum(len(part.segment) - len(part.rows) for part in live),
-                "bytes": sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())}
+                # What it takes on the disk: files of codes are made long and filled later.
+                "bytes": sum(512 * path.stat().st_blocks for path in self.folder.iterdir() if path.is_file())}
 
     def verify(self) -> list[str]:
         """What is wrong with the folder's files, in sentences; nothing is changed."""

@@ -5,21 +5,23 @@ It stands beside any engine: its files lie in the gallery's folder, or for a clu
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from processor.gallery.contract import UNKNOWN, Gallery, Where
-from processor.gallery.database import AT_ONCE, Database, among
-from processor.gallery.segments import append_bytes, read_setting, wipe_bytes
+from processor.gallery.contract import UNKNOWN, Batch, Gallery, Where
+from processor.gallery.database import Database, among
+from processor.gallery.removed import Removed
+from processor.gallery.segments import read_setting
+from processor.gallery.thumbnails import Thumbnails
 
-JPEG = b"\xff\xd8"  # its first bytes
-BEGUN, DONE, UNDOING, UNDONE = range(4)  # a change that is begun goes on when its process was killed
+BEGUN, DONE, UNDOING, UNDONE, GONE = range(5)  # a change that is begun goes on when its process was killed
+_ROWS = 4096  # that are removed at a time
+_ALIKE = 1e-3  # numbers of a row that is stored in half precision twice differ by less
 SCHEMA = """
 CREATE TABLE setting (key TEXT PRIMARY KEY, value);
 CREATE TABLE names (identity INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL);
@@ -56,6 +58,7 @@ class Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.gallery = folder, gallery
         self._db = Database(folder / "ledger.sqlite", SCHEMA)
+        self.removed, self._thumbnails = Removed(folder), Thumbnails(folder, self._db)
         with self._db.reading() as db:
             self.model = read_setting(db, "model")
         if model and model != self.model:
@@ -152,6 +155,77 @@ class Ledger:
         self._change(who, f"split {len(ids)} rows of {old} to {new}", dict.fromkeys(ids, old), new, stay=stay)
         return new
 
+    def remove(self, ids: Sequence[int] | None = None, where: Where | None = None, who: str = "",
+               erase: bool = False) -> int:
+        """Remove rows by id, or those that fulfil `where`, so that `undo` brings them back; the number of rows.
+
+        Copies of them are kept until the next erasure or compaction, those of the last `removed.KEPT` removals.
+
+        Args:
+            erase: for ever; nothing of these rows, nor of those that were removed before, comes back.
+        Raises:
+            KeyError: an id is not there (and they are not to be erased); nothing was removed.
+        """
+        self._complete()
+        with self._db.writing() as db:
+            number = db.execute("INSERT INTO log (time, who, what, state) VALUES (?, ?, '', ?)",
+                                (int(time.time() * 1000), who, GONE)).lastrowid
+        rows: list[int] = []
+        try:
+            self.removed.begin(number)
+            for batch in () if erase else self._batches(ids, where):
+                rows += batch.ids.tolist()
+                self.removed.keep(number, batch, {row: jpeg for row in batch.ids.tolist()
+                                                  if (jpeg := self.thumbnail(row)) is not None}, self._said(batch.ids))
+        except BaseException:
+            self.removed.drop(number)
+            raise
+        self._set_state(number, BEGUN, f"remove {len(rows)} rows")
+        if not erase:
+            count = self.gallery.remove(rows) if rows else 0
+        else:
+            count = self.gallery.remove(ids, where, erase=True)
+            self.removed.begin(number, count)
+            self._set_state(number, BEGUN, f"erase {count} rows")
+        self._complete()
+        return count
+
+    def _batches(self, ids: Sequence[int] | None, where: Where | None) -> Iterator[Batch]:
+        if (ids is None) == (where is None):
+            raise ValueError("remove: give ids or where, one of them")
+        if where is not None:
+            yield from self.gallery.scan(where)
+            return
+        ids = np.unique(np.asarray(ids, np.int64))
+        for start in range(0, len(ids), _ROWS):
+            yield self.gallery.fetch(ids[start : start + _ROWS])
+
+    def _said(self, ids: Sequence[int]) -> dict[int, list]:
+        """{id: whether a person has said whose it is, and then its lines of the log}, as `Removed.keep` takes it."""
+        said: dict[int, list] = {row: [bool(marked)] for row, marked in zip(map(int, ids), self.by_human(ids),
+                                                                            strict=True)}
+        with self._db.reading() as db:
+            for row, *line in among(db, "SELECT id, number, before, after, by_human FROM log_rows WHERE id IN ({})",
+                                    said):
+                said[row].append(line)
+        return said
+
+    def _bring_back(self, number: int) -> None:
+        """Add the rows again that a change removed; those whose ids are others' by now stay away."""
+        for batch, jpegs, said in self.removed.rows(number):
+            for at in range(len(batch.ids)):
+                with contextlib.suppress(ValueError):  # it is there: added by others, or before a kill
+                    self.gallery.add(batch.ids[at : at + 1], batch.vectors[at : at + 1],
+                                     {name: column[at : at + 1] for name, column in batch.facts.items()})
+            held = self.gallery.fetch(batch.ids, with_facts=False).vectors
+            ours = batch.ids[np.abs(held - batch.vectors).max(1) < _ALIKE].tolist()
+            lost = [row for row in ours if row in jpegs and self.thumbnail(row) is None]
+            self.put_thumbnails(lost, [jpegs[row] for row in lost])
+            with self._db.writing() as db:
+                db.executemany("INSERT OR IGNORE INTO by_human VALUES (?)", ((row,) for row in ours if said[row][0]))
+                db.executemany("INSERT OR IGNORE INTO log_rows VALUES (?, ?, ?, ?, ?)", (
+                    (line[0], row, *line[1:]) for row in ours for line in said[row][1:]))
+
     def by_human(self, ids: Sequence[int]) -> np.ndarray:
         """[n] bool: whether a person has said whose the row is; no machine changes that."""
         with self._db.reading() as db:
@@ -164,16 +238,26 @@ class Ledger:
 
         Rows that were given another identity since, and names that were taken since, stay.
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or it removed rows that were erased or compacted away since; the next call
+                goes on with what was done before.
         """
         self._complete()
         changes = [change for change in self.history(None if number else 1) if number in (None, change.number)]
         if not changes:
             raise ValueError(f"undo: there is no change {number}" if number else "undo: nothing is left to undo")
+        removed, kept = self.removed.count(changes[0].number) or (0, 0)
+        if removed > kept:
+            self._set_state(changes[0].number, GONE)
+            raise ValueError(f"undo: {changes[0].what}: {removed} rows were erased, or their room was freed, and "
+                             "cannot come back; call undo once more for what was done before")
         with self._db.writing() as db:
             db.execute("UPDATE log SET state=? WHERE number=? AND state=?", (UNDOING, changes[0].number, DONE))
         self._complete()
         return changes[0]
+
+    def _set_state(self, number: int, state: int, what: str | None = None) -> None:
+        with self._db.writing() as db:
+            db.execute("UPDATE log SET state=?, what=COALESCE(?, what) WHERE number=?", (state, what, number))
 
     def history(self, limit: int | None = 50, undone: bool = False) -> list[Change]:
         """The last changes, latest first; with `undone` those that were undone, too."""
@@ -226,10 +310,14 @@ class Ledger:
                 rows = [(row, after, before) for row, before, after in rows if row in held]
             for after in sorted({after for *_, after in rows}):
                 self.gallery.assign([row for row, _, to in rows if to == after], identity=after)
+            if state == UNDOING:
+                self._bring_back(number)
             with self._db.writing() as db:
                 now = db.execute("UPDATE log SET state=? WHERE number=? AND state=?", (state + 1, number, state))
                 if now.rowcount and state == UNDOING:  # else another process has completed it
                     _restore(db, number)
+            if state == UNDOING:
+                self.removed.drop(number)
 
     def _rows(self, identity: int) -> list[int]:
         return [row for batch in self.gallery.scan(Where(identities=[identity])) for row in batch.ids.tolist()]
@@ -241,80 +329,26 @@ class Ledger:
         Raises:
             ValueError: one is no JPEG.
         """
-        for row, jpeg in zip(ids, jpegs, strict=True):
-            if not jpeg.startswith(JPEG):
-                raise ValueError(f"thumbnails: that of {row} is no JPEG")
-        self._wipe_thumbnails(ids)
-        with self._db.writing() as db:
-            self._append(db, ids, jpegs)
-
-    def _append(self, db: sqlite3.Connection, ids: Iterable[int], jpegs: Sequence[bytes]) -> None:
-        size = read_setting(db, "bytes")
-        starts = size + np.cumsum([0, *map(len, jpegs)])
-        append_bytes(self._thumbnails(db), size, b"".join(jpegs))
-        db.executemany("INSERT OR REPLACE INTO thumbnails VALUES (?, ?, ?)",
-                       zip(map(int, ids), starts.tolist(), map(len, jpegs), strict=False))
-        db.execute("UPDATE setting SET value=? WHERE key='bytes'", (int(starts[-1]),))
-
-    def _thumbnails(self, db: sqlite3.Connection) -> Path:
-        return self.folder / f"thumbnails.{read_setting(db, 'file')}.jpegs"
+        self._thumbnails.put(ids, jpegs)
 
     def thumbnail(self, row: int) -> bytes | None:
         """The JPEG of a row, if it has one."""
-        while True:
-            with self._db.reading() as db:
-                place, path = db.execute("SELECT start, length FROM thumbnails WHERE id=?", (int(row),)).fetchone(), \
-                    self._thumbnails(db)
-                if place is None:
-                    return None
-                with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # compacted since: look again
-                    jpeg = os.pread(file.fileno(), place[1], place[0])
-                    return jpeg if jpeg.startswith(JPEG) else None  # it was wiped since
-
-    def _wipe_thumbnails(self, ids: Iterable[int]) -> None:
-        with self._db.writing() as db:
-            spans = list(among(db, "SELECT start, length, id FROM thumbnails WHERE id IN ({})", map(int, ids)))
-            if spans:
-                wipe_bytes(self._thumbnails(db), ((start, length) for start, length, _ in spans))
-                db.executemany("DELETE FROM thumbnails WHERE id=?", ((row,) for *_, row in spans))
+        return self._thumbnails.read(row)
 
     def compact(self) -> int:
-        """Write the thumbnails anew without what was removed; the number of bytes that it frees."""
-        with self._db.writing() as db:
-            before, old = read_setting(db, "bytes"), self._thumbnails(db)
-            places = db.execute("SELECT id, start, length FROM thumbnails ORDER BY start").fetchall()
-            if before == sum(length for *_, length in places):
-                return 0
-            db.execute("UPDATE setting SET value=value+1 WHERE key='file'")
-            db.execute("UPDATE setting SET value=0 WHERE key='bytes'")
-            with open(old, "rb") as file:
-                for first in range(0, len(places), AT_ONCE):
-                    part = places[first : first + AT_ONCE]
-                    self._append(db, [row for row, *_ in part],
-                                 [os.pread(file.fileno(), length, start) for _, start, length in part])
-            after = read_setting(db, "bytes")
-        with self._db.writing() as db:
-            self._sweep(db)
-        return before - after
-
-    def _sweep(self, db: sqlite3.Connection) -> None:
-        """Remove what no commit refers to; only under the write lock."""
-        for path in self.folder.glob("thumbnails.*.jpegs"):
-            if path == self._thumbnails(db):
-                append_bytes(path, read_setting(db, "bytes"), b"")
-            else:
-                path.unlink()
+        """Free the room of thumbnails and copies of what was removed, which undo cannot bring back then; the bytes."""
+        return self.removed.clear() + self._thumbnails.compact()
 
     # ------------------------------------------------------------------ what is removed
     def forget(self, ids: Iterable[int], identities: Iterable[int] = (), erase: bool = False) -> None:
         """Rows are removed: their thumbnails and what people said of them goes.
 
         Args:
-            identities: theirs. With `erase` the names of those that have no rows any more go, too, and nothing of it
-                all remains in the files.
+            identities: theirs. With `erase` the names of those that have no rows any more go, too, and the copies of
+                all removed rows; nothing of it all remains in the files.
         """
         ids, identities = list(ids), set(identities)
-        self._wipe_thumbnails(ids)
+        self._thumbnails.wipe(ids)
         with self._db.reading() as db:  # and those that they had before a merge
             for row in among(db, "SELECT before, after FROM log_rows WHERE id IN ({})", ids):
                 identities.update(row)
@@ -322,22 +356,25 @@ class Ledger:
                 if erase and identity != UNKNOWN and not self.gallery.count(Where(identities=[identity]))]
         with self._db.writing() as db:
             if erase:
-                self._sweep(db)
+                self._thumbnails.sweep(db)
             for table in ("by_human", "log_rows"):
                 db.executemany(f"DELETE FROM {table} WHERE id=?", ((row,) for row in ids))
             for table in ("names", "log_names"):
                 db.executemany(f"DELETE FROM {table} WHERE identity=?", ((identity,) for identity in gone))
         if erase:
+            self.removed.clear()
             self._db.scrub()
 
     def verify(self) -> list[str]:
         """What is wrong with the ledger's files, in sentences."""
         with self._db.reading() as db:
-            return [f"ledger.sqlite: {text}" for text, in db.execute("PRAGMA integrity_check") if text != "ok"]
+            faults = [f"ledger.sqlite: {text}" for text, in db.execute("PRAGMA integrity_check") if text != "ok"]
+        return faults + self.removed.verify()
 
     def close(self) -> None:
         """Closing again does nothing."""
         self._db.close()
+        self.removed.close()
 
 
 def _known(identity: int) -> int:

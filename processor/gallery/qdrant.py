@@ -1,8 +1,8 @@
 """A gallery in a Qdrant server or cluster, for those who outgrow one machine; needs qdrant-client.
 
 Rows lie over many nodes, so three promises are weaker than a folder's. An add that takes several requests is undone if
-one fails, but a kill between them leaves part of it. A scan sees changes made while it runs. Above EXACT_UP_TO rows an
-answer is approximate, and marked so.
+one fails, but a kill between them leaves part of it. A scan sees changes made while it runs. Above `exact_up_to` rows
+an answer is approximate, and marked so.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ except ImportError:  # optional: `open_qdrant` says so
 from processor.gallery.contract import FACTS, UNKNOWN, Batch, Candidates, Where, check_facts, check_rows, check_vectors
 
 KEY = "QDRANT_API_KEY"  # the environment's variable; a key never stands in a URL
-EXACT_UP_TO = 5_000_000  # rows that an exact search may read; it asks every shard for all of them
+EXACT_UP_TO = 5_000_000  # by default: rows that an exact search may read; it asks every shard for all of them
 INDEXED = {"camera": "integer", "time": "integer", "identity": "integer", "set": "keyword"}
 _REQUEST = 2**24  # bytes of a request; a server takes 32 MiB
 _IDS = 10_000  # of a request without vectors
@@ -34,7 +34,7 @@ _EF = 5  # neighbours that an approximate search looks at for each that it gives
 
 
 def open_qdrant(url: str, dim: int, model: str = "", client: QdrantClient | None = None,
-                shards: int | None = None) -> QdrantGallery:
+                shards: int | None = None, exact_up_to: int | None = None) -> QdrantGallery:
     """Open a collection, or make it.
 
     Args:
@@ -43,13 +43,17 @@ def open_qdrant(url: str, dim: int, model: str = "", client: QdrantClient | None
         model: the model_id of the vectors; "" = not known.
         client: to use instead of a connection to HOST, such as QdrantClient(":memory:"); the caller closes it.
         shards: of a new collection; it cannot be changed later.
+        exact_up_to: rows up to which an exact search is exact; None: EXACT_UP_TO.
     Raises:
-        ValueError: the URL is none of these, or the collection was made for other vectors, models or shards.
+        ValueError: the URL is none of these, the collection was made for other vectors, models or shards, or
+            exact_up_to is below 0.
         OSError: the server cannot be reached or refuses.
         ImportError: qdrant-client is not installed.
     """
     if QdrantClient is None:
         raise ImportError("a qdrant:// gallery needs qdrant-client: pip install 'qdrant-client>=1.16'")
+    if exact_up_to is not None and exact_up_to < 0:
+        raise ValueError(f"exact_up_to={exact_up_to}: expected a number of rows, 0 or more")
     place = urlsplit(url)
     name = place.path.strip("/")
     if place.scheme != "qdrant" or not place.hostname or not name or "/" in name or place.query or place.password:
@@ -64,7 +68,9 @@ def open_qdrant(url: str, dim: int, model: str = "", client: QdrantClient | None
             if client is None:
                 gallery_client.close()
             raise
-    return QdrantGallery(gallery_client, name, url, dim, model, closes=client is None)
+    gallery = QdrantGallery(gallery_client, name, url, dim, model, closes=client is None)
+    gallery.exact_up_to = EXACT_UP_TO if exact_up_to is None else exact_up_to
+    return gallery
 
 
 def _connect(host: str, port: int) -> QdrantClient:
@@ -112,7 +118,7 @@ class QdrantGallery:
 
     def __init__(self, client: QdrantClient, collection: str, url: str, dim: int, model: str, closes: bool):
         self.client, self.collection, self.url, self.dim, self.model = client, collection, url, dim, model
-        self._closes, self.ledger = closes, None
+        self._closes, self.ledger, self.exact_up_to = closes, None, EXACT_UP_TO
         self._rows = max(1, _REQUEST // (24 * dim))  # of a request with vectors, as JSON
 
     # -------------------------------------------------------------- write
@@ -175,12 +181,12 @@ class QdrantGallery:
 
     # -------------------------------------------------------------- read
     def candidates(self, queries: np.ndarray, n: int, where: Where | None = None, exact: bool = True) -> Candidates:
-        """See `contract.Gallery`; with more than EXACT_UP_TO rows, `exact` is not kept, and `complete` says so."""
+        """See `contract.Gallery`; with more than `exact_up_to` rows, `exact` is not kept, and `complete` says so."""
         queries = check_vectors(queries, self.dim)
         ids, scores = np.full((len(queries), n), -1, np.int64), np.full((len(queries), n), -np.inf, np.float32)
         with _plain_errors(self.url):
             if exact:
-                exact = self.client.count(self.collection, exact=False).count <= EXACT_UP_TO
+                exact = self.client.count(self.collection, exact=False).count <= self.exact_up_to
             # Approximate scores are computed again from float32, so that `error` holds for both.
             params = models.SearchParams(
                 exact=exact, hnsw_ef=None if exact else _EF * n,
@@ -213,13 +219,21 @@ class QdrantGallery:
         for records in self._scroll(where, min(batch, self._rows), True):
             yield self._batch(records)
 
-    def _scroll(self, where: Where | None, batch: int, vectors: bool) -> Iterator[list[models.Record]]:
+    def columns(self, names: Sequence[str], where: Where | None = None) -> dict[str, np.ndarray]:
+        """{"id": [n] int64, name: [n]} of the rows that fulfil `where`, for facts that are numbers; without vectors."""
+        rows = [(record.id, *((record.payload or {}).get(name, UNKNOWN) for name in names))
+                for records in self._scroll(where, _IDS, False, names) for record in records]
+        table = np.array(rows, np.int64).reshape(-1, 1 + len(names))
+        return dict(zip(("id", *names), table.T, strict=True))
+
+    def _scroll(self, where: Where | None, batch: int, vectors: bool,
+                names: Sequence[str] = ("identity",)) -> Iterator[list[models.Record]]:
         offset, first = None, True
         while first or offset is not None:
             with _plain_errors(self.url):
                 records, offset = self.client.scroll(
                     self.collection, scroll_filter=_make_filter(where), limit=batch, offset=offset,
-                    with_payload=vectors or ["identity"], with_vectors=vectors)
+                    with_payload=vectors or list(names), with_vectors=vectors)
             first = False
             if records:
                 yield records

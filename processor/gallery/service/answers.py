@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +19,8 @@ from processor.gallery.identify import identify
 
 _THUMBNAIL = 256  # pixels of the longer side
 _RETRIES = 5
-_REMOVALS = 20  # that can be undone
 _PERSON_ROWS = 10_000  # of one person that are looked at
+_LISTED = 200_000  # rows of a cluster whose facts are asked for to list people
 
 
 class Vision(NamedTuple):
@@ -67,7 +66,6 @@ class Answers:
 
     def __init__(self, gallery: Gallery, vision: Vision | None = None, who: str = "service"):
         self.gallery, self.ledger, self.vision, self.who = gallery, gallery.ledger, vision, who
-        self._removed: deque[_Removed] = deque(maxlen=_REMOVALS)
 
     # ------------------------------------------------------------------ questions
     def count(self) -> int:
@@ -130,9 +128,12 @@ class Answers:
                     facts[name] for name in ("identity", "camera", "time", "set", "name", "data")), strict=True)]
 
     def list_people(self, limit: int, offset: int = 0) -> dict[str, Any]:
-        """Identities, those seen last first: how often, where, when, and the row of their last picture."""
+        """Identities, those seen last first: how often, where, when, and the row of their last picture.
+
+        whole: all of them; of a cluster with more than _LISTED rows only those with a name are listed.
+        """
         names = self.ledger.names()
-        columns = self._columns(names)
+        columns, whole = self._columns(names)
         order = np.lexsort((columns["id"], columns["time"], columns["identity"]))
         columns = {name: column[order] for name, column in columns.items()}
         identities, starts, counts = np.unique(columns["identity"], return_index=True, return_counts=True)
@@ -146,18 +147,19 @@ class Answers:
                            "rows": int(counts[i]), "cameras": np.unique(columns["camera"][rows]).tolist(),
                            "first": int(times[0]) if len(times) else None,
                            "last": int(times[-1]) if len(times) else None, "latest": str(columns["id"][ends[i] - 1])})
-        return {"people": people, "total": len(latest), "nobody": int((columns["identity"] == UNKNOWN).sum())}
+        return {"people": people, "total": len(latest), "whole": whole,
+                "nobody": int((columns["identity"] == UNKNOWN).sum()) if whole else
+                self.gallery.count(Where(identities=[UNKNOWN]))}
 
-    def _columns(self, names: dict[int, str]) -> dict[str, np.ndarray]:
-        """id, camera, time and identity of the rows: of a folder all, from memory; of a cluster those with a name."""
+    def _columns(self, names: dict[int, str]) -> tuple[dict[str, np.ndarray], bool]:
+        """id, camera, time and identity of the rows, and whether these are all: a folder has them in memory."""
         wanted = ("id", "camera", "time", "identity")
         if live := getattr(self.gallery, "live", None):
             parts = [[part.segment.columns[name][part.rows] for name in wanted] for part in live()]
-        else:
-            parts = [[batch.ids, *(batch.facts[name] for name in wanted[1:])]
-                     for batch in (self.gallery.scan(Where(identities=list(names))) if names else ())]
-        return {name: np.concatenate([np.empty(0, np.int64), *(part[i] for part in parts)])
-                for i, name in enumerate(wanted)}
+            return {name: np.concatenate([np.empty(0, np.int64), *(part[i] for part in parts)])
+                    for i, name in enumerate(wanted)}, True
+        whole = self.gallery.count() <= _LISTED
+        return self.gallery.columns(wanted[1:], None if whole else Where(identities=list(names))), whole
 
     def describe_person(self, identity: int, limit: int) -> dict[str, Any]:
         """A person's last rows, by time; of identity -1 the first rows that are of nobody yet.
@@ -220,17 +222,10 @@ class Answers:
         """Rows are of another, new person."""
         return {"identity": str(self.ledger.split(ids, self.who)), "done": f"{len(set(ids))} rows split off"}
 
-    def remove(self, ids: Sequence[int], erase: bool) -> dict[str, Any]:
-        """Remove rows; without `erase`, `undo` brings them back while the service runs."""
-        if erase:
-            count = self.gallery.remove(ids, erase=True)
-            self._removed.clear()  # a copy in memory would be brought back
-            return {"done": f"{count} rows erased"}
-        batch = self.gallery.fetch(ids)
-        thumbnails = {row: jpeg for row in ids if (jpeg := self.ledger.thumbnail(row)) is not None}
-        count = self.gallery.remove(ids)
-        self._removed.append(_Removed(self._last_change(), batch, thumbnails))
-        return {"done": f"{count} rows removed"}
+    def remove(self, ids: Sequence[int] | None, erase: bool, where: Where | None = None) -> dict[str, Any]:
+        """Remove rows; without `erase`, `undo` brings them back."""
+        count = self.ledger.remove(ids, where, self.who, erase)
+        return {"done": f"{count} rows {'erased' if erase else 'removed'}"}
 
     def undo(self) -> dict[str, Any]:
         """Take the last change back.
@@ -238,24 +233,7 @@ class Answers:
         Raises:
             ValueError: there is none.
         """
-        if self._removed and self._removed[-1].after == self._last_change():
-            removed = self._removed.pop()
-            self.gallery.add(removed.batch.ids, removed.batch.vectors, removed.batch.facts)
-            if removed.thumbnails:
-                self.ledger.put_thumbnails(list(removed.thumbnails), list(removed.thumbnails.values()))
-            return {"done": f"undone: remove {len(removed.batch.ids)} rows"}
         return {"done": f"undone: {self.ledger.undo().what}"}
-
-    def _last_change(self) -> int:
-        return next((change.number for change in self.ledger.history(1)), 0)
-
-
-class _Removed(NamedTuple):
-    """Rows that were removed after the change of this number."""
-
-    after: int
-    batch: Batch
-    thumbnails: dict[int, bytes]
 
 
 def _read_data(text: str) -> Any:

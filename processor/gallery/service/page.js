@@ -91,9 +91,9 @@ function known(text) {  // the identity that a name, or #number, means; null: a 
 // ---------------------------------------------------------------- people
 async function refresh() {
   state.info = await json("v1/info");
-  const {people, total, nobody} = await json(`v1/people?limit=${Math.max(PAGE, state.people.length)}`);
+  const {people, total, nobody, whole} = await json(`v1/people?limit=${Math.max(PAGE, state.people.length)}`);
   Object.assign(state, {people, total, nobody});
-  $("facts").textContent = [many(state.info.rows, "picture"), many(total, "person", "people"),
+  $("facts").textContent = [many(state.info.rows, "picture"), many(total, ...(whole ? ["person", "people"] : ["named person", "named people"])),
     ...(nobody ? [`${number(nobody)} of nobody yet`] : [])].join(" · ");
   $("names").replaceChildren(...people.map(person => element("option", {value: title(person)})));
   $("drop").hidden = !state.info.pictures || state.picture !== null;
