@@ -87,7 +87,17 @@ def test_people_are_assigned_merged_and_removed_and_changes_undone(run, people):
     assert len(rows(run, "--people", f"#{number}")) == 1
     run("assign", "--ids", ids[0])
     assert rows(run)[[row["id"] for row in rows(run)].index(ids[0])]["identity"] is None
-    assert run("remove", "--people", "bob", "--erase") == "1 rows removed\n"
+    assert re.fullmatch(r"1 rows split off as #\d+\n", run("split", "--ids", ids[1]))
+    assert len(rows(run, "--people", "ada")) == 0
+    assert run("undo").startswith("undone: split 1 rows")
+    assert [row["id"] for row in rows(run, "--people", "ada")] == [ids[1]]
+    held = rows(run)
+    assert run("remove", "--people", "bob", "ada") == "2 rows removed\n"
+    assert run("undo") == "undone: remove 2 rows\n"
+    assert rows(run) == held
+    assert run("remove", "--people", "bob", "--erase") == "1 rows erased\n"
+    with pytest.raises(ValueError, match="undo: erase 1 rows: 1 rows were erased"):
+        run("undo")
     assert run("remove", "--ids", ids[1]) == "1 rows removed\n"
     assert int(run("compact").split()[0]) > 0
     assert run("purge", "--older-than", 1) == "0 rows erased\n"  # times that are not known are not old
@@ -98,6 +108,7 @@ def test_people_are_assigned_merged_and_removed_and_changes_undone(run, people):
 
 @pytest.mark.parametrize(("words", "message"), [
     (("remove",), "give either --ids, or filters"), (("remove", "--ids", 1, "--cameras", 2), "give either --ids"),
+    (("split",), "give --ids"),
     (("assign", "--person", "x"), "give --ids"), (("merge", "ada", "nobody"), "nobody in the gallery is called nobody"),
     (("search", "x.png"), "name it with --model"), (("scan", "--since", "noon"), "time: expected ms since 1970"),
     (("create",), "give either --model or --dim"), (("serve", "--host", "0.0.0.0"), "wants a token: set GALLERY_TOKEN"),

@@ -5,7 +5,7 @@
     python tools/gallery.py search   --gallery DIR --model MODEL a.jpg       # the nearest pictures
     python tools/gallery.py identify --gallery DIR --model MODEL a.jpg       # who it is, or nobody known
     python tools/gallery.py link     --gallery DIR --threshold 0.7           # rows of nobody yet get people
-    python tools/gallery.py assign   --gallery DIR --ids 17 18 --person Ada  # also merge, remove, purge, undo
+    python tools/gallery.py assign   --gallery DIR --ids 17 18 --person Ada  # also merge, split, remove, purge, undo
     python tools/gallery.py info     --gallery DIR                           # also scan, compact, verify
     python tools/gallery.py serve    --gallery DIR --model MODEL             # http://127.0.0.1:8000/
 
@@ -45,6 +45,8 @@ def parse_args() -> argparse.Namespace:
         word.add_argument("--state", type=Path, metavar="DIR", help="of a cluster: names, undo log and thumbnails")
         word.add_argument("--dim", type=int, metavar="D", help="of a new gallery's vectors, or of a cluster's, if no "
                           "model is named")
+        word.add_argument("--exact-up-to", type=int, metavar="ROWS", help="of a cluster: up to so many rows a search "
+                          "is exact (default 5 million)")
         for add in adders:
             add(word)
     return parser.parse_args()
@@ -136,28 +138,12 @@ def create(args: argparse.Namespace) -> None:
 
 
 def add(args: argparse.Namespace) -> None:
-    from processor.embedding.gallery_files import Told, are_there, decode_picture, model_of, read_rows
-    from processor.gallery.service.answers import make_thumbnail
+    from processor.embedding.gallery_files import Told, add_rows, model_of
 
     embedder = load_embedder(args)
-    added = known = 0
     with open_existing(args, embedder, model_of(args.place)) as gallery:
-        for rows in read_rows(args.place, embedder, Told(args.camera, args.set, args.pattern)):
-            fresh = [i for i, there in enumerate(are_there(gallery, rows)) if not there]
-            known += len(rows.ids) - len(fresh)
-            if not fresh:
-                continue
-            ids, persons = [rows.ids[i] for i in fresh], [rows.persons[i] for i in fresh]
-            facts = {name: [column[i] for i in fresh] for name, column in rows.facts.items()}
-            named = sorted({person for person in persons if person})
-            numbers = {"": -1, **dict(zip(named, gallery.ledger.identities(named).tolist(), strict=True))}
-            facts["identity"] = [numbers[person] for person in persons]
-            gallery.add(ids, rows.vectors[fresh], facts)
-            paths = {row: rows.paths[i] for row, i in zip(ids, fresh, strict=True) if rows.paths[i]}
-            if paths and not args.no_thumbnails:
-                gallery.ledger.put_thumbnails(list(paths), [
-                    make_thumbnail(decode_picture(Path(path).read_bytes(), sys.maxsize)) for path in paths.values()])
-            added += len(fresh)
+        added, known = add_rows(gallery, args.place, embedder, Told(args.camera, args.set, args.pattern),
+                                not args.no_thumbnails)
     print(f"{added} rows added" + f", {known} were there already" * bool(known))
 
 
@@ -196,8 +182,7 @@ def remove(args: argparse.Namespace) -> None:
         rows = where(args, gallery)
         if (args.ids is None) == rows.is_open:
             raise ValueError("remove: give either --ids, or filters")
-        how = {"ids": args.ids} if args.ids else {"where": rows}
-        print(f"{gallery.remove(**how, erase=args.erase)} rows removed")
+        print(make_answers(gallery).remove(args.ids, args.erase, None if args.ids else rows)["done"])
 
 
 def purge(args: argparse.Namespace) -> None:
@@ -217,6 +202,14 @@ def assign(args: argparse.Namespace) -> None:
 def merge(args: argparse.Namespace) -> None:
     with open_existing(args) as gallery:
         print(make_answers(gallery).merge(*(find_person(gallery, name) for name in (args.into, args.other)))["done"])
+
+
+def split(args: argparse.Namespace) -> None:
+    with open_existing(args) as gallery:
+        if not args.ids:
+            raise ValueError("split: give --ids")
+        done = make_answers(gallery).split(args.ids)
+        print(f"{done['done']} as #{done['identity']}")
 
 
 def undo(args: argparse.Namespace) -> None:
@@ -259,6 +252,7 @@ def serve(args: argparse.Namespace) -> None:
     try:
         import uvicorn
 
+        from processor.embedding.gallery_files import make_vision
         from processor.gallery.service.app import make_app
         from processor.gallery.service.guard import Limits
     except ModuleNotFoundError as error:
@@ -273,7 +267,7 @@ def serve(args: argparse.Namespace) -> None:
     setup_logger()
     embedder = load_embedder(args)
     with open_existing(args, embedder) as gallery:
-        vision = make_vision(embedder, args.fpr) if embedder else None
+        vision = make_vision(embedder, args.fpr, PIXELS) if embedder else None
         app = make_app(gallery, vision, token=token, limits=Limits(pixels=PIXELS))
         for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it once more when it has finished
             signal.signal(number, lambda *_: None)
@@ -302,7 +296,7 @@ def open_existing(args: argparse.Namespace, embedder: Any = None, model: str = "
     if args.state is None:
         raise ValueError(f"{args.gallery}: name the folder of its names, undo log and thumbnails with --state DIR")
     dim, model = (embedder.dim, embedder.info.model_id) if embedder else (args.dim, model or None)
-    return open_gallery(args.gallery, dim, model=model, state=args.state)
+    return open_gallery(args.gallery, dim, model=model, state=args.state, exact_up_to=args.exact_up_to)
 
 
 def of_folder(gallery: Any, method: str) -> Callable:
@@ -321,28 +315,6 @@ def load_embedder(args: argparse.Namespace) -> Any:
     return Embedder.load(args.model, args.device)
 
 
-def make_vision(embedder: Any, fpr: float) -> Any:
-    """What the service may know of a model."""
-    import numpy as np
-
-    from processor.embedding.gallery_files import decode_picture
-    from processor.embedding.pictures import crop_boxes
-    from processor.gallery.service.answers import Vision
-
-    thresholds = embedder.info.thresholds
-    unit = np.zeros(embedder.dim, np.float32)
-    unit[0] = 1
-
-    def probability(similarities: np.ndarray) -> np.ndarray:
-        rows = np.zeros((len(similarities), embedder.dim), np.float32)  # vectors of these cosines to `unit`
-        rows[:, 0], rows[:, -1] = similarities, np.sqrt(np.maximum(1 - np.square(similarities), 0))
-        return embedder.probability(unit, rows)
-
-    return Vision(lambda data: decode_picture(data, PIXELS), crop_boxes, embedder.embed,
-                  probability if "probability" in thresholds else None,
-                  embedder.threshold(fpr) if thresholds.get("cosine") else None)
-
-
 def make_answers(gallery: Any, vision: Any = None) -> Any:
     from processor.gallery.service.answers import Answers
 
@@ -352,11 +324,13 @@ def make_answers(gallery: Any, vision: Any = None) -> Any:
 @contextlib.contextmanager
 def asking(args: argparse.Namespace) -> Iterator[tuple[Any, Any, Any]]:
     """The gallery, its answers, and the rows of the pictures."""
+    from processor.embedding.gallery_files import make_vision
+
     embedder = load_embedder(args)
     if embedder is None:
         raise ValueError(f"{args.word}: pictures are embedded with a model: name it with --model")
     with open_existing(args, embedder) as gallery:
-        vision = make_vision(embedder, getattr(args, "fpr", 1e-3))
+        vision = make_vision(embedder, getattr(args, "fpr", 1e-3), PIXELS)
         yield gallery, make_answers(gallery, vision), embedder.embed(args.pictures)
 
 
@@ -423,11 +397,12 @@ WORDS: dict[str, tuple[Callable, str, tuple[Callable, ...]]] = {
     "identify": (identify, "say who is on pictures, or that nobody known is",
                  (_model, _pictures, _threshold, _filter, _json)),
     "link": (link, "give rows of nobody yet to people, by time", (_model, _threshold, _filter)),
-    "remove": (remove, "remove rows", (_ids, _filter, _erase)),
+    "remove": (remove, "remove rows; undo brings back those that are not erased", (_ids, _filter, _erase)),
     "purge": (purge, "erase all rows that are older", (_age,)),
     "assign": (assign, "say whose rows these are", (_ids, _person)),
     "merge": (merge, "say that two identities are one person", (_two,)),
-    "undo": (undo, "take the last assignment, merge, split or name back", ()),
+    "split": (split, "say that rows are of another, new person", (_ids,)),
+    "undo": (undo, "take the last assignment, merge, split, name or removal back", ()),
     "info": (info, "say what the gallery holds", (_json,)),
     "scan": (scan, "list rows", (_filter, _json)),
     "compact": (compact, "free the room of removed rows", ()),

@@ -5,10 +5,11 @@ import csv
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from processor.embedder import Embedder
 from processor.embedding.picture_lists import PATH_COLUMN, find_pictures
 from processor.gallery.contract import FACTS, UNKNOWN, Gallery
 from utils.files import read_json
+
+if TYPE_CHECKING:
+    from processor.gallery.service.answers import Vision
 
 # Fact -> the columns that tell it, best first; a column of another name is kept in `data`.
 COLUMNS = {"camera": ("camera", "camid"), "time": ("time", "timestamp"), "person": ("person", "pid"),
@@ -92,6 +96,35 @@ def read_rows(place: Path, embedder: Embedder | None, told: Told) -> Iterator[Ro
         picked = {name: _pick(column[part], good) for name, column in facts.items()}
         yield Rows(_pick(ids[part], good), rows[good], picked, _pick(persons[part], good),
                    _pick(paths[part] if paths else [""] * len(rows), good))
+
+
+def add_rows(gallery: Gallery, place: Path, embedder: Embedder | None, told: Told,
+             thumbnails: bool = True) -> tuple[int, int]:
+    """Add what `read_rows` reads, with small pictures where it knows the files; (rows added, rows there already).
+
+    Raises:
+        ValueError, BadImage, OSError: as `read_rows` and `are_there`; what was added before stays.
+    """
+    from processor.gallery.service.answers import make_thumbnail
+
+    added = known = 0
+    for rows in read_rows(place, embedder, told):
+        fresh = [i for i, there in enumerate(are_there(gallery, rows)) if not there]
+        known += len(rows.ids) - len(fresh)
+        if not fresh:
+            continue
+        ids, persons = [rows.ids[i] for i in fresh], [rows.persons[i] for i in fresh]
+        facts = {name: [column[i] for i in fresh] for name, column in rows.facts.items()}
+        named = sorted({person for person in persons if person})
+        numbers = {"": UNKNOWN, **dict(zip(named, gallery.ledger.identities(named).tolist(), strict=True))}
+        facts["identity"] = [numbers[person] for person in persons]
+        gallery.add(ids, rows.vectors[fresh], facts)
+        paths = {row: rows.paths[i] for row, i in zip(ids, fresh, strict=True) if rows.paths[i]}
+        if paths and thumbnails:
+            gallery.ledger.put_thumbnails(list(paths), [
+                make_thumbnail(decode_picture(Path(path).read_bytes(), sys.maxsize)) for path in paths.values()])
+        added += len(fresh)
+    return added, known
 
 
 def are_there(gallery: Gallery, rows: Rows) -> list[bool]:
@@ -206,6 +239,25 @@ def decode_picture(data: bytes, pixels: int) -> np.ndarray:
     if header.width * header.height > pixels:
         raise BadImage(f"the picture has {header.width} x {header.height} pixels, more than {pixels}")
     return decode(data)
+
+
+def make_vision(embedder: Embedder, fpr: float, pixels: int) -> Vision:
+    """What the gallery's service may know of a model: its threshold at `fpr`, and pictures of up to so many pixels."""
+    from processor.embedding.pictures import crop_boxes
+    from processor.gallery.service.answers import Vision
+
+    thresholds = embedder.info.thresholds
+    unit = np.zeros(embedder.dim, np.float32)
+    unit[0] = 1
+
+    def probability(similarities: np.ndarray) -> np.ndarray:
+        rows = np.zeros((len(similarities), embedder.dim), np.float32)  # vectors of these cosines to `unit`
+        rows[:, 0], rows[:, -1] = similarities, np.sqrt(np.maximum(1 - np.square(similarities), 0))
+        return embedder.probability(unit, rows)
+
+    return Vision(lambda data: decode_picture(data, pixels), crop_boxes, embedder.embed,
+                  probability if "probability" in thresholds else None,
+                  embedder.threshold(fpr) if thresholds.get("cosine") else None)
 
 
 def describe(values: Mapping[str, Any]) -> str:
