@@ -22,7 +22,8 @@ class ColourEmbedder:
     dim, info = 16, SimpleNamespace(model_id="colours", thresholds={})
 
     def embed(self, items):
-        return embed_colours([cv2.imread(str(item))[:, :, ::-1] for item in items])
+        return embed_colours([item if isinstance(item, np.ndarray) else cv2.imread(str(item))[:, :, ::-1]
+                              for item in items])
 
 
 @pytest.fixture

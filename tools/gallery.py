@@ -7,6 +7,7 @@
     python tools/gallery.py link     --gallery DIR --threshold 0.7           # rows of nobody yet get people
     python tools/gallery.py assign   --gallery DIR --ids 17 18 --person Ada  # also merge, split, remove, purge, undo
     python tools/gallery.py info     --gallery DIR                           # also scan, compact, verify
+    python tools/gallery.py re-embed --gallery DIR --model OTHER --into NEW  # the same people for another model
     python tools/gallery.py serve    --gallery DIR --model MODEL             # http://127.0.0.1:8000/
 
 --gallery is a folder, or qdrant://HOST:PORT/COLLECTION with --state DIR. docs/gallery.md tells about all of it.
@@ -72,6 +73,14 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-thumbnails", action="store_true", help="keep no small pictures")
 
 
+def _into(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--into", type=Path, required=True, metavar="DIR", help="the new gallery, a folder")
+    parser.add_argument("--pictures", nargs="+", type=Path, default=[], metavar="DIR", help="folders in which rows' "
+                        "names are paths; a row that has no picture there is embedded from its thumbnail")
+    parser.add_argument("--leave-out", action="store_true", help="go on without rows that have neither, and name them")
+    parser.add_argument("--vectors", choices=("float32", "float16"), help="of the new gallery (default: float32)")
+
+
 def _pattern(text: str) -> re.Pattern:
     try:
         pattern = re.compile(text)
@@ -125,6 +134,24 @@ def _serve(parser: argparse.ArgumentParser) -> None:
 
 
 # ------------------------------------------------------------------ words
+def re_embed(args: argparse.Namespace) -> None:
+    from processor.embedding.gallery_files import make_pictures
+    from processor.gallery.reembed import re_embed as make
+
+    setup_logger()
+    embedder = load_embedder(args)
+    if embedder is None:
+        raise ValueError("re-embed: name the other model with --model")
+    pictures = make_pictures(args.pictures, embedder)
+    with open_existing(args) as gallery:
+        report = make(gallery, args.into, pictures, embedder.dim, embedder.info.model_id, vectors=args.vectors,
+                      leave_out=args.leave_out)
+    for row, (name, why) in report.left.items():
+        print(f"left out: {row}  {name}  {why}")
+    print(f"{args.into}: {report.pictures} rows from pictures, {report.thumbnails} from thumbnails, "
+          f"{report.earlier} of a run before, {len(report.left)} left out")
+
+
 def create(args: argparse.Namespace) -> None:
     from processor.gallery import open_gallery
 
@@ -393,6 +420,7 @@ def _age(parser: argparse.ArgumentParser) -> None:
 WORDS: dict[str, tuple[Callable, str, tuple[Callable, ...]]] = {
     "create": (create, "make an empty gallery for a model's vectors", (_model, _create)),
     "add": (add, "add pictures or rows; what is there already is passed over", (_model, _add)),
+    "re-embed": (re_embed, "make a new gallery of the same pictures with another model", (_model, _into)),
     "search": (search, "find the nearest pictures", (_model, _pictures, _near, _filter, _json)),
     "identify": (identify, "say who is on pictures, or that nobody known is",
                  (_model, _pictures, _threshold, _filter, _json)),

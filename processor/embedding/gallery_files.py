@@ -23,6 +23,7 @@ from processor.gallery.contract import FACTS, UNKNOWN, Gallery
 from utils.files import read_json
 
 if TYPE_CHECKING:
+    from processor.gallery.reembed import Pictures
     from processor.gallery.service.answers import Vision
 
 # Fact -> the columns that tell it, best first; a column of another name is kept in `data`.
@@ -258,6 +259,21 @@ def make_vision(embedder: Embedder, fpr: float, pixels: int) -> Vision:
     return Vision(lambda data: decode_picture(data, pixels), crop_boxes, embedder.embed,
                   probability if "probability" in thresholds else None,
                   embedder.threshold(fpr) if thresholds.get("cosine") else None)
+
+
+def make_pictures(folders: Sequence[Path], embedder: Embedder) -> Pictures:
+    """Where and how `re_embed` reads pictures.
+
+    Raises:
+        FileNotFoundError: a folder is not there.
+    """
+    from processor.gallery.reembed import Pictures
+    from processor.gallery.service.answers import make_thumbnail
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
+    return Pictures(folders, lambda data: decode_picture(data, sys.maxsize), make_thumbnail, embedder.embed)
 
 
 def describe(values: Mapping[str, Any]) -> str:

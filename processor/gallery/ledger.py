@@ -365,6 +365,26 @@ class Ledger:
             self.removed.clear()
             self._db.scrub()
 
+    def copy_to(self, folder: Path, model: str) -> None:
+        """Put a copy beside a gallery of the same ids, whose vectors are of another model; the folder is closed.
+
+        What was removed stays removed: its copies hold vectors of this model. A kill leaves the old ledger or the new.
+        """
+        fresh = folder / ".ledger.sqlite.fresh"
+        with self._db.writing() as db, contextlib.closing(self._db.connect()) as source:
+            self._thumbnails.copy_to(folder, db)
+            fresh.unlink(missing_ok=True)
+            with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as copy, contextlib.closing(
+                    sqlite3.connect(folder / "ledger.sqlite")) as target:
+                source.backup(copy)
+                copy.execute("UPDATE setting SET value=? WHERE key='model'", (model,))
+                copy.backup(target)
+        for path in folder.glob(f"{fresh.name}*"):
+            path.unlink()
+        with contextlib.closing(Removed(folder)) as removed:
+            for number, count in self.removed.numbers().items():
+                removed.begin(number, count)
+
     def verify(self) -> list[str]:
         """What is wrong with the ledger's files, in sentences."""
         with self._db.reading() as db:

@@ -54,6 +54,11 @@ class Removed:
                               "FROM removals WHERE number=?", (number,)).fetchone()
         return held and tuple(held)
 
+    def numbers(self) -> dict[int, int]:
+        """{number: rows} of all removals."""
+        with self._db.reading() as db:
+            return dict(db.execute("SELECT number, count FROM removals"))
+
     def rows(self, number: int, size: int = 1024) -> Iterator[tuple[Batch, dict[int, bytes], dict[int, list]]]:
         """What `keep` was given, in batches."""
         last = -1

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,6 +65,14 @@ class Thumbnails:
             if spans:
                 wipe_bytes(self._file(db), ((start, length) for start, length, _ in spans))
                 db.executemany("DELETE FROM thumbnails WHERE id=?", ((row,) for *_, row in spans))
+
+    def copy_to(self, folder: Path, db: sqlite3.Connection) -> None:
+        """Copy the file; only under the write lock. Durable on return."""
+        path = self._file(db)
+        if path.exists():
+            shutil.copyfile(path, folder / path.name)
+            with open(folder / path.name, "rb") as file:
+                os.fsync(file.fileno())
 
     def compact(self) -> int:
         """Write the file anew without what was removed; the number of bytes that it frees."""
