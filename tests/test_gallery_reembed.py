@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 from galleries import open_engine
 from gallery_server import draw, png
-from test_tools_gallery import ColourEmbedder, run  # noqa: F401
 
 from processor.embedding.gallery_files import decode_picture
 from processor.gallery import open_gallery, reembed
 from processor.gallery.reembed import Pictures, re_embed
-from processor.gallery.service.answers import Answers, make_thumbnail
-from tools import gallery as tool
+from processor.gallery.service.answers import make_thumbnail
 
 DIM = 12  # of the other model
 COLOURS = ("red", "green", "blue", "grey")
@@ -168,20 +166,3 @@ def test_what_was_removed_before_does_not_come_back_in_the_new_gallery(source, s
             made.ledger.undo()
         assert made.ledger.undo().what == "assign 1 rows to 2"
     assert source.ledger.undo().what == "remove 1 rows"
-
-
-def test_the_tool_tells_what_it_made_of_what(run, shots, tmp_path, monkeypatch):  # noqa: F811
-    class Other(ColourEmbedder):
-        info = type("Info", (), {"model_id": "other", "thresholds": {}})
-
-    run("create", "--model", "m")
-    run("add", "--model", "m", shots)
-    (shots / "frame.png").unlink()
-    monkeypatch.setattr(tool, "load_embedder", lambda args: Other() if getattr(args, "model", None) else None)
-    with pytest.raises(ValueError, match="name the other model with --model"):
-        run("re-embed", "--into", tmp_path / "new")
-    text = run("re-embed", "--into", tmp_path / "new", "--model", "o", "--pictures", shots)
-    assert text == f"{tmp_path}/new: 3 rows from pictures, 1 from thumbnails, 0 of a run before, 0 left out\n"
-    with open_gallery(tmp_path / "new", model="other") as made:
-        assert len(Answers(made).list_people(9)["people"]) == 0
-        assert made.count() == 4

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gallery_server import Client, embed_colours, png
 
+from processor.gallery import open_gallery
 from tools import gallery as tool
 from tools.campaigns.tool_server import run_tool, start_tool
 
@@ -167,3 +168,22 @@ def test_rows_of_nobody_get_people(run, people, tmp_path):
     assert held["x1.png"] == held["ada_c1.png"]
     assert held["x2.png"] == held["x3.png"] not in (None, held["bob_c1.png"])
     assert run("link", "--threshold", "0.9") == "0 rows joined, 0 new people, 0 merged, 0 moved\n"
+
+
+def test_another_models_gallery_is_made_of_pictures_and_thumbnails_and_the_tool_tells_of_which(run, people, monkeypatch,
+                                                                                             tmp_path):
+    class Other(ColourEmbedder):
+        info = SimpleNamespace(model_id="other", thresholds={})
+
+    (people / "bob_c1.png").unlink()
+    monkeypatch.setattr(tool, "load_embedder", lambda args: Other() if getattr(args, "model", None) else None)
+    with pytest.raises(ValueError, match="name the other model with --model"):
+        run("re-embed", "--into", tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        run("re-embed", "--into", tmp_path / "new", "--model", "o", "--pictures", tmp_path / "nowhere")
+    text = run("re-embed", "--into", tmp_path / "new", "--model", "o", "--pictures", people)
+    assert text == f"{tmp_path}/new: 2 rows from pictures, 1 from thumbnails, 0 of a run before, 0 left out\n"
+    held = rows(run)
+    with open_gallery(tmp_path / "new", model="other") as made:
+        assert [row["id"] for row in held] == [str(row) for batch in made.scan() for row in batch.ids]
+        assert set(made.ledger.names().values()) == {"ada", "bob"}
