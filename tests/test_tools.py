@@ -118,6 +118,18 @@ def test_requirements_that_are_not_met_are_named(tmp_path):
     assert "no-such-package-here is not installed" in done.stderr
 
 
+@pytest.mark.parametrize(("opencv", "numpy", "lines"), [
+    ("4.7.0.72", "2.1.0", ["opencv-python-headless 4.7.0.72 fails beside numpy 2.1.0; from 4.10 on it does not"]),
+    ("4.7.0.72", "1.26.4", []), ("4.10.0.84", "2.1.0", []), (None, "2.1.0", []),
+])
+def test_versions_that_fail_together_are_named(monkeypatch, opencv, numpy, lines):
+    from tools import check_requirements
+
+    versions = {"opencv-python-headless": opencv, "numpy": numpy}
+    monkeypatch.setattr(check_requirements, "installed", versions.get)
+    assert check_requirements.clashes() == lines
+
+
 def test_run_sh_explains_itself_and_refuses_the_unknown():
     done = subprocess.run(["bash", str(ROOT / "run.sh"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0

@@ -1,7 +1,8 @@
 """Does this interpreter have what requirement files ask for? Exit code 0 = yes. Needs nothing but Python.
 
 Understands the lines that our files have: NAME, NAME>=VERSION and comments. opencv-python and its variants count as the
-same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing.
+same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing. Two versions that are each new enough
+and yet fail together are a problem, too.
 """
 import argparse
 import re
@@ -11,6 +12,9 @@ from pathlib import Path
 
 _SAME = {"opencv-python-headless": ("opencv-python-headless", "opencv-python", "opencv-contrib-python",
                                     "opencv-contrib-python-headless")}
+# (package, release before which it fails beside, package, release from which on): wheels of OpenCV before 4.10 were built
+# for numpy 1, do not say so, and fail to import beside numpy 2.
+_APART = [("opencv-python-headless", "4.10", "numpy", "2.0")]
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -51,12 +55,22 @@ def problems(path: Path) -> list[str]:
     return lines
 
 
+def clashes() -> list[str]:
+    """A line for each pair of installed packages that are known to fail together."""
+    lines = []
+    for old, before, new, since in _APART:
+        older, newer = installed(old), installed(new)
+        if older and newer and release(older) < release(before) and release(newer) >= release(since):
+            lines.append(f"{old} {older} fails beside {new} {newer}; from {before} on it does not")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args()
-    lines = [problem for path in args.files for problem in problems(path)]
+    lines = [problem for path in args.files for problem in problems(path)] + clashes()
     if lines and not args.quiet:
         print("\n".join(lines), file=sys.stderr)
     sys.exit(bool(lines))
