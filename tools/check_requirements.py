@@ -1,8 +1,8 @@
 """Does this interpreter have what requirement files ask for? Exit code 0 = yes. Needs nothing but Python.
 
 Understands the lines that our files have: NAME, NAME>=VERSION and comments. opencv-python and its variants count as the
-same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing. Two versions that are each new enough
-and yet fail together are a problem, too.
+same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing. Two versions that are new enough and yet
+fail together are a problem, too.
 """
 import argparse
 import re
@@ -12,8 +12,8 @@ from pathlib import Path
 
 _SAME = {"opencv-python-headless": ("opencv-python-headless", "opencv-python", "opencv-contrib-python",
                                     "opencv-contrib-python-headless")}
-# (package, release before which it fails beside, package, release from which on): wheels of OpenCV before 4.10 were built
-# for numpy 1, do not say so, and fail to import beside numpy 2.
+# (package, release before which it fails beside, package, release from which on): wheels of OpenCV before 4.10 were
+# built for numpy 1, do not say so, and fail to import beside numpy 2.
 _APART = [("opencv-python-headless", "4.10", "numpy", "2.0")]
 
 
