@@ -17,7 +17,7 @@ from processor.embedding.picture_lists import find_pictures
 from processor.embedding.rows_file import ROWS, Problems, array_path
 from processor.embedding.tracks import COLUMNS, TrackCrops, open_frames, read_tracks
 from utils.dist import ALONE, Workers
-from utils.files import atomic_path, read_json, write_json, write_text
+from utils.files import read_json, write_array, write_json, write_text
 from utils.process import StopRequest
 
 FORMAT = 1
@@ -165,8 +165,7 @@ class _Tracklets(_Folder):
         ids, tracks = np.unique([row[1] for row in self.table[1:]], return_inverse=True)
         frames = np.array([row[0] for row in self.table[1:]])
         feats, used = _unit_means(arrays[ROWS], tracks, len(ids))
-        with atomic_path(self.output / FEATS) as temporary, open(temporary, "wb") as file:
-            np.save(file, feats, allow_pickle=False)
+        write_array(self.output / FEATS, feats)
         write_text(self.output / "boxes.csv", _format_csv(self.table))
         super().write_beside(problems, arrays)
         write_text(self.output / NAMES, "".join(f"{person}\n" for person in ids))

@@ -1,6 +1,7 @@
 """Starting several processes that belong together, with torchrun or by hand."""
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -75,3 +76,14 @@ def wait_for(condition, seconds):
     while not condition():
         assert time.monotonic() < deadline, f"nothing came of waiting for {seconds} s"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def longest_file(size):
+    """Within: no file of this process can be longer than so many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

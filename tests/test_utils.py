@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import longest_file
 
 from utils.checkpoint import read_checkpoint, save_checkpoint
-from utils.files import atomic_path, epoch_checkpoints, make_mapped_array, read_json, write_json
+from utils.files import atomic_path, epoch_checkpoints, make_mapped_array, read_json, write_array, write_json
 from utils.logger import run_tool, user_message
 from utils.precision import Precision, select_device
 from utils.process import RunLock, run_logged
@@ -58,6 +59,21 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         interrupted()
     assert read_json(tmp_path / "a.json") == {"old": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("array", [np.arange(700.0).reshape(7, 100), np.array([["a", "b\u00e9"]]), np.zeros((0, 5)),
+                                   np.zeros(3, [("a", "<u4"), ("b", "?")]), np.arange(6).reshape(2, 3).T])
+def test_an_array_is_written_whole_or_not_at_all(tmp_path, array):
+    """np.save says nothing where the end of a short file finds no room."""
+    path = tmp_path / "a.npy"
+    write_array(path, array)
+    assert np.array_equal(np.load(path), array)
+    assert np.load(path).dtype == array.dtype
+    before = path.read_bytes()
+    with longest_file(len(before) - 1), pytest.raises(OSError, match="too large"):
+        write_array(path, array)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_broken_json_file_is_named(tmp_path):

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -32,11 +32,33 @@ def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
     data = _on_cpu(data)
     with atomic_path(path) as temporary:
         try:
-            torch.save({**data, CHECKSUM: digest(data)}, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
+            # To a path torch writes that path's name into the file, which is by chance: the same would differ.
+            with open(temporary, "wb") as file:
+                out = _Out(file)
+                torch.save({**data, CHECKSUM: digest(data)}, out)
+        except (OSError, RuntimeError) as error:  # torch makes the latter of a failed write
+            why = error if isinstance(error, OSError) else out.error or error
             free = shutil.disk_usage(temporary.parent).free
             raise OSError(f"{path} cannot be written, {free / 2**20:.0f} MiB are free there; make room, and go on from "
-                          "the checkpoint before it") from error
+                          f"the checkpoint before it ({why})") from error
+
+
+class _Out:
+    """A file for torch.save, which forgets why a write failed."""
+
+    def __init__(self, file: BinaryIO):
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def link_checkpoint(path: Path, other: Path) -> None:

@@ -100,6 +100,19 @@ def write_json(path: str | os.PathLike, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Write an array of numbers or strings as .npy, atomically.
+
+    np.save leaves the writing to C, where nobody asks whether the last 4 KiB came to the disk: if that is full, the
+    file is cut off and nothing is raised (seen in numpy 2.4).
+    """
+    array = np.ascontiguousarray(array)
+    with atomic_path(path) as temporary, open(temporary, "wb") as out:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(out, header)
+        out.write(array.reshape(-1).view(np.uint8))
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file.
 

@@ -37,7 +37,7 @@ from datasets.files.pack_reader import (
     shard_name,
     stored_as,
 )
-from utils.files import atomic_path, read_json, sha256_of, write_json
+from utils.files import atomic_path, read_json, sha256_of, write_array, write_json
 from utils.parallel import in_threads
 from utils.process import RunLock
 from utils.progress import progress
@@ -179,7 +179,7 @@ def _write_shards(folder: Path, source: ImageSource, keys: list[str], size: tupl
     while sum(map(len, parts)) < len(keys):
         number = len(parts)
         part = _write_shard(folder / shard_name(number), stored, shard_bytes)
-        _save(_part_path(folder, number), part)
+        write_array(_part_path(folder, number), part)
         parts.append(part)
     next(stored, None)  # let the progress bar end
 
@@ -222,11 +222,6 @@ def _write_shard(path: Path, stored: Iterator[_Stored], shard_bytes: int) -> np.
     return np.array(rows, _PART)
 
 
-def _save(path: Path, table: np.ndarray) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as out:
-        np.save(out, table, allow_pickle=False)
-
-
 def _finish(folder: Path, plan: dict[str, Any], names: list[bytes], parts: list[np.ndarray]) -> None:
     """Write the tables, then the index: from now on it is a pack."""
     table = np.empty(len(names), ROW)
@@ -238,8 +233,8 @@ def _finish(folder: Path, plan: dict[str, Any], names: list[bytes], parts: list[
         rows["shard"] = number
         shards.append(int(ends[-1]))
         done += len(part)
-    _save(folder / KEYS, np.array(names, np.bytes_))
-    _save(folder / ROWS, table)
+    write_array(folder / KEYS, np.array(names, np.bytes_))
+    write_array(folder / ROWS, table)
     write_json(folder / INDEX, {
         "format": FORMAT, "size": plan["size"], "images": len(names), "shards": shards,
         "sha256": {name: sha256_of(folder / name) for name in (KEYS, ROWS)}, "opencv": cv2.__version__, "plan": plan,

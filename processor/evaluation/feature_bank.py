@@ -16,7 +16,7 @@ import numpy as np
 
 from processor.retrieval.metrics import NO_PAIRS
 from utils.dist import ALONE, Workers
-from utils.files import make_mapped_array, read_json, write_json, write_text
+from utils.files import make_mapped_array, read_json, write_array, write_json, write_text
 
 FORMAT = 1
 CONFIG = "config.yml"
@@ -108,7 +108,7 @@ class BankWriter:
         if not self._workers.is_main:
             return
         for leaf in ("pids", "camids", "names", "same_file", *["keys"] * (bank.keys is not None)):
-            np.save(self._partial / f"{domain}.{leaf}.npy", getattr(bank, leaf), allow_pickle=False)
+            write_array(self._partial / f"{domain}.{leaf}.npy", getattr(bank, leaf))
         digest = hashlib.sha256(repr(bank.names.tolist()).encode())
         for array in (bank.pids, bank.camids, bank.same_file, *bank.feats.values()):
             digest.update(np.ascontiguousarray(array))

@@ -18,7 +18,7 @@ from processor.retrieval.metrics import RankAccumulator, RankResult, format_figu
 from processor.retrieval.significance import intervals
 from processor.retrieval.submission import write_submission
 from utils.dist import ALONE, Workers
-from utils.files import make_mapped_array, write_json
+from utils.files import make_mapped_array, write_array, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +161,8 @@ def _write_distmat(blocks: Iterator[Block], folder: Path, label: str, source: Do
     workers.wait()
     if workers.is_main:
         partial.replace(path)
-        np.save(folder / f"query_path_{label}.npy", source.query_names, allow_pickle=False)
-        np.save(folder / f"gallery_path_{label}.npy", source.gallery_names, allow_pickle=False)
+        write_array(folder / f"query_path_{label}.npy", source.query_names)
+        write_array(folder / f"gallery_path_{label}.npy", source.gallery_names)
 
 
 def write_results(submission: Path, ranked: Ranked, workers: Workers = ALONE, **about: object) -> dict:
