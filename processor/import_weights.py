@@ -4,9 +4,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
 from yacs.config import CfgNode
 
 from configs import load_cfg
+from model.backbones import PREFIX
 from model.make_model import make_model
 from model.pretrained import MODEL_HEADS, load_weights, unwrap_state_dict
 from model.published import LAYOUTS, convert, recognise
@@ -42,8 +44,7 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
         raise ValueError(f"{file}: a checkpoint of tools/train.py; tools/export.py makes its model folder")
     state = unwrap_state_dict(checkpoint, file)
     given = dict(zip(opts[::2], opts[1::2], strict=False))
-    of_timm = str(given.get("MODEL.NAME", "")).startswith("timm:")
-    published = convert(state, layout or ("timm" if of_timm else recognise(state, file)), file)
+    published = convert(state, layout or _layout_for(str(given.get("MODEL.NAME", "")), state, file), file)
     size = published.config.get("INPUT.SIZE_TEST", [256, 128])
     settings = [word for pair in {"INPUT.SIZE_TRAIN": size, **published.config}.items() for word in pair]
     cfg = load_cfg(None, [*settings, *opts, "MODEL.PRETRAIN_CHOICE", "none"])
@@ -53,7 +54,7 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
         load_weights(model.base, weights, file, skip=())
     else:
         load_weights(model, published.weights, file, skip=MODEL_HEADS)
-    now = model.state_dict()
+    now = {key.replace("base.net.", "base.", 1): value for key, value in model.state_dict().items()}
     resized = [f"{key} {list(value.shape)} to {list(now[key].shape)}" for key, value in published.weights.items()
                if key in now and now[key].shape != value.shape]
     origin = {"checkpoint": file.name, "layout": published.layout.title}
@@ -68,6 +69,14 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
             *([f"resized: {', '.join(resized)}"] if resized else []),
             "settings: " + " ".join(f"{key} {value}" for key, value in
                                     {**published.config, **info.architecture}.items() if key in published.config)]
+
+
+def _layout_for(name: str, state: dict[str, Tensor], file: Path) -> str:
+    """The layout that a file is read as for a network, "" = the one that its layout tells of."""
+    if name.startswith(PREFIX):
+        return "timm"
+    layout = recognise(state, file)
+    return "solider_of_swin" if layout == "swin" and name.startswith("solider_swin") else layout
 
 
 def rank_cfg(folder: Path, data: Sequence[str]) -> CfgNode:

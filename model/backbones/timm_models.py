@@ -2,14 +2,19 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
+import functools
 import importlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from model.backbones.base import Backbone, Features
+from model.backbones.transformers.positions import grid_of, resize_positions
 
 PREFIX = "timm:"
 
@@ -91,14 +96,21 @@ class Timm(Backbone):
 
     def fit(self, source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """A file of timm's without its classifier, its tables for this size by timm's own rules."""
-        inner = prefix + "net."
+        inner, own = prefix + "net.", self.net.state_dict()
         if any(key.startswith(inner) for key in source):
             return source
         heads = self.net.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-        state = {key: value for key, value in source.items() if not key.startswith(heads)}
+        state = {key: value.reshape(own[key].shape) if key in own and _same_but_ones(value, own[key]) else value
+                 for key, value in source.items()}
+        if own.keys() <= state.keys():  # some releases of timm tell its own files from others by their classifier
+            state = {**{f"{head}weight": torch.empty(0) for head in heads}, **state}
+        if _is_plain_dinov2(state) and state["pos_embed"].shape != own["pos_embed"].shape:
+            grid, size = grid_of(state["pos_embed"].shape[1] - 1), tuple(self.net.patch_embed.grid_size)
+            state["pos_embed"] = resize_positions(state["pos_embed"], grid, size, "dinov2")
         convert = getattr(sys.modules[type(self.net).__module__], "checkpoint_filter_fn", None)
-        return {inner + key: value for key, value in (convert(state, self.net) if convert else state).items()}
+        state = convert(state, self.net) if convert else state
+        return {inner + key: value for key, value in state.items() if not key.startswith(heads)}
 
     def download(self) -> dict[str, Tensor]:
         """timm's own weights, by the names of this network.
@@ -116,6 +128,43 @@ class Timm(Backbone):
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OSError(f"MODEL.PRETRAIN_PATH=timm: the weights of {self.name} cannot be had ({reason}): {advice}"
                           ) from error
+
+
+def identify_timm(state: Mapping[str, Tensor], patterns: Iterable[str]) -> str | None:
+    """The first of timm's networks whose weights these are, but for their tables of positions; None if none has them.
+
+    Args:
+        state: weights by timm's names, or by those that it converts of Swin's and DINOv2's authors.
+        patterns: shell patterns of names.
+    """
+    wanted = _shapes(state)
+    names = [name for pattern in patterns for name in fnmatch.filter(import_timm().list_models(), pattern)]
+    return next((name for name in dict.fromkeys(names) if _shapes_of(name) == wanted), None)
+
+
+@functools.cache
+def _shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return _shapes(import_timm().create_model(name, pretrained=False, num_classes=0).state_dict())
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Without sides of 1, positions and what DINOv2 masks with; the merging before a stage of Swin, as timm has it."""
+    first = any(key.startswith("layers.0.downsample.") for key in state)
+    names = {key: re.sub(r"(?<=^layers\.)\d(?=\.downsample)", lambda found: str(int(found[0]) + first), key)
+             .replace("register_tokens", "reg_token") for key in state}
+    return {names[key]: tuple(side for side in value.shape if side != 1) for key, value in state.items()
+            if key not in ("pos_embed", "mask_token")}
+
+
+def _same_but_ones(one: Tensor, other: Tensor) -> bool:
+    """Whether the shapes are the same without sides of 1: torchvision's layer scales are [C, 1, 1]."""
+    return one.shape != other.shape and one.squeeze().shape == other.squeeze().shape
+
+
+def _is_plain_dinov2(state: Mapping[str, Tensor]) -> bool:
+    """DINOv2's own file of a network without registers, whose positions are resized by a rule of their own."""
+    return "mask_token" in state and "register_tokens" not in state
 
 
 def _take_last_stride(net: nn.Module) -> None:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model.backbones import BACKBONES
+from model.backbones import BACKBONES, PREFIX
+from model.backbones.timm_models import identify_timm
 from model.pretrained import describe_nearest, identify, list_first
 from model.published.layouts import LAYOUTS, Layout
 
@@ -65,9 +66,10 @@ def convert(state: Mapping[str, Tensor], name: str, path: str | Path) -> Publish
         raise ValueError(f"{path}: read as {layout.title} (--as {name}), {len(account['unknown'])} keys have no "
                          f"meaning: {list_first(account['unknown'])}")
     backbone = _backbone(state, layout)
-    if layout.names and backbone is None:
+    if (layout.names or layout.timm) and backbone is None:
         choices = _choices(layout)
-        near = describe_nearest(weights, choices, layout.flexible) if choices else "none of its kind is"
+        near = (describe_nearest(weights, choices, layout.flexible) if choices else
+                f"none of timm's {', '.join(layout.timm)} has these weights" if layout.timm else "none of its kind is")
         raise ValueError(f"{path}: read as {layout.title} (--as {name}), it has no backbone that is built here: {near}")
     config = {**({"MODEL.NAME": backbone} if backbone else {}), **layout.config, **layout.derive(state)}
     for pattern, settings in layout.when:
@@ -96,15 +98,21 @@ def _rename(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tens
         rule = next((rule for rule in layout.rename if re.match(rule[0], key)), None)
         if left_out or rule is None:
             account[left_out or "unknown"].append(key)
-            continue
+            if not any(re.match(pattern, key) for pattern in layout.telling):
+                continue
         ours = re.sub(rule[0], rule[1].replace("LAST", last), key, count=1)
-        account["loaded" if ours == key else "renamed"].append(key)
+        if not left_out:
+            account["loaded" if ours == key else "renamed"].append(key)
         weights[ours] = value
     return weights, account
 
 
 def _backbone(state: Mapping[str, Tensor], layout: Layout) -> str | None:
-    return identify(_rename(state, layout)[0], _choices(layout), layout.flexible)
+    weights = _rename(state, layout)[0]
+    if layout.timm:
+        name = identify_timm({key.removeprefix("base."): value for key, value in weights.items()}, layout.timm)
+        return name and PREFIX + name
+    return identify(weights, _choices(layout), layout.flexible)
 
 
 def _choices(layout: Layout) -> list[str]:

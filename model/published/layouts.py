@@ -1,6 +1,7 @@
 """The layouts of published weight files: how each is recognised, which keys mean what, which settings follow."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -27,12 +28,14 @@ class Layout:
         marks: each matches a key of such a file; the first layout of the table to which that applies is the file's.
         names: shell patterns of the backbones that it may be; the first whose weights have these shapes is it. () =
             the caller knows it.
+        timm: likewise of timm's networks, by whose names `rename` calls the weights.
         rename: (pattern, replacement): the first that matches gives a key its name in `ReIDModel`. LAST in a pattern
             or a replacement is the number of the last transformer block.
         join: (name, names): weights by the names that `rename` gave, which lie one behind the other in that of `name`.
         flexible: patterns of a backbone's weights by which it is not recognised, because settings decide on them.
         heads, text, unused: keys that are left out: classifiers of the training's identities or classes, text
             encoders with their prompts, and what no feature depends on.
+        telling: of `unused`, what is passed on all the same, because it tells a backbone whose tables these are.
         config: settings of all such files, as published: pixels, neck, feature.
         when: (pattern of a key of the file, the settings that follow from its being there).
         derive: the settings that follow from the shapes of the file's weights.
@@ -43,10 +46,12 @@ class Layout:
     title: str
     marks: tuple[str, ...]
     names: tuple[str, ...] = ()
+    timm: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     heads: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    telling: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     when: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     derive: Callable[[Mapping[str, Tensor]], dict[str, Any]] = lambda state: {}
@@ -67,6 +72,21 @@ def _grid_of(count: int) -> dict[str, Any]:
 
 def _of_transreid(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return _grid_of(state["base.pos_embed"].shape[1] - 1)
+
+
+def _of_fastreids_vit(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    return _grid_of(state["backbone.pos_embed"].shape[1] - 1)
+
+
+def _of_swin(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """SOLIDER's network of the same size; ValueError if there is none."""
+    blocks = sum(bool(re.search(r"layers\.\d\.blocks\.\d+\.norm1\.weight$", key)) for key in state)
+    width = next(len(value) for key, value in state.items() if key.endswith("patch_embed.proj.weight"))
+    sizes = {(12, 96): "tiny", (24, 96): "small", (24, 128): "base"}
+    if (blocks, width) not in sizes:
+        raise ValueError(f"a Swin of {blocks} blocks and width {width}: SOLIDER has none; its have "
+                         + ", ".join(f"{count} and {size}" for count, size in sizes))
+    return {"MODEL.NAME": f"solider_swin_{sizes[blocks, width]}"}
 
 
 def _of_pass(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -96,6 +116,9 @@ def _width_of_fastreid(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"MODEL.EMBED_DIM": len(neck)} if neck is not None and neck.ndim == 4 else {}
 
 
+_FASTREID_HEADS = (r"heads\.(?:weight$|classifier\.)",)
+
+
 def _fastreid(title: str, marks: tuple[str, ...], names: tuple[str, ...], pooling: Mapping[str, Any],
               unused: tuple[str, ...] = (), reduced: bool = False) -> Layout:
     """fast-reid tests after the neck, whatever its NECK_FEAT says; pixels of ImageNet's statistics times 255.
@@ -107,8 +130,7 @@ def _fastreid(title: str, marks: tuple[str, ...], names: tuple[str, ...], poolin
         title + ", reduced (EMBEDDING_DIM)" * reduced, (r"backbone\.", neck, *marks), names,
         rename=((r"backbone\.", "base."), (neck, "bottleneck."), (r"heads\.pool_layer\.p$", "gap.p"),
                 *(((r"heads\.bottleneck\.0\.weight$", "reduction.linear.weight"),) if reduced else ())),
-        derive=_width_of_fastreid,
-        heads=(r"heads\.(?:weight$|classifier\.)",), unused=(r"pixel_(?:mean|std)$", *unused),
+        derive=_width_of_fastreid, heads=_FASTREID_HEADS, unused=(r"pixel_(?:mean|std)$", *unused),
         config={"MODEL.LAST_STRIDE": 1, "MODEL.NECK": "bnneck", "TEST.NECK_FEAT": "after", **IMAGENET, **pooling})
 
 
@@ -129,6 +151,14 @@ _PERSONS = {"INPUT.SIZE_TRAIN": [256, 128], "INPUT.SIZE_TEST": [256, 128]}
 _VIT = _PREFIX + (r"(?=(?:(?:cls|dist)_token|pos_embed|part_token\d|cls_pos|part\d_pos)$|patch_embed\.|blocks\."
                   r"|norm\.)")
 _VIT_TABLES = (r"pos_embed$", r"sie", r"dist_token$")
+_OF_TIMM = {"MODEL.NECK": "no", **_PERSONS}  # pixels are those of timm's network
+_SQUARE = {"INPUT.SIZE_TRAIN": [224, 224], "INPUT.SIZE_TEST": [224, 224]}
+_SWIN_MARKS = (_PREFIX + r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table$", _PREFIX + r"patch_embed\.proj\.")
+# The small ones first: what is not looked at need not be built.
+_SWINS = ("swin_tiny_*", "swin_small_*", "swin_base_*", "swin_*")
+_DINOV2 = tuple(f"vit_{size}_*_dinov2" for size in ("small", "base", "large", "giant"))
+_TOKEN = {"MODEL.POOLING_METHOD": "token"}
+_SWIN_BUFFERS = (r".*\.attn_mask$", r".*\.relative_position_index$")
 _LAYER = r"encoder\.layers\.encoder_layer_(\d+)\."
 _SEMANTIC = (r"(?:base|backbone)\.semantic_embed_w", {"MODEL.SEMANTIC_WEIGHT": 0.2})
 
@@ -138,8 +168,11 @@ LAYOUTS: dict[str, Layout] = {
         "fast-reid MGN", (r"b1_head\.",), refused="its three branches with eight heads are not built here; fast-reid's "
         "BoT, SBS and AGW are"),
     "fastreid_vit": Layout(
-        "fast-reid ViT", (r"backbone\.patch_embed\.", r"heads\.bottleneck\."),
-        refused="its transformer is not built here; TransReID's and timm's are others"),
+        "fast-reid ViT", (r"backbone\.patch_embed\.", r"heads\.(?:bottleneck|bnneck)\."),
+        ("transreid_vit_small", "vit_*"),
+        rename=((r"backbone\.", "base."), (r"heads\.(?:bottleneck\.0|bnneck)\.", "bottleneck.")),
+        heads=_FASTREID_HEADS, unused=(r"pixel_(?:mean|std)$",), flexible=_VIT_TABLES, derive=_of_fastreids_vit,
+        config={"MODEL.NECK": "bnneck", "TEST.NECK_FEAT": "after", "MODEL.POOLING_METHOD": "token", **HALVES}),
     **{f"fastreid_{method}" + "_reduced" * reduced: _fastreid(*arguments, reduced=reduced)
        for reduced in (True, False) for method, arguments in _FASTREID.items()},
     "transreid_jpm": Layout(
@@ -166,6 +199,45 @@ LAYOUTS: dict[str, Layout] = {
         heads=(r"classifier\.", r"base\.fc\."), flexible=_VIT_TABLES,
         config={**_BEFORE, **HALVES, "MODEL.POOLING_METHOD": "token"},
         when=((r"base\.sie_embed$", {"MODEL.SIE_CAMERA": True}),), derive=_of_transreid),
+    "dinov2": Layout(
+        "DINOv2", (_PREFIX + r"blocks\.0\.ls1\.gamma$", _PREFIX + r"mask_token$"), timm=_DINOV2,
+        rename=((_PREFIX, "base."),), unused=(_PREFIX + r"mask_token$",), telling=(_PREFIX + r"mask_token$",),
+        alone=True, config={**_OF_TIMM, **_TOKEN}),
+    "timm_dino": Layout(
+        "timm's DINOv2 or DINOv3", (r"blocks\.0\.(?:ls1\.gamma|gamma_1)$", r"cls_token$"),
+        timm=(*_DINOV2, "vit_small_*dinov3*", "vit_*_dinov3*"), rename=((r"", "base."),), heads=(r"head\.",),
+        alone=True, config={**_OF_TIMM, **_TOKEN}),
+    "swin": Layout(
+        "Swin's authors or timm's Swin", _SWIN_MARKS, timm=_SWINS,
+        rename=((_PREFIX, "base."),), heads=(_PREFIX + r"head\.",), unused=_SWIN_BUFFERS, alone=True,
+        config={**_OF_TIMM, **_SQUARE}),
+    "solider_of_swin": Layout(
+        "Swin's authors or timm's Swin, for SOLIDER's network, whose norms of maps start anew", (r"(?!)",),
+        rename=((_PREFIX, "base."),), heads=(_PREFIX + r"head\.",),
+        unused=(*_SWIN_BUFFERS, _PREFIX + r"norm\."), alone=True, derive=_of_swin,
+        config={"MODEL.NECK": "no", "MODEL.SEMANTIC_WEIGHT": -1.0, **_PERSONS, **IMAGENET}),
+    "torchvision_swin": Layout(
+        "torchvision's Swin", (r"features\.1\.0\.attn\.relative_position_bias_table$",), timm=_SWINS,
+        rename=((r"features\.0\.0\.", "base.patch_embed.proj."), (r"features\.0\.2\.", "base.patch_embed.norm."),
+                *((rf"features\.{2 * i + 1}\.(\d+)\.mlp\.{n}\.", rf"base.layers.{i}.blocks.\1.mlp.fc{1 + n // 3}.")
+                  for i in range(4) for n in (0, 3)),
+                *((rf"features\.{2 * i + 1}\.(\d+)\.", rf"base.layers.{i}.blocks.\1.") for i in range(4)),
+                *((rf"features\.{2 * i}\.", f"base.layers.{i}.downsample.") for i in range(1, 4)),
+                (r"norm\.", "base.norm.")),
+        heads=(r"head\.",), unused=(r".*relative_position_index$",), alone=True, config={**_OF_TIMM, **_SQUARE}),
+    "convnext": Layout(
+        "timm's ConvNeXt", (r"stem\.0\.weight$", r"stages\.0\.blocks\.0\.conv_dw\.weight$"),
+        timm=("convnext_tiny", "convnext*"), rename=((r"", "base."),), heads=(r"head\.fc\.",), alone=True,
+        config=_OF_TIMM),
+    "torchvision_convnext": Layout(
+        "torchvision's ConvNeXt", (r"features\.1\.0\.layer_scale$",), timm=("convnext_tiny", "convnext*"),
+        rename=((r"features\.0\.", "base.stem."), (r"classifier\.0\.", "base.head.norm."),
+                *((rf"features\.{2 * i + 1}\.(\d+)\.{theirs}", rf"base.stages.{i}.blocks.\1.{timms}")
+                  for i in range(4) for theirs, timms in (
+                      (r"layer_scale$", "gamma"), (r"block\.0\.", "conv_dw."), (r"block\.2\.", "norm."),
+                      (r"block\.3\.", "mlp.fc1."), (r"block\.5\.", "mlp.fc2."))),
+                *((rf"features\.{2 * i}\.", f"base.stages.{i}.downsample.") for i in range(1, 4))),
+        heads=(r"classifier\.2\.",), alone=True, config=_OF_TIMM),
     "vit": Layout(
         "a pretrained vision transformer (timm, DeiT, TransReID-SSL, PASS, PersonViT)",
         (_PREFIX + r"cls_token$", _PREFIX + r"patch_embed\.", _PREFIX + r"pos_embed$"),

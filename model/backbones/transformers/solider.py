@@ -7,6 +7,8 @@ Learning Framework for Human-Centric Visual Tasks, CVPR 2023 (the semantic weigh
 """
 from __future__ import annotations
 
+import math
+import re
 from functools import partial
 
 import torch
@@ -195,12 +197,57 @@ class Swin(Backbone):
                 x = self._weighted(stage.downsample(x), i)
         return self.norm3(x).permute(0, 3, 1, 2)
 
+    def fit(self, source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """A file's weights; of one of Swin's authors or of timm, whose pretraining knew no semantics and no norms of
+        maps, these start anew.
+        """
+        if prefix or "layers.0.blocks.0.norm1.weight" not in source:
+            return source
+        anew = {key: value for key, value in self.state_dict().items()
+                if key.startswith(("norm", "semantic_embed")) or key.endswith("relative_position_index")}
+        return {**anew, **_of_swin(source)}
+
     def _weighted(self, x: Tensor, stage: int) -> Tensor:
         """The map behind a stage, scaled and moved by what two linear layers make of the semantic weight."""
         if self.semantic_weight < 0:
             return x
         pair = torch.tensor([self.semantic_weight, 1 - self.semantic_weight], device=x.device)
         return x * F.softplus(self.semantic_embed_w[stage](pair)) + self.semantic_embed_b[stage](pair)
+
+
+_SWIN_NAMES = (
+    (r"patch_embed\.proj\.", "patch_embed.projection."), (r"\.attn\.", ".attn.w_msa."),
+    (r"\.mlp\.fc1\.", ".ffn.layers.0.0."), (r"\.mlp\.fc2\.", ".ffn.layers.1."), (r"^layers\.", "stages."),
+)
+_LEFT_OUT = re.compile(r"head\.|norm\.|.*\.(?:attn_mask|relative_position_index)$")
+
+
+def _of_swin(source: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of Swin's authors or of timm by SOLIDER's names, the inputs of a merging channel by channel."""
+    before = not any(key.startswith("layers.0.downsample.") for key in source)  # timm merges before a stage
+    weights = {}
+    for key, value in source.items():
+        if _LEFT_OUT.match(key):
+            continue
+        if ".downsample." in key:
+            # [2 C, 4 C] or [4 C]: the four positions lie one behind the other there, columns first.
+            value = value.unflatten(-1, (2, 2, -1)).movedim(-1, -3).transpose(-1, -2).flatten(-3)
+            stage = int(key.split(".")[1]) - before
+            key = re.sub(r"^layers\.\d", f"layers.{stage}", key)
+        if key.endswith("relative_position_bias_table") and len(value) != (2 * WINDOW - 1) ** 2:
+            value = _resize_biases(value)
+        for pattern, ours in _SWIN_NAMES:
+            key = re.sub(pattern, ours, key)
+        weights[key] = value
+    return weights
+
+
+def _resize_biases(table: Tensor) -> Tensor:
+    """[(2 w - 1) ** 2, heads] of windows of another size, by cubic interpolation as SOLIDER does it."""
+    side = math.isqrt(len(table))
+    size = (2 * WINDOW - 1, 2 * WINDOW - 1)
+    grid = F.interpolate(table.T.unflatten(1, (side, side))[None], size=size, mode="bicubic", align_corners=False)
+    return grid[0].flatten(1).T
 
 
 _SIZES = {
