@@ -2,8 +2,8 @@
 
 Understands the lines that our files have: NAME, NAME>=VERSION and comments. opencv-python and its variants count as the
 <<<<<<< Updated upstream
-same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing. Two versions that are new enough and yet
-fail together are a problem, too.
+same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing. Two versions that are new enough and
+yet fail together are a problem, too.
 =======
 same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing. Two versions that are new enough and
 yet fail together are a problem, too.
