@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from doctor_data import picture, png
 from PIL import Image
+from processes import longest_file
 
 from datasets.files.images import FolderSource
 from processor.doctor import inspection
@@ -237,3 +238,13 @@ def test_a_store_that_is_killed_keeps_what_it_saved(tmp_path):
     with sqlite3.connect(tmp_path / "s.sqlite") as other:  # as another process would find it
         assert other.execute("SELECT key FROM images").fetchall() == [("a",)]
     store.close()
+
+
+def test_a_store_whose_disk_is_full_is_named(tmp_path):
+    with RecordStore(tmp_path / "s.sqlite", "test") as store:
+        store.add("a", bytes(9000), "")
+        with longest_file((tmp_path / "s.sqlite").stat().st_size), pytest.raises(OSError, match=r"s\.sqlite: disk I/O"):
+            store.save()
+        store.add("a", b"1", "")
+        store.save()
+        assert store.find("a") == (b"1", "")

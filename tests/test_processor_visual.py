@@ -1,5 +1,6 @@
 """The page of ranked lists: what stands in its lists, charts and maps, what it refuses, how it is used in a browser."""
 import csv
+import errno
 import json
 import re
 import shutil
@@ -394,6 +395,19 @@ def test_a_picture_that_cannot_be_read_is_counted_and_the_page_is_made(data, tmp
     page = make_rank_page(run, PageOptions(limit=0, top=18))
     assert "2 pictures cannot be read" in page.read_text()
     assert cards(page)["p3_1.png"]["picture"] is None
+
+
+def test_a_page_whose_disk_is_full_is_not_taken_for_one_of_broken_pictures(data, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", data)
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            make_rank_page(run, PageOptions())
+    assert not (run / "ranks").exists()
 
 
 @pytest.mark.parametrize(("words", "message"), [

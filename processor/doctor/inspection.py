@@ -4,12 +4,13 @@ A record of 92 bytes is all that is kept of an image, so that close to a million
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -203,7 +204,8 @@ class RecordStore:
             raise OSError(f"{path}: cannot be opened ({error})") from error
         except sqlite3.DatabaseError:
             logger.warning("%s is damaged or no record store; all images are read again", path)
-            self._start_again(made_for)
+            with self._plain_errors():
+                self._start_again(made_for)
 
     def _open(self, made_for: str) -> None:
         self._connection = sqlite3.connect(self.path)
@@ -229,17 +231,28 @@ class RecordStore:
                 os.unlink(name)
         self._open(made_for)
 
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """SQLite's errors as OSError that names the file."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise OSError(f"{self.path}: {error}") from error
+
     def find(self, key: str) -> tuple[bytes, str] | None:
         """The image's record and problem, or None."""
-        return self._connection.execute("SELECT record, problem FROM images WHERE key = ?", (key,)).fetchone()
+        with self._plain_errors():
+            return self._connection.execute("SELECT record, problem FROM images WHERE key = ?", (key,)).fetchone()
 
     def add(self, key: str, record: bytes, problem: str) -> None:
         """Add an image's record; it lasts from the next `save` on."""
-        self._connection.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", (key, record, problem))
+        with self._plain_errors():
+            self._connection.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", (key, record, problem))
 
     def save(self) -> None:
         """Write what was added to the disk."""
-        self._connection.commit()
+        with self._plain_errors():
+            self._connection.commit()
 
     def close(self) -> None:
         self._connection.close()

@@ -75,6 +75,7 @@ class SmallCopies:
 
         Raises:
             ValueError: none of them can be read; the first one's reason is given.
+            OSError: a copy cannot be written.
         """
         self.folder.mkdir(parents=True)
         places = sorted(set(places))
@@ -91,12 +92,14 @@ class SmallCopies:
         try:
             data = runs[place.run].read(place)
             name = f"{hashlib.sha256(data).hexdigest()[:20]}_{HEIGHT}.jpg"
-            if not (self.folder / name).exists():  # or another list shows it, too
-                copy = self.earlier / name
-                self._write(name, copy.read_bytes() if copy.is_file() else small_jpeg(decode(data))[0])
-            return name, ""
+            if (self.folder / name).exists():  # another list shows it, too
+                return name, ""
+            copy = self.earlier / name
+            small = copy.read_bytes() if copy.is_file() else small_jpeg(decode(data))[0]
         except (OSError, ValueError) as error:
             return None, str(error)
+        self._write(name, small)  # what fails here is the page's disk, not the picture
+        return name, ""
 
     def add(self, image: np.ndarray) -> str:
         """The name of the small copy of a drawn picture."""
