@@ -73,6 +73,12 @@ def _check_training(v: Values) -> Iterator[str]:
         yield "SOLVER.EMA_DECAY=1.0 never takes in a weight; use less, such as 0.999, or 0 for no average"
 
 
+def _check_distillation(v: Values) -> Iterator[str]:
+    if v["SOLVER.DISTILL_FROM"] and v["SOLVER.DISTILL_WEIGHT"] == 0:
+        yield (f"SOLVER.DISTILL_WEIGHT=0.0 switches off what SOLVER.DISTILL_FROM={v['SOLVER.DISTILL_FROM']} teaches; "
+               "use a weight > 0, or no teacher")
+
+
 def _check_center(v: Values) -> Iterator[str]:
     """The two switches of the center loss agree, and its weight is not zero if it is used."""
     has_center = "center" in v["MODEL.METRIC_LOSS_TYPE"]
@@ -188,7 +194,7 @@ def _check_validation(v: Values) -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[[Values], Iterator[str]], ...] = (
-    _check_batch, _check_balance, _check_training, _check_center, _check_parts,
+    _check_batch, _check_balance, _check_training, _check_distillation, _check_center, _check_parts,
     _check_pooling, _check_reduction, _check_cosine_schedule, _check_optimizer, _check_re_ranking, _check_expansion,
     _check_padding, _check_validation, _check_pseudo_labels,
 )

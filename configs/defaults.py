@@ -188,6 +188,13 @@ _C.SOLVER.COSINE_SCALE = 30.0, Float(above=0)
 _C.SOLVER.PAIR_MARGIN = 0.35, Float(0)
 # Scale gamma of the pairwise losses.
 _C.SOLVER.PAIR_SCALE = 64.0, Float(above=0)
+# Teacher that is learned from, beside the other losses: a checkpoint, a model folder, an .onnx or an .xml. "" = none.
+_C.SOLVER.DISTILL_FROM = "", Str(empty=True)
+# Weight of what is learned from it: 25 times the distances and 50 times the angles of a batch's features (RKD), and the
+# logits, if its classes are these.
+_C.SOLVER.DISTILL_WEIGHT = 1.0, Float(0)
+# Temperature of these logits.
+_C.SOLVER.DISTILL_TEMPERATURE = 4.0, Float(above=0)
 # Write a checkpoint NAME_EPOCH.pth every n epochs (and after the last).
 _C.SOLVER.CHECKPOINT_PERIOD = 10, Int(1)
 # Of these, keep the newest n; 0 = all. best.pth and latest.pth stay anyway.

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from loss.center_loss import CenterLoss
+from loss.distillation import Targets, logit_loss, relation_losses
 from loss.pair_loss import PairCircle, PairCosface
 from loss.prompt_loss import TextLoss
 from loss.softmax_loss import IDLoss
@@ -28,6 +29,8 @@ SAMPLERS: dict[str, tuple[bool, bool]] = {
     "softmax_triplet": (True, True),
 }
 LABEL_SMOOTHING = 0.1
+# Factors of the distance-wise and the angle-wise term, those of Park et al., CVPR 2019, beside logits.
+RKD_DISTANCE, RKD_ANGLE = 25.0, 50.0
 
 
 class Criterion(nn.Module):
@@ -41,6 +44,8 @@ class Criterion(nn.Module):
         texts: of the branch "global", or None.
         weights: factor of each term: "id", "triplet", "pair", "center", "i2t" (texts); "id_part" for the mean over the
             branches part0, part1 ... and "id_merged" and the like for branches that have a factor of their own.
+            "rkd_distance", "rkd_angle" and "kd" are of a teacher.
+        temperature: of a teacher's logits.
     """
 
     def __init__(
@@ -51,19 +56,23 @@ class Criterion(nn.Module):
         weights: dict[str, float],
         pair: nn.Module | None = None,
         texts: nn.Module | None = None,
+        temperature: float = 1.0,
     ):
         super().__init__()
-        self.texts = texts
+        self.texts, self.temperature = texts, temperature
         self.id_loss, self.triplet, self.pair, self.centers = id_loss, triplet, pair, centers
         self.weights = dict(weights)
 
-    def forward(self, outputs: dict, pids: Tensor, metric_pids: Tensor | None = None) -> tuple[Tensor, dict]:
+    def forward(self, outputs: dict, pids: Tensor, metric_pids: Tensor | None = None,
+                targets: Targets | None = None) -> tuple[Tensor, dict]:
         """The loss of one batch.
 
         Args:
             outputs: {branch: an object with logits [B, K] and metric_feat [M, D], or None for no metric loss}.
             pids: [B] int64 class indices of the logits.
             metric_pids: [M] those of metric_feat, if it was gathered from several processes; None: pids.
+            targets: what a teacher says of the M pictures, its logits of the B alone; None: there is none. Its terms
+                are of the branch "global".
         Returns:
             the scalar to minimise, and {term: detached scalar, unweighted}: the name of a loss, such as "id", for the
             branch "global", and with the branch's name behind it, such as "id_part0", for the others.
@@ -71,7 +80,8 @@ class Criterion(nn.Module):
         metric_pids = pids if metric_pids is None else metric_pids
         total, terms = 0.0, {}
         for branch, out in outputs.items():
-            for name, value in self._branch_terms(branch, out, pids, metric_pids):
+            for name, value in (*self._branch_terms(branch, out, pids, metric_pids),
+                                *self._teacher_terms(out, targets if branch == "global" else None)):
                 term = name if branch == "global" else f"{name}_{branch}"
                 total = total + self._weight(name, branch, outputs) * value
                 terms[term] = value.detach()
@@ -96,6 +106,13 @@ class Criterion(nn.Module):
             yield "center", self.centers[branch](out.metric_feat, metric_pids)
         if self.texts is not None and branch == "global":
             yield "i2t", self.texts(out.metric_feat, metric_pids)
+
+    def _teacher_terms(self, out, targets: Targets | None):
+        if targets is None:
+            return
+        yield from zip(("rkd_distance", "rkd_angle"), relation_losses(out.metric_feat, targets.feat), strict=True)
+        if targets.logits is not None:
+            yield "kd", logit_loss(out.plain_logits, targets.logits, self.temperature)
 
     @torch.no_grad()
     def unweight_center_gradient(self) -> None:
@@ -143,6 +160,9 @@ def make_loss(cfg, num_classes: int, feat_dims: dict[str, int], text_feats: Tens
         "pair": cfg.MODEL.PAIR_LOSS_WEIGHT,
         "center": cfg.SOLVER.CENTER_LOSS_WEIGHT,
         "i2t": cfg.MODEL.I2T_LOSS_WEIGHT,
+        "rkd_distance": RKD_DISTANCE * cfg.SOLVER.DISTILL_WEIGHT,
+        "rkd_angle": RKD_ANGLE * cfg.SOLVER.DISTILL_WEIGHT,
+        "kd": cfg.SOLVER.DISTILL_WEIGHT,
     }
     if cfg.MODEL.JPM:  # half for the global branch, half for the mean over the parts, of every loss
         weights |= {f"{name}_{kind}": weights[name] / 2 for name in ("id", "triplet", "pair")
@@ -151,4 +171,4 @@ def make_loss(cfg, num_classes: int, feat_dims: dict[str, int], text_feats: Tens
         weights |= {"id_part": cfg.MODEL.PCB_PART_LOSS_WEIGHT, "id_merged": cfg.MODEL.PCB_MERGED_LOSS_WEIGHT,
                     "id_local": cfg.MODEL.PCB_LOCAL_LOSS_WEIGHT}
     texts = None if text_feats is None else TextLoss(text_feats, smoothing)
-    return Criterion(id_loss, triplet, centers, weights, pair, texts)
+    return Criterion(id_loss, triplet, centers, weights, pair, texts, cfg.SOLVER.DISTILL_TEMPERATURE)

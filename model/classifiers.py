@@ -1,8 +1,8 @@
 """Classifiers of the ID loss: features [B, D] and identities [B] to logits [B, K].
 
-Each gives the logits with its margin and, detached, those without: accuracy is counted on the latter. The weight is
-[K, D] and named `weight`. All compute in float32, also under autocast: a scale of 30 on a cosine of float16's 3
-digits would cost the margin.
+Each gives the logits with its margin and, detached, those without: accuracy is counted on the latter. (With
+`plain_gradient` set they are not detached: a distillation compares them.) The weight is [K, D] and named `weight`.
+All compute in float32, also under autocast: a scale of 30 on a cosine of float16's 3 digits would cost the margin.
 """
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Linear(nn.Module):
         bias: True adds one, as the part classifiers have; a classifier behind a BNNeck has none.
     """
 
+    plain_gradient = False
+
     def __init__(
         self, feat_dim: int, num_class: int, scale: float = 1.0, margin: float = 0.0, bias: bool = False
     ):
@@ -36,7 +38,7 @@ class Linear(nn.Module):
         with in_float32(feat.device):
             bias = None if self.bias is None else self.bias.float()
             logits = F.linear(feat.float(), self.weight.float(), bias)
-        return logits, logits.detach()
+        return logits, logits if self.plain_gradient else logits.detach()
 
 
 class CosineClassifier(nn.Module):
@@ -47,6 +49,8 @@ class CosineClassifier(nn.Module):
         scale: s, the factor on the cosines.
         margin: m; its unit is the subclass's: radians or a cosine.
     """
+
+    plain_gradient = False
 
     def __init__(self, feat_dim: int, num_class: int, scale: float = 30.0, margin: float = 0.5):
         super().__init__()
@@ -68,7 +72,8 @@ class CosineClassifier(nn.Module):
         with in_float32(feat.device):
             cosine = F.linear(F.normalize(feat.float()), F.normalize(self.weight.float()))
             true = self.true_class(cosine.gather(1, pids[:, None]))
-            return self.scale * self.other_classes(cosine).scatter(1, pids[:, None], true), self.scale * cosine.detach()
+            plain = cosine if self.plain_gradient else cosine.detach()
+            return self.scale * self.other_classes(cosine).scatter(1, pids[:, None], true), self.scale * plain
 
 
 class Arcface(CosineClassifier):

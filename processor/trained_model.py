@@ -41,10 +41,12 @@ IF_CHANGED = ("MODEL.EMBED_DIM", "MODEL.TRANSFORMER_TYPE", "MODEL.STEM_CONV", "M
 
 
 class TrainedModel(NamedTuple):
-    """model: on the CPU, in eval mode, its classifiers random. info: what it is, and what its pictures are."""
+    """model: on the CPU, in eval mode. info: what it is, and what its pictures are. pid_names: the identities of its
+    classifiers in class order; () if these are random."""
 
     model: ReIDModel
     info: ModelInfo
+    pid_names: tuple[str, ...] = ()
 
     def network(self, kind: type[EmbeddingNet] = EmbeddingNet) -> EmbeddingNet:
         """Pictures in, rows out."""
@@ -52,9 +54,11 @@ class TrainedModel(NamedTuple):
         return kind(self.model, Normalize(steps["mean"], steps["std"]), steps["flip"], self.info.weights)
 
 
-def open_trained(file: str | Path) -> TrainedModel:
+def open_trained(file: str | Path, heads: bool = False) -> TrainedModel:
     """A model from a checkpoint of tools/train.py or a folder of tools/export.py; nothing else is needed.
 
+    Args:
+        heads: with the classifiers, if the file has them and names their identities; else they are random.
     Raises:
         FileNotFoundError: there is no such file, or the folder is no model folder.
         ValueError: the file is damaged, or has no config in it and therefore does not say what model it is of.
@@ -69,10 +73,12 @@ def open_trained(file: str | Path) -> TrainedModel:
         return TrainedModel(model.eval(), info)
     checkpoint = read_checkpoint(path)
     cfg = _cfg_inside(checkpoint, path)
-    model = make_model(cfg, num_class=1, pretrained=False)
+    pid_names = tuple(checkpoint.get("pid_names") or ()) if heads else ()
+    model = make_model(cfg, num_class=len(pid_names) or 1, pretrained=False)
     # A model may have been trained with a branch that a test leaves out.
-    load_weights(model, checkpoint, path, skip=MODEL_HEADS, allow_unexpected=("pcb.local.*",))
-    return TrainedModel(model.eval(), describe_model(cfg, model, _origin(cfg, checkpoint, path)))
+    load_weights(model, checkpoint, path, skip=() if pid_names else MODEL_HEADS,
+                 allow_unexpected=("pcb.local.*", "pcb.classifiers.local.*"))
+    return TrainedModel(model.eval(), describe_model(cfg, model, _origin(cfg, checkpoint, path)), pid_names)
 
 
 def cfg_of_weights(file: Path, cfg: CfgNode) -> CfgNode:

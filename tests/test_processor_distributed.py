@@ -10,7 +10,7 @@ from processes import processes_by_hand, run_together
 from torch.nn.parallel import DistributedDataParallel
 from trainings import train_together
 
-from configs import load_cfg
+from configs import dump_cfg, load_cfg
 from datasets.batches import Batch, SequentialBatches
 from processor.training import build as training_run
 from processor.training.build import build
@@ -30,6 +30,15 @@ from utils.dist import worker_group
 torch.set_num_threads(1)
 folder = sys.argv[1]
 """
+
+
+def save_teacher(opts):
+    """The checkpoint of a network with the identities of the run, beside its folder; returns the path."""
+    run = build(load_cfg(None, opts))
+    path = run.checkpoints.folder.parent / "teacher.pth"
+    torch.save({"model": run.model.state_dict(), "config": dump_cfg(run.cfg),
+                "pid_names": run.loaders.data.pid_names}, path)
+    return str(path)
 
 
 def frozen_run(opts, workers=ALONE, **changes):
@@ -89,6 +98,7 @@ CASES = {
     "parts": {"MODEL.IF_USE_PCB": True},
     "accumulated": {"SOLVER.ACCUMULATION_STEPS": 2},
     "softmax": {"DATALOADER.SAMPLER": "softmax", "MODEL.IF_WITH_CENTER": "no", "MODEL.METRIC_LOSS_TYPE": "triplet"},
+    "taught": {"SOLVER.DISTILL_FROM": "teacher.pth", "MODEL.EMBED_DIM": 16},
 }
 
 
@@ -97,6 +107,7 @@ def shared(tiny_data, tmp_path_factory):
     """What each of two processes found, and the options."""
     folder = tmp_path_factory.mktemp("shared")
     opts = tiny_options(tiny_data, folder / "model")
+    CASES["taught"]["SOLVER.DISTILL_FROM"] = save_teacher([*opts, "SOLVER.SEED", "2"])
     torch.save((opts, CASES), folder / "cases.pt")
     codes, errors, _ = processes_by_hand(folder, 2, SHARE)
     assert codes == [0, 0], errors

@@ -17,7 +17,8 @@ from utils.logger import run_tool, setup_logger
 
 VARIABLES = ("DATA_ROOT", "RECIPE", "WEIGHTS", "OUTPUT_ROOT", "SEED", "PYTHON")
 # Keys whose values are files or folders: relative to where run.sh was called, if they are there.
-_PATHS = ("DATASETS.ROOT_DIR", "DATASETS.VALIDATION", "DATASETS.PACKED", "DATASETS.UNLABEL_DIR", "MODEL.PRETRAIN_PATH")
+_PATHS = ("DATASETS.ROOT_DIR", "DATASETS.VALIDATION", "DATASETS.PACKED", "DATASETS.UNLABEL_DIR", "MODEL.PRETRAIN_PATH",
+          "SOLVER.DISTILL_FROM")
 
 
 def read_settings(words: list[str], force: bool) -> Settings:

@@ -44,7 +44,14 @@ def training_data(cfg) -> Facts:
     start = weight_file(cfg.MODEL.PRETRAIN_PATH) if cfg.MODEL.PRETRAIN_CHOICE != "none" else ""
     weights = sha256_of(start) if start and os.path.isfile(start) else None
     return {"MODEL.PRETRAIN_CHOICE": cfg.MODEL.PRETRAIN_CHOICE, "the file of MODEL.PRETRAIN_PATH": weights,
-            **training_pictures(cfg)}
+            "the teacher of SOLVER.DISTILL_FROM": _teacher_of(cfg.SOLVER.DISTILL_FROM), **training_pictures(cfg)}
+
+
+def _teacher_of(path: str) -> str:
+    """The digest of a teacher's weights; "none" without one."""
+    if not path:
+        return "none"
+    return sha256_of(weight_file(path)) if os.path.isfile(weight_file(path)) else "missing"
 
 
 def training_pictures(cfg) -> Facts:

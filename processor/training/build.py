@@ -23,6 +23,7 @@ from model.make_model import ReIDModel, check_model, make_model, place_model
 from model.prompts import order_texts
 from processor.evaluation.truth import truths_of, warn_of_obstacles
 from processor.training.checkpoints import CheckpointFolder
+from processor.training.teacher import Teacher, open_teacher
 from solver.ema import WeightAverage
 from solver.make_optimizer import make_optimizer, make_scheduler
 from utils.checkpoint import read_checkpoint
@@ -47,6 +48,7 @@ class Training:
         net: what a training step calls: the model, wrapped if there are several devices or processes.
         optimizers: the model's, and the class centres' if there are any.
         data_digest: of the training list; a run goes on with the same list only.
+        teacher: what is learned from beside the data, if there is one (SOLVER.DISTILL_FROM); no part of the model.
         average: the moving average of the weights, if there is one (SOLVER.EMA_DECAY).
         meter: means of the loss, its terms and the accuracy over the epoch so far.
         skipped: [2] int64 on the device: steps skipped in a row, and in all.
@@ -65,6 +67,7 @@ class Training:
     workers: Workers
     data_digest: str
     average: WeightAverage | None = None
+    teacher: Teacher | None = None
     net: nn.Module | None = None
     checkpoints: CheckpointFolder = field(init=False)
     statistics: RunningStatistics = field(init=False)
@@ -146,6 +149,7 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
     precision = make_precision(devices[0], cfg.SOLVER.FP16, cfg.SOLVER.AMP_BACKEND, cfg.SOLVER.AMP_DTYPE, training=True)
     check_model(cfg, pretrained)
     _check_parallel(cfg, devices, workers)
+    teacher = open_teacher(cfg.SOLVER.DISTILL_FROM, devices[0].type) if cfg.SOLVER.DISTILL_FROM else None
     loaders = make_dataloader(cfg, test=cfg.SOLVER.EVAL_PERIOD > 0, rank=workers.rank, world_size=workers.size)
     logger.info("training data:\n%s", statistics(loaders.data))
     if cfg.SOLVER.EVAL_PERIOD:
@@ -154,11 +158,15 @@ def build(cfg, pretrained: bool = True, workers: Workers = ALONE) -> Training:
     choose_algorithms(cfg.SOLVER.DETERMINISTIC)
     model, criterion = _model_and_criterion(cfg, loaders, devices[0], pretrained)
     _check_frozen(cfg, model)
+    if teacher is not None:
+        teacher.compare_classes(loaders.data.pid_names, cfg.DATASETS.NAMES, "softmax" in cfg.DATALOADER.SAMPLER)
+        teacher.place(devices[0], cfg.MODEL.CHANNELS_LAST, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+        model.classifier.plain_gradient = teacher.gives_logits
     optimizers = [optimizer for optimizer in make_optimizer(cfg, model, criterion) if optimizer is not None]
     precision.prepare(model, optimizers)
     average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     return Training(cfg, loaders, model, criterion, optimizers, make_scheduler(cfg, optimizers[0]), precision, devices,
-                    workers, digest_of_list(loaders.data.train), average)
+                    workers, digest_of_list(loaders.data.train), average, teacher)
 
 
 def digest_of_list(samples: list[Sample]) -> str:

@@ -61,6 +61,8 @@ def _describe_steps(run: Training, timer: PhaseTimer, steps: int, taken: int) ->
         f"steps       {cfg.SOLVER.MAX_EPOCHS} epochs x {run.batches:,} {kind} batches of {cfg.SOLVER.IMS_PER_BATCH} = "
         f"{total:,}{f', of which {taken:,} are taken' if taken else ''}",
         f"parameters  {learning:,} learn in the first epoch, by {cfg.SOLVER.OPTIMIZER_NAME}",
+        *([f"teacher     {run.teacher.describe(data.pid_names, 'softmax' in cfg.DATALOADER.SAMPLER)}"]
+          if run.teacher else []),
         f"a step      {seconds:.3f} s, {cfg.SOLVER.IMS_PER_BATCH / seconds:.1f} images/s ({phases}; mean of {steps}, "
         f"{cfg.DATALOADER.NUM_WORKERS} loader processes)",
         f"expected    {(total - taken) * seconds / 3600:.2f} hours for the steps",

@@ -25,6 +25,8 @@ def state_of(run: Training, epochs: int, batches: int) -> dict:
         "config": dump_cfg(run.cfg), "pid_names": run.loaders.data.pid_names, "data_digest": run.data_digest,
         "versions": {**versions(), "commit": commit()},
     }
+    if run.teacher is not None:  # who it is: it stays as it is in its own file
+        state["teacher"] = {"file": str(run.teacher.path), "digest": run.teacher.digest}
     if run.average is not None:
         state |= {"ema": run.average.state_dict(), "ema_steps": run.average.steps}
     return state
@@ -60,11 +62,17 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
     """Put a checkpoint's state into a freshly built run; return the whole epochs and the batches of the next.
 
     Raises:
-        ValueError: it was trained on other lists.
+        ValueError: it was trained on other lists, or learned from another teacher.
     """
     if checkpoint["data_digest"] != run.data_digest:
         raise ValueError(f"{path} was trained on other training lists than those there are now; train in another "
                          f"OUTPUT_DIR{describe_finetuning(path)}, or anew with --force, which moves this one aside")
+    then, now = checkpoint.get("teacher"), run.teacher
+    if (then and then["digest"]) != (now and now.digest):
+        raise ValueError(f"{path} learned from {_teacher(then and then['file'], then and then['digest'])}, and "
+                         f"SOLVER.DISTILL_FROM is {_teacher(now and now.path, now and now.digest)}; name that one, "
+                         f"train in another OUTPUT_DIR{describe_finetuning(path)}, or anew with --force, which moves "
+                         "this one aside")
     run.model.load_state_dict(checkpoint["model"])
     run.criterion.load_state_dict(checkpoint["criterion"])
     for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
@@ -82,6 +90,10 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
         run.optimizers[0]._opt_called = True
     logger.info("going on from %s after epoch %d%s", path, epochs, f" and {batches} batches" if batches else "")
     return epochs, batches
+
+
+def _teacher(file: object, digest: str | None) -> str:
+    return f"the teacher {file} ({digest[:12]})" if digest else "no teacher"
 
 
 def _stepped_as_here(groups: list[dict], optimizer: Optimizer) -> list[dict]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batches import Batch
+from loss.distillation import Targets
 from processor.training.build import Training
 from utils.meter import PhaseTimer
 from utils.seed import seed_step
@@ -51,15 +52,22 @@ def forward_backward(run: Training, batch: Batch, epoch: int, iteration: int, ti
     images = run.images = run.loaders.augment(batch.images.to(device, non_blocking=True), epoch, batch.positions,
                                               batch.pids, run.images)
     inputs = {"pids": batch.pids.to(device, non_blocking=True), **run.model.sides(batch.camids, batch.viewids)}
+    teacher_sides = {} if run.teacher is None else run.teacher.sides(batch.camids, batch.viewids)
     micro_batches = zip(images.chunk(parts), *(values.chunk(parts) for values in inputs.values()), strict=True)
     means: dict[str, Tensor] = {}
     for part, (micro_images, pids, *sides) in enumerate(micro_batches):
+        targets = None
+        if run.teacher is not None:
+            with run.precision.autocast():
+                targets = run.teacher.targets(micro_images, {name: rows.chunk(parts)[part]
+                                                             for name, rows in teacher_sides.items()})
+            timer.end("teacher")
         seed_step(run.cfg.SOLVER.SEED, epoch, iteration, part, run.workers.rank)
         last = part == parts - 1
         with run.no_sync(not last), run.workers.exchange():
             with run.precision.autocast():
                 outputs = run.net(micro_images, pids, *sides)
-            total, terms = losses(run, outputs, pids)
+            total, terms = losses(run, outputs, pids, targets)
             timer.end("forward")
             run.precision.backward(total / parts, run.optimizers, last)
             timer.end("backward")
@@ -70,13 +78,17 @@ def forward_backward(run: Training, batch: Batch, epoch: int, iteration: int, ti
     return means
 
 
-def losses(run: Training, outputs: dict, pids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The criterion over a micro-batch: metric losses see it in all processes, the ID loss in this one alone."""
+def losses(run: Training, outputs: dict, pids: Tensor,
+           targets: Targets | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The criterion over a micro-batch: metric losses and relations see it in all processes, the ID loss in this one
+    alone, and so do a teacher's logits."""
     if run.workers.size == 1:
-        return run.criterion(outputs, pids)
+        return run.criterion(outputs, pids, targets=targets)
     gathered = {branch: out if out.metric_feat is None else
                 out._replace(metric_feat=run.workers.gather_rows(out.metric_feat)) for branch, out in outputs.items()}
-    return run.criterion(gathered, pids, run.workers.gather_rows(pids))
+    if targets is not None:
+        targets = targets._replace(feat=torch.cat(run.workers.all_gather(targets.feat)))
+    return run.criterion(gathered, pids, run.workers.gather_rows(pids), targets)
 
 
 def clip_gradients(run: Training) -> Tensor:
