@@ -57,9 +57,8 @@ def _relations(feat: Tensor) -> tuple[Tensor, Tensor]:
     distances = squared.maximum(least).sqrt().masked_fill(same, 0)
     # (a - b)·(c - b) = a·c - a·b - b·c + b·b, in the order [a, b, c]
     dots = products[:, None, :] - products[:, :, None] - products[None, :, :] + lengths[None, :, None]
-    some = same[:, None, :] | same[:, :, None] | same[None, :, :]
-    around = distances.masked_fill(same, 1)
-    cosines = (dots / (around[:, :, None] * around[None, :, :])).masked_fill(some, 0)
+    factors = distances.masked_fill(same, 1).reciprocal().masked_fill(same, 0)
+    cosines = (dots * (factors[:, :, None] * factors[None, :, :])).float().masked_fill(same[:, None, :], 0)
     return distances / (distances.sum() / pairs), cosines
 
 
