@@ -218,14 +218,18 @@ def test_the_options_of_a_command_line(monkeypatch):
     options = make_options("auto", False, None, None, steps=None, batch=64)
     assert (options.models, options.sizes, options.batch, options.steps) == (("resnet50_ibn_a",), ((128, 64),), 64, 12)
     assert options.arms == tuple(name for name in ARMS if name != "textbook_fp16")
+    transformer = options.settings()[-1]
+    assert (transformer.model, transformer.size, transformer.batch) == ("vit_small", (256, 128), 8)
+    assert [setting.model for setting in make_options("cpu", False, ["64x32"], None).settings()] == ["resnet50_ibn_a"]
+    assert [s.model for s in make_options("cpu", False, None, None, models=["vit_tiny"]).settings()] == ["vit_tiny"]
     large = make_options("cpu", True, None, None)
-    assert len(large.settings()) == 8
+    assert len(large.settings()) == 9
     assert make_options("cpu", True, ["384x192"], None).sizes == ((384, 192),)
     with pytest.raises(ValueError, match="unknown arm 'theirs'; choose from textbook_float"):
         make_options("cpu", False, None, ["theirs"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     options = make_options("auto", False, None, None)
-    assert (len(options.settings()), options.arms) == (12, tuple(ARMS))
+    assert (len(options.settings()), options.arms) == (13, tuple(ARMS))
 
 
 @pytest.mark.slow

@@ -63,7 +63,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", metavar="NAME",
-                        help="backbones (default: resnet50_ibn_a; on CUDA resnet101_ibn_b, too)")
+                        help="backbones (default: resnet50_ibn_a; on CUDA resnet101_ibn_b, too; and vit_small at "
+                        "256x128, in batches of 8 on the CPU)")
     parser.add_argument("--sizes", nargs="+", metavar="HxW",
                         help="of the images (default: 128x64; on CUDA 256x128 384x192 480x240)")
     parser.add_argument("--identities", nargs="+", type=int, metavar="N",

@@ -43,27 +43,33 @@ class TrainingOptions:
     arms: Sequence[str]
     repeats: int = 3
     square: int = 4096
+    beside: Sequence[tuple[str, tuple[int, int], int]] = ()  # other models at one size, with a batch of their own
 
     def settings(self, data: str = "-") -> list[Setting]:
-        """Every model at every size with every number of identities, on the pictures in the folder `data`."""
-        return [Setting(data, model, size, identities, self.batch, self.device, self.warmup, self.steps, self.square)
-                for model, size, identities in product(self.models, self.sizes, self.identities)]
+        """Every model at every size with every number of identities, on the pictures in the folder `data`, and those
+        beside with the first number.
+        """
+        chosen = [(*words, self.batch) for words in product(self.models, self.sizes, self.identities)]
+        chosen += [(model, size, self.identities[0], batch) for model, size, batch in self.beside]
+        return [Setting(data, model, size, identities, batch, self.device, self.warmup, self.steps, self.square)
+                for model, size, identities, batch in chosen]
 
 
 SMALL = {"models": MODELS[:1], "sizes": ((128, 64),), "identities": IDENTITIES[:1]}
 DEFAULTS: dict[str, dict[str, Any]] = {
     # Ranger's full step begins with the sixth, and every sixth also looks ahead.
-    "cpu": {**SMALL, "batch": 32, "warmup": 5, "steps": 12, "square": 4096},
+    "cpu": {**SMALL, "batch": 32, "warmup": 5, "steps": 12, "square": 4096,
+            "beside": (("vit_small", (256, 128), 8),)},
     # The warm-up uses up what the loader's workers had ready by its beginning, so that waiting for data shows.
     "cuda": {"models": MODELS, "sizes": SIZES, "identities": IDENTITIES, "batch": 128, "warmup": 30, "steps": 100,
-             "square": 8192},
+             "square": 8192, "beside": (("vit_small", (256, 128), 128),)},
 }
 LARGE = {"models": MODELS, "sizes": ((128, 64), (256, 128)), "identities": IDENTITIES}  # on the CPU: hours
 
 
 def make_options(device: str, large: bool, sizes: Sequence[str] | None, arms: Sequence[str] | None,
                  **others: Any) -> TrainingOptions:
-    """The options of a command line; None means the device's default.
+    """The options of a command line; None means the device's default, in which a transformer is beside the others.
 
     Raises:
         ValueError: device is "cuda" and there is none, a size is not HEIGHTxWIDTH, or an arm is unknown.
@@ -74,6 +80,8 @@ def make_options(device: str, large: bool, sizes: Sequence[str] | None, arms: Se
     chosen |= {name: value for name, value in others.items() if value is not None}
     if sizes:
         chosen["sizes"] = tuple(map(parse_size, sizes))
+    if sizes or others.get("models"):  # whoever chooses wants no others
+        chosen["beside"] = ()
     usual = [arm for arm in ARMS if not _why_not(arm, device)]
     return TrainingOptions(device=device, arms=tuple(arms or usual), **chosen)
 
