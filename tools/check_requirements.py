@@ -1,13 +1,8 @@
 """Does this interpreter have what requirement files ask for? Exit code 0 = yes. Needs nothing but Python.
 
 Understands the lines that our files have: NAME, NAME>=VERSION and comments. opencv-python and its variants count as the
-<<<<<<< Updated upstream
 same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing. Two versions that are new enough and
 yet fail together are a problem, too.
-=======
-same. A package that not every machine gets (NAME>=VERSION; MARKER) may be missing. Two versions that are new enough and
-yet fail together are a problem, too.
->>>>>>> Stashed changes
 """
 import argparse
 import re
