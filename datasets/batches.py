@@ -191,6 +191,7 @@ def _worker_init(_: int) -> None:
     # workers' batches. They end when it asks them to, ends itself or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_without_sending)
 
 

@@ -92,7 +92,7 @@ def do_train(cfg, resume: str = "none", workers: Workers = ALONE) -> Path:
             writes to OUTPUT_DIR; later: an image cannot be read, or a checkpoint cannot be written.
         TooManySkippedSteps: too many steps in a row had no finite loss or gradient.
         LostWorker: another of the processes is gone.
-        Stopped: SIGTERM or SIGINT came; a checkpoint is written.
+        Stopped: SIGTERM, SIGINT or SIGHUP came; a checkpoint is written.
     """
     out = Path(cfg.OUTPUT_DIR)
     if not workers.is_main:

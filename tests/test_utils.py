@@ -1,4 +1,5 @@
 """utils: draws, files, checkpoints, the run lock and commands."""
+import logging
 import os
 import pickle
 import signal
@@ -14,9 +15,9 @@ from processes import longest_file
 
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.files import atomic_path, epoch_checkpoints, make_mapped_array, read_json, write_array, write_json
-from utils.logger import run_tool, user_message
+from utils.logger import run_tool, setup_logger, user_message
 from utils.precision import Precision, select_device
-from utils.process import RunLock, run_logged
+from utils.process import RunLock, StopRequest, run_logged
 from utils.seed import uniform
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,6 +184,75 @@ def test_a_name_that_is_not_utf8_is_named_before_a_tool_begins(monkeypatch, caps
 
 
 # ------------------------------------------------------------------ processes
+def test_a_line_break_in_an_argument_is_refused_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "a\nb\x1b[31m"])
+    with pytest.raises(SystemExit) as end:
+        run_tool(lambda: None)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: a\\nb\\x1b[31m: a line break or another control character")
+
+
+def test_a_name_in_a_message_cannot_steer_a_terminal(tmp_path, capsys):
+    setup_logger(tmp_path)
+    logging.getLogger("x").info("read %s", "a\x1b[2Jb\u202ec\udce9.png\nnext line")
+    for text in (capsys.readouterr().err, (tmp_path / "log.txt").read_text(encoding="utf-8")):
+        assert text.endswith("read a\\x1b[2Jb\\u202ec\\xe9.png\nnext line\n")
+
+
+def test_memory_that_runs_out_is_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_tool(lambda: bytearray(1 << 62))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: out of memory\n"
+
+
+SPEAK = f"""import sys, time; sys.path[0] = {str(ROOT)!r}
+from utils.logger import run_tool
+time.sleep(0.2)  # the reader has gone by now
+run_tool(lambda: print('x'))"""
+
+
+@pytest.mark.parametrize(("streams", "code", "message"), [
+    ("<&- >&- 2>&-", 0, ""), (">&- 2>$0", 0, ""), ("2>&-", 0, ""), (">/dev/full 2>$0", 2, "error: [Errno 28] No "),
+    ("2>$0 | true; exit ${PIPESTATUS[0]}", 141, ""), ("2>&1 >/dev/null | true; exit ${PIPESTATUS[0]}", 0, ""),
+    (">/dev/full 2>/dev/full", 2, ""),
+])
+def test_a_tool_whose_streams_are_closed_or_full_ends_in_good_order(streams, code, message, tmp_path):
+    words = ["bash", "-c", f'"$1" -c "$2" {streams}', tmp_path / "err", sys.executable, SPEAK]
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    errors = (tmp_path / "err").read_text() if "$0" in streams else ""
+    assert done.returncode == code, errors
+    assert errors.startswith(message)
+    assert bool(errors) == bool(message)
+
+
+def test_a_file_that_is_opened_does_not_get_the_number_of_a_closed_stream(tmp_path):
+    code = f"""import sys; sys.path[0] = {str(ROOT)!r}
+from utils.logger import run_tool
+run_tool(lambda: sys.exit(open({str(tmp_path / "x")!r}, 'w').fileno()))"""
+    done = subprocess.run(["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code])
+    assert done.returncode > 2
+
+
+def test_a_working_directory_that_is_gone_is_told(tmp_path):
+    script = f'mkdir "$0/gone"; cd "$0/gone"; rmdir "$0/gone"; exec "$1" "{ROOT}/tools/train.py" --print-config'
+    done = subprocess.run(["bash", "-c", script, tmp_path, sys.executable], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: the working directory has been removed; change to one that is there (cd)\n"
+
+
+@pytest.mark.parametrize(("before", "requested"), [(signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, "")])
+def test_a_closed_terminal_asks_to_stop_unless_that_is_ignored(before, requested):
+    usual = signal.signal(signal.SIGHUP, before)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.requested == requested
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+
+
 def test_two_runs_cannot_share_a_folder(tmp_path):
     with RunLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another run"), RunLock(tmp_path / ".lock"):
         pass

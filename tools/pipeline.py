@@ -96,7 +96,9 @@ def main() -> None:
         print_plan(settings)
         return
     setup_logger()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which also stops the stage at work, as at Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)  # which also stops the stage at work, as at Ctrl-C
     try:
         summary = run(settings)
     except StageFailed as error:

@@ -3,7 +3,8 @@
 Several GPUs: MODEL.DEVICE_ID 0,1 (one process), or torchrun --nproc_per_node 2 tools/train.py ... (one each, faster).
 MODEL.PRETRAIN_PATH may be a model folder (tools/export.py, tools/import_weights.py): what no file sets of the network
 and its pictures is then the folder's.
-SIGTERM and Ctrl-C write a checkpoint and end with exit code 75; the same command with --resume goes on to the bit.
+SIGTERM, Ctrl-C and a closed terminal (SIGHUP) write a checkpoint and end with exit code 75; the same command with
+--resume goes on to the bit.
 """
 import itertools
 import os

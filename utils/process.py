@@ -74,13 +74,13 @@ def die_with_parent(parent: int) -> None:
 
 
 class HeldSignals:
-    """Within: SIGINT and SIGTERM wait until `release`, because Python swallows what handlers raise during a fork."""
+    """Within: signals to end wait until `release`, because Python swallows what handlers raise during a fork."""
 
     def __init__(self) -> None:
         self._came: list[int] = []
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if callable(signal.getsignal(number)):  # what is ignored or ends the process at once raises nothing
                     self._before[number] = signal.signal(number, lambda number, _: self._came.append(number))
 
@@ -115,8 +115,9 @@ def run_logged(command: list[str], log: Path, cwd: Path, tuned_malloc: bool = Tr
         def pass_on() -> None:
             while piece := os.read(process.stdout.fileno(), 1 << 16):
                 kept.write(piece)
-                sys.stderr.buffer.write(piece)
-                sys.stderr.buffer.flush()
+                with contextlib.suppress(OSError):  # the terminal was closed; the log goes on
+                    sys.stderr.buffer.write(piece)
+                    sys.stderr.buffer.flush()
 
         try:
             held.release()
@@ -151,7 +152,7 @@ class StopRequest:
     signal is caught.
     """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.requested = ""
@@ -161,7 +162,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in self._SIGNALS}
+            self._before = {number: signal.signal(number, self._receive) for number in self._SIGNALS
+                            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}  # nohup
         return self
 
     def __exit__(self, *_: object) -> None:
