@@ -138,15 +138,19 @@ def test_the_image_encoders_give_clip_reids_feature_and_its_projection(golden, n
     assert complaints(golden, case, {"emb_before": net.features(image, rows).token}) == []
 
 
-NEW = ["osnet_x0_25", "vit_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in (
-    "osnet_ain_x0_25", "solider_swin_tiny", "clip_rn50", "clip_vit_b16", "fastreid_r50_ibn_nl", "efficientnet_lite0"))]
+QUICK = ("osnet_x0_25", "vit_tiny")
+TIMMS = ("vit_tiny_patch16_224", "vit_small_patch14_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224",
+         "convnext_atto", "swin_tiny_patch4_window7_224", "mobilenetv4_conv_small", "efficientnet_lite0")
+TRAINED = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow)
+                     for name in (*BACKBONES, *(f"timm:{name}" for name in TIMMS)) if name not in QUICK)]
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_steps_are_one_and_one_more_from_its_checkpoint(name, mixed):
-    pooling = "token" if BACKBONES[name]().has_token else "avg"
-    cfg = model_config(MODEL__NAME=name, MODEL__POOLING_METHOD=pooling)
+    with torch.device("meta"):
+        pooling = "token" if build_backbone(name).has_token else "avg"
+    cfg = model_config(MODEL__NAME=name, MODEL__POOLING_METHOD=pooling, INPUT__SIZE_TRAIN=[64, 32])
     images, pids = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
 
     def train(state, steps):
