@@ -190,11 +190,14 @@ def format_gallery(report: Report) -> str:
                        f"{built['anonymous'] / 2**20:,.0f} MiB anonymous memory")
     setting.append(f"opening and reading the columns: {report['opened']:.2f} s; on the disk: vectors and facts "
                    f"{report['bytes']['rows'] / 2**20:,.0f} MiB, codes {report['bytes']['codes'] / 2**20:,.0f} MiB")
-    header = ("measured", "runs", "ms", "numpy's ms", "times faster", "anonymous MiB", "equal to the slow search")
+    setting.append("memory of a process that only searches, MiB anonymous / of mapped files: " + "; ".join(
+        f"{title} {anonymous / 2**20:,.0f} / {mapped / 2**20:,.0f}" for title, anonymous, mapped in report["memory"]))
+    header = ("measured", "runs", "ms", "numpy's ms", "times faster", "anonymous MiB", "equal to the slow search",
+              "float64's set")
 
     def figures(row: Row) -> list[str]:
         return [f"{row['ms']:,.1f}", f"{row['numpy_ms']:,.1f}", f"{row['numpy_ms'] / row['ms']:.2f}",
-                f"{row['anonymous'] / 2**20:,.0f}", row["equal"]]
+                f"{row['anonymous'] / 2**20:,.0f}", row["equal"], row["float64"]]
 
     return "\n".join(format_report(report, setting, header, lambda row: [row["title"]], figures))
 

@@ -56,7 +56,7 @@ def run_benchmark(options: GalleryOptions) -> dict[str, Any]:
     """Make the gallery, and measure it in a fresh process.
 
     Returns:
-        A report that JSON can hold: "machine", "plan" (the options), "built", "rows" and what `measure` gives.
+        A report that JSON can hold: "machine", "plan" (the options), "built", "memory", and what `measure` gives.
     Raises:
         ValueError: an option is out of range, or the folder holds another gallery.
         RuntimeError: a process failed.
@@ -68,13 +68,14 @@ def run_benchmark(options: GalleryOptions) -> dict[str, Any]:
         built = None
         if not Path(setting.folder).exists():
             built = run_child(MODULE, Job("build", setting, f"{scratch}/build.json"))
-        return {**new_report(options), "built": built, **run_child(MODULE, Job("search", setting, f"{scratch}/s.json"))}
+        return {**new_report(options), "built": built, **run_child(MODULE, Job("search", setting, f"{scratch}/s.json")),
+                "memory": run_child(MODULE, Job("memory", setting, f"{scratch}/m.json"))["steps"]}
 
 
 # ----------------------------------------------------------------------------------------------------- in the children
 def measure(job: Job) -> dict[str, Any]:
     """The figures of a child's job."""
-    return {"build": build, "search": measure_search}[job.what](job.setting)
+    return {"build": build, "search": measure_search, "memory": measure_memory}[job.what](job.setting)
 
 
 def build(setting: GalleryOptions) -> dict[str, float]:
@@ -112,6 +113,18 @@ def measure_search(setting: GalleryOptions) -> dict[str, Any]:
             "bytes": {"codes": codes, "rows": sum(sizes.values()) - codes}}
 
 
+def measure_memory(setting: GalleryOptions) -> dict[str, Any]:
+    """(what was done, bytes that no file backs, bytes of mapped files) of a process that does nothing but search."""
+    with open_gallery(setting.folder, setting.dim) as gallery:
+        gallery.count()
+        queries = draw_queries(gallery, setting)
+        steps = [("opened", _memory("RssAnon"), _memory("RssFile"))]
+        for title, block in (("one query", queries[:1]), (f"{setting.batch} queries", queries)):
+            search(gallery, block, setting.k)
+            steps.append((f"after {title}", _memory("RssAnon"), _memory("RssFile")))
+    return {"steps": steps}
+
+
 def draw_queries(gallery: FolderGallery, setting: GalleryOptions) -> np.ndarray:
     """[batch, D] other pictures of people in the gallery: rows with new noise."""
     rng = np.random.default_rng(1)
@@ -133,9 +146,9 @@ def _measure_case(gallery: FolderGallery, setting: GalleryOptions, title: str, q
             runs.append({"ms": 1000 * ours["seconds"], "numpy_ms": 1000 * product["seconds"],
                          "anonymous": ours["anonymous"]})
     assert found.certified.all()
-    equal = "–" if re_rank else check_found(gallery, queries, found, where, setting.checked)
+    equal, float64 = ("–", "–") if re_rank else check_found(gallery, queries, found, where, setting.checked)
     medians = {name: statistics.median(run[name] for run in runs) for name in ("ms", "numpy_ms")}
-    return {"title": title, "note": "", "runs": runs, "equal": equal, **medians,
+    return {"title": title, "note": "", "runs": runs, "equal": equal, "float64": float64, **medians,
             "anonymous": max(run["anonymous"] for run in runs)}
 
 
@@ -146,10 +159,12 @@ def numpy_product(gallery: FolderGallery, queries: np.ndarray) -> None:
             queries @ live.segment.vectors[start : start + PRODUCT].astype(np.float32, copy=False).T
 
 
-def check_found(gallery: FolderGallery, queries: np.ndarray, found: Found, where: Where | None, count: int) -> str:
-    """Which share of `count` queries has the slow search's answer to the bit, all rows sorted by distance and id."""
+def check_found(gallery: FolderGallery, queries: np.ndarray, found: Found, where: Where | None,
+                count: int) -> tuple[str, str]:
+    """Of `count` queries: how many have the slow search's answer to the bit, all rows sorted by distance and id, and
+    how many have float64's set, of those where it is decided: the next row is farther than float32 can be wrong by."""
     picked = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
-    ids, squared = [], []
+    ids, squared, exact = [], [], []
     for live in gallery.live(where):
         for rows in np.split(live.rows, range(2**14, len(live.rows), 2**14)):
             vectors = live.segment.read(rows)
@@ -158,13 +173,28 @@ def check_found(gallery: FolderGallery, queries: np.ndarray, found: Found, where
             squared.append(pairs(torch.from_numpy(left), torch.from_numpy(right) + len(picked)).numpy().reshape(
                 len(picked), -1))
             ids.append(live.segment.columns["id"][rows])
-    ids, squared, same = np.concatenate(ids), np.concatenate(squared, 1), 0
-    for row, distances in zip(picked, squared, strict=True):
+            exact.append(np.stack([np.square(vectors - query).sum(1) for query in queries[picked].astype(np.float64)]))
+    ids, squared, exact = np.concatenate(ids), np.concatenate(squared, 1), np.concatenate(exact, 1)
+    same, decided, agree = 0, 0, 0
+    for row, distances, true in zip(picked, squared, exact, strict=True):
         order = np.lexsort((ids, distances))[: found.ids.shape[1]]
+        by_float64 = decided_set(ids, true, len(order), queries.shape[1])
+        decided += by_float64 is not None
+        agree += by_float64 is not None and by_float64 == set(found.ids[row, : len(order)].tolist())
         similarities = found.similarities[row, : len(order)]
         same += bool(np.array_equal(found.ids[row, : len(order)], ids[order])
                      and np.array_equal(similarities, 1 - distances[order] / 2))
-    return f"{same} of {len(picked)}"
+    return f"{same} of {len(picked)}", f"{agree} of {decided}"
+
+
+def decided_set(ids: np.ndarray, true: np.ndarray, k: int, dim: int) -> set[int] | None:
+    """The ids of the k smallest of the float64 distances [N]; None if float32 sums of `dim` squares may differ."""
+    order = np.argsort(true)
+    if k < len(order):
+        error = (dim + 9) * 2.0**-24  # of a sum of terms that are not negative, as a share of it
+        if true[order[k - 1]] * (1 + error) >= true[order[k]] * (1 - error):
+            return None
+    return set(ids[order[:k]].tolist())
 
 
 @contextlib.contextmanager
@@ -188,9 +218,14 @@ def _meter() -> Iterator[dict[str, float]]:
 
 
 def _anonymous_bytes() -> int:
+    return _memory("RssAnon")
+
+
+def _memory(name: str) -> int:
+    """Bytes of RssAnon or RssFile (Linux; else 0)."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return 0
 
