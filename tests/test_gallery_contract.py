@@ -1,4 +1,6 @@
 """What every engine of a gallery keeps: the same tests over all."""
+import time
+
 import numpy as np
 import pytest
 from galleries import DIM, draw_rows, open_engine
@@ -133,6 +135,16 @@ def test_rows_are_removed_by_their_facts(gallery):
     assert gallery.remove(where=Where(sets=[])) == 0
     assert gallery.remove(where=Where()) == 9
     assert gallery.count() == 0
+
+
+def test_old_rows_are_purged_and_those_without_a_time_stay(gallery):
+    now = time.time_ns() // 10**6
+    gallery.add(range(4), draw_rows(4), {"time": [now - 40 * 86_400_000, now - 20 * 86_400_000, -1, 0]})
+    assert gallery.purge(30) == 2
+    assert [row for batch in gallery.scan() for row in batch.ids] == [1, 2]
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="days; expected 0 or more"):
+            gallery.purge(wrong)
 
 
 @pytest.mark.parametrize("both", [{}, {"ids": [3], "where": Where()}])

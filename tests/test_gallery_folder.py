@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -225,15 +224,10 @@ def test_erasing_takes_what_was_left_of_rows_removed_or_replaced_before(gallery,
     assert [secret for secret in (*secrets(2), *secrets(3), *secrets(3, 1)) if secret in left] == []
 
 
-def test_old_rows_are_purged_and_those_without_a_time_stay(gallery):
-    now = time.time_ns() // 10**6
-    times = [now - 40 * 86_400_000, now - 20 * 86_400_000, -1, 0]
-    gallery.add(range(4), vectors_of(range(4)), {"time": times})
-    assert gallery.purge(30) == 2
-    assert [row for batch in gallery.scan() for row in batch.ids] == [1, 2]
+def test_nothing_of_purged_rows_remains_in_the_files(gallery):
+    gallery.add(range(2), vectors_of(range(2)), {"time": [0, -1]})
+    assert gallery.purge(30) == 1
     assert vectors_of([0]).tobytes() not in bytes_of(gallery.folder)
-    with pytest.raises(ValueError, match="-1 days"):
-        gallery.purge(-1)
 
 
 def test_an_erasure_that_a_kill_broke_off_is_completed_when_the_gallery_is_opened(gallery, monkeypatch):

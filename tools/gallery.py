@@ -214,7 +214,7 @@ def remove(args: argparse.Namespace) -> None:
 
 def purge(args: argparse.Namespace) -> None:
     with open_existing(args) as gallery:
-        print(f"{of_folder(gallery, 'purge')(args.older_than)} rows erased")
+        print(f"{gallery.purge(args.older_than)} rows erased")
 
 
 def assign(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Engines differ in where rows lie (a folder, a cluster), never in what a method m
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from processor.gallery.ledger import Ledger
 
 UNKNOWN = -1  # a camera, a time or an identity that is not known
+_DAY = 24 * 60 * 60 * 1000  # ms
 NEAR_ONE = 1e-5  # how far from 1 a vector's length may be
 # The facts of a row: {name: what an absent one is}. Numbers are int64; time is in ms since 1970; data is JSON text.
 FACTS: dict[str, int | str] = {"camera": UNKNOWN, "time": UNKNOWN, "identity": UNKNOWN, "set": "", "name": "",
@@ -124,6 +126,10 @@ class Gallery(Protocol):
         """
         ...
 
+    def purge(self, older_than_days: float) -> int:
+        """Remove the rows whose time is known and longer ago, as with `erase`; the number of rows."""
+        ...
+
     def assign(self, ids: Sequence[int], **facts: Any) -> int:
         """Give rows another identity, set, camera, time, name or data, one value for all; the number of rows."""
         ...
@@ -220,3 +226,14 @@ def _check_fact(name: str, values: Sequence, count: int) -> np.ndarray:
         if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
             raise ValueError(f"facts: {name} of row {row} is {value!r}, expected text that UTF-8 can write")
     return values
+
+
+def older_than(days: float) -> Where:
+    """Rows whose time is known and at least so long ago, as `purge` erases them.
+
+    Raises:
+        ValueError: days is below 0, or no number.
+    """
+    if not 0 <= days < float("inf"):
+        raise ValueError(f"purge: {days} days; expected 0 or more")
+    return Where(since=0, until=int(time.time() * 1000 - days * _DAY))

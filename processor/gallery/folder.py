@@ -10,14 +10,22 @@ import contextlib
 import logging
 import re
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from processor.gallery.contract import FACTS, Batch, Candidates, Where, check_facts, check_rows, check_vectors
+from processor.gallery.contract import (
+    FACTS,
+    Batch,
+    Candidates,
+    Where,
+    check_facts,
+    check_rows,
+    check_vectors,
+    older_than,
+)
 from processor.gallery.database import Database, among
 from processor.gallery.ledger import Ledger
 from processor.gallery.segments import (
@@ -50,7 +58,6 @@ CREATE INDEX rows_changed ON rows (changed);
 CREATE INDEX dead_changed ON dead (changed);
 INSERT INTO setting VALUES ('commit', 0), ('slot', 0), ('dim', {dim}), ('vectors', '{vectors}')"""
 BLOCK = 2**15  # rows that a compaction moves at a time
-DAY = 24 * 60 * 60 * 1000  # ms
 
 
 class FolderGallery:
@@ -128,10 +135,8 @@ class FolderGallery:
         return len(rows)
 
     def purge(self, older_than_days: float) -> int:
-        """Erase the rows whose time is known and longer ago; the number of rows."""
-        if not older_than_days >= 0:
-            raise ValueError(f"purge: {older_than_days} days; expected 0 or more")
-        return self.remove(where=Where(since=0, until=int(time.time() * 1000 - older_than_days * DAY)), erase=True)
+        """As `Gallery.purge`."""
+        return self.remove(where=older_than(older_than_days), erase=True)
 
     def assign(self, ids: Sequence[int], **facts: Any) -> int:
         """As `Gallery.assign`."""

@@ -213,10 +213,13 @@ class Ledger:
     def _bring_back(self, number: int) -> None:
         """Add the rows again that a change removed; those whose ids are others' by now stay away."""
         for batch, jpegs, said in self.removed.rows(number):
-            for at in range(len(batch.ids)):
-                with contextlib.suppress(ValueError):  # it is there: added by others, or before a kill
-                    self.gallery.add(batch.ids[at : at + 1], batch.vectors[at : at + 1],
-                                     {name: column[at : at + 1] for name, column in batch.facts.items()})
+            try:
+                self.gallery.add(batch.ids, batch.vectors, batch.facts)
+            except ValueError:  # some are there: added by others, or before a kill
+                for at in range(len(batch.ids)):
+                    with contextlib.suppress(ValueError):
+                        self.gallery.add(batch.ids[at : at + 1], batch.vectors[at : at + 1],
+                                         {name: column[at : at + 1] for name, column in batch.facts.items()})
             held = self.gallery.fetch(batch.ids, with_facts=False).vectors
             ours = batch.ids[np.abs(held - batch.vectors).max(1) < _ALIKE].tolist()
             lost = [row for row in ours if row in jpegs and self.thumbnail(row) is None]

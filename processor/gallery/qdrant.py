@@ -23,7 +23,17 @@ try:
 except ImportError:  # optional: `open_qdrant` says so
     QdrantClient = None
 
-from processor.gallery.contract import FACTS, UNKNOWN, Batch, Candidates, Where, check_facts, check_rows, check_vectors
+from processor.gallery.contract import (
+    FACTS,
+    UNKNOWN,
+    Batch,
+    Candidates,
+    Where,
+    check_facts,
+    check_rows,
+    check_vectors,
+    older_than,
+)
 
 KEY = "QDRANT_API_KEY"  # the environment's variable; a key never stands in a URL
 EXACT_UP_TO = 5_000_000  # by default: rows that an exact search may read; it asks every shard for all of them
@@ -163,6 +173,10 @@ class QdrantGallery:
         if self.ledger:
             self.ledger.forget(rows, set(rows.values()), erase)
         return len(rows)
+
+    def purge(self, older_than_days: float) -> int:
+        """See `contract.Gallery`."""
+        return self.remove(where=older_than(older_than_days), erase=True)
 
     def _delete(self, ids: np.ndarray) -> None:
         for part in _parts(len(ids), _IDS):
