@@ -28,7 +28,7 @@ def vectors_of(ids, dim=DIM, salt=0):
 
 def draw_change(draw, rows, salt):
     """(what to do, ids, salt); `rows` is {id: (salt, identity)}."""
-    what = draw.choices(["add", "replace", "remove", "erase", "assign", "compact"], [8, 2, 2, 1, 2, 1])[0]
+    what = draw.choices(["add", "replace", "remove", "take", "erase", "assign", "compact"], [8, 2, 1, 1, 1, 2, 1])[0]
     if what == "add":
         first = max(rows, default=0) + 1
         return what, list(range(first, first + draw.randint(1, 60))), salt
@@ -41,6 +41,8 @@ def make_change(gallery, what, ids, salt):
             gallery.add(ids, vectors_of(ids, salt=salt), {"identity": [salt] * len(ids)}, replace=what == "replace")
     elif what in ("remove", "erase"):
         gallery.remove(ids, erase=what == "erase")
+    elif what == "take":  # so that it can be undone
+        gallery.ledger.remove(ids)
     elif what == "assign":
         gallery.assign(ids, identity=salt)
     else:
@@ -51,7 +53,7 @@ def changed(rows, what, ids, salt):
     """The dict after a change."""
     if what in ("add", "replace"):
         return rows | dict.fromkeys(ids, (salt, salt))
-    if what in ("remove", "erase"):
+    if what in ("remove", "take", "erase"):
         return {row: value for row, value in rows.items() if row not in ids}
     return rows | {row: (rows[row][0], salt) for row in ids}
 
