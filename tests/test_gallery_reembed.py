@@ -72,26 +72,26 @@ def test_all_but_the_vectors_is_carried_over_and_the_log_goes_on(source, shots, 
         expected = embed_small([draw("red"), draw("green"), decode_picture(jpeg("blue"), 10**6), draw("grey")])
         np.testing.assert_array_equal(made.fetch(range(4)).vectors, expected)
         assert made.verify() == []
-        assert (made.ledger.undo().what, made.fetch([3]).facts["identity"].tolist()) == ("assign 1 rows to 2", [-1])
+        assert (made.ledger.undo().what, made.fetch([3]).facts["identity"].tolist()) == ("assign 1 row to 2", [-1])
         assert made.ledger.new_identity() > 2
     assert source.fetch([3]).facts["identity"].tolist() == [2]
 
 
 def test_a_row_without_a_picture_is_named_before_anything_is_embedded(source, shots, tmp_path):
     (shots / "3.png").unlink()
-    with pytest.raises(ValueError, match=r"^1 rows have no picture in the folders .*: 3 \(3\.png\); name more folders"):
+    with pytest.raises(ValueError, match=r"^no picture in the folders .* of 1 row: 3 \(3\.png\); name more folders"):
         re_embed(source, tmp_path / "new", pictures_in(shots, embed=None), DIM, "new")
     assert not (tmp_path / "new.part").exists()
     report = re_embed(source, tmp_path / "new", pictures_in(shots), DIM, "new", leave_out=True)
     assert report.left == {3: ("3.png", "no picture and no thumbnail")}
     with open_gallery(tmp_path / "new") as made:
         assert described(made) == described(source)[:3]
-        assert made.ledger.undo().what == "assign 1 rows to 2"  # of the row that is not there nothing is left
+        assert made.ledger.undo().what == "assign 1 row to 2"  # of the row that is not there nothing is left
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_the_rest_is_kept_for_the_next_run(source, shots, tmp_path):
     (shots / "3.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"1 rows have no picture that can be read: 3 \(3\.png: not a picture"):
+    with pytest.raises(ValueError, match=r"no picture that can be read of 1 row: 3 \(3\.png: not a picture"):
         re_embed(source, tmp_path / "new", pictures_in(shots), DIM, "new")
     (shots / "3.png").write_bytes(png("grey"))
     report = re_embed(source, tmp_path / "new", pictures_in(shots), DIM, "new")
@@ -162,7 +162,7 @@ def test_what_was_removed_before_does_not_come_back_in_the_new_gallery(source, s
     source.ledger.remove([0])
     re_embed(source, tmp_path / "new", pictures_in(shots), DIM, "new")
     with open_gallery(tmp_path / "new") as made:
-        with pytest.raises(ValueError, match="undo: remove 1 rows: 1 rows were erased, or their room was freed"):
+        with pytest.raises(ValueError, match="undo: remove 1 row: what was erased, or whose room was freed"):
             made.ledger.undo()
-        assert made.ledger.undo().what == "assign 1 rows to 2"
-    assert source.ledger.undo().what == "remove 1 rows"
+        assert made.ledger.undo().what == "assign 1 row to 2"
+    assert source.ledger.undo().what == "remove 1 row"

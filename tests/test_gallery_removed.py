@@ -43,7 +43,7 @@ def test_removed_rows_come_back_after_a_restart_with_all_that_was_known_of_them(
     assert [(change.who, change.what) for change in gallery.ledger.history(1)] == [("me", "remove 2 rows")]
     assert gallery.ledger.undo().what == "remove 2 rows"
     assert content(gallery) == before
-    assert gallery.ledger.undo().what == "assign 1 rows to 3"  # what was done before is undone for such rows, too
+    assert gallery.ledger.undo().what == "assign 1 row to 3"  # what was done before is undone for such rows, too
     assert gallery.fetch([0]).facts["identity"].tolist() == [1]
     assert not gallery.ledger.by_human([0])[0]
 
@@ -72,16 +72,16 @@ def test_what_was_erased_or_compacted_away_does_not_come_back_and_undo_says_so(r
     else:
         gallery.remove([0] if late == "erase" else [5], erase=True)
     gallery = reopen()
-    with pytest.raises(ValueError, match="undo: remove 2 rows: 2 rows were erased, or their room was freed"):
+    with pytest.raises(ValueError, match="undo: remove 2 rows: what was erased, or whose room was freed"):
         gallery.ledger.undo()
-    assert gallery.ledger.undo().what == "assign 1 rows to 3"
+    assert gallery.ledger.undo().what == "assign 1 row to 3"
 
 
 def test_an_erasure_is_in_the_log_and_cannot_be_undone(reopen):
     gallery = reopen()
     gallery.ledger.name(1, "Ada")
     assert gallery.ledger.remove([2, 99], erase=True) == 1
-    with pytest.raises(ValueError, match="undo: erase 1 rows: 1 rows were erased"):
+    with pytest.raises(ValueError, match="undo: erase 1 row: what was erased"):
         gallery.ledger.undo()
     assert gallery.ledger.undo().what == "name 1"
 

@@ -89,18 +89,18 @@ def test_people_are_assigned_merged_and_removed_and_changes_undone(run, people):
     assert len(rows(run, "--people", f"#{number}")) == 1
     run("assign", "--ids", ids[0])
     assert rows(run)[[row["id"] for row in rows(run)].index(ids[0])]["identity"] is None
-    assert re.fullmatch(r"1 rows split off as #\d+\n", run("split", "--ids", ids[1]))
+    assert re.fullmatch(r"1 row split off as #\d+\n", run("split", "--ids", ids[1]))
     assert len(rows(run, "--people", "ada")) == 0
-    assert run("undo").startswith("undone: split 1 rows")
+    assert run("undo").startswith("undone: split 1 row")
     assert [row["id"] for row in rows(run, "--people", "ada")] == [ids[1]]
     held = rows(run)
     assert run("remove", "--people", "bob", "ada") == "2 rows removed\n"
     assert run("undo") == "undone: remove 2 rows\n"
     assert rows(run) == held
-    assert run("remove", "--people", "bob", "--erase") == "1 rows erased\n"
-    with pytest.raises(ValueError, match="undo: erase 1 rows: 1 rows were erased"):
+    assert run("remove", "--people", "bob", "--erase") == "1 row erased\n"
+    with pytest.raises(ValueError, match="undo: erase 1 row: what was erased"):
         run("undo")
-    assert run("remove", "--ids", ids[1]) == "1 rows removed\n"
+    assert run("remove", "--ids", ids[1]) == "1 row removed\n"
     assert int(run("compact").split()[0]) > 0
     assert run("purge", "--older-than", 1) == "0 rows erased\n"  # times that are not known are not old
     with pytest.raises(SystemExit) as ended:

@@ -213,8 +213,10 @@ def remove(args: argparse.Namespace) -> None:
 
 
 def purge(args: argparse.Namespace) -> None:
+    from processor.gallery.contract import count_rows
+
     with open_existing(args) as gallery:
-        print(f"{gallery.purge(args.older_than)} rows erased")
+        print(f"{count_rows(gallery.purge(args.older_than))} erased")
 
 
 def assign(args: argparse.Namespace) -> None:

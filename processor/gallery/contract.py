@@ -228,6 +228,15 @@ def _check_fact(name: str, values: Sequence, count: int) -> np.ndarray:
     return values
 
 
+def count_rows(count: int) -> str:
+    """For a sentence.
+
+    >>> count_rows(1), count_rows(2)
+    ('1 row', '2 rows')
+    """
+    return f"{count} row{'s' * (count != 1)}"
+
+
 def older_than(days: float) -> Where:
     """Rows whose time is known and at least so long ago, as `purge` erases them.
 

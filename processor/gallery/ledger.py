@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from processor.gallery.contract import UNKNOWN, Batch, Gallery, Where
+from processor.gallery.contract import UNKNOWN, Batch, Gallery, Where, count_rows
 from processor.gallery.database import Database, among
 from processor.gallery.removed import Removed
 from processor.gallery.segments import read_setting
@@ -117,7 +117,8 @@ class Ledger:
         """
         before = self.gallery.fetch(ids).facts["identity"].tolist()
         ids = [int(row) for row in ids]
-        self._change(who, f"assign {len(set(ids))} rows to {identity}", dict(zip(ids, before, strict=True)), identity)
+        self._change(who, f"assign {count_rows(len(set(ids)))} to {identity}", dict(zip(ids, before, strict=True)),
+                     identity)
 
     def merge(self, into: int, other: int, who: str = "", human: bool = True) -> None:
         """Two identities are one; it keeps the first one's number, and its name if it has one.
@@ -152,7 +153,7 @@ class Ledger:
         old, ids = _known(identities[0]), {int(row) for row in ids}
         stay = dict.fromkeys(set(self._rows(old)) - ids, old)
         new = self.new_identity()
-        self._change(who, f"split {len(ids)} rows of {old} to {new}", dict.fromkeys(ids, old), new, stay=stay)
+        self._change(who, f"split {count_rows(len(ids))} of {old} to {new}", dict.fromkeys(ids, old), new, stay=stay)
         return new
 
     def remove(self, ids: Sequence[int] | None = None, where: Where | None = None, who: str = "",
@@ -180,13 +181,13 @@ class Ledger:
         except BaseException:
             self.removed.drop(number)
             raise
-        self._set_state(number, BEGUN, f"remove {len(rows)} rows")
+        self._set_state(number, BEGUN, f"remove {count_rows(len(rows))}")
         if not erase:
             count = self.gallery.remove(rows) if rows else 0
         else:
             count = self.gallery.remove(ids, where, erase=True)
             self.removed.begin(number, count)
-            self._set_state(number, BEGUN, f"erase {count} rows")
+            self._set_state(number, BEGUN, f"erase {count_rows(count)}")
         self._complete()
         return count
 
@@ -251,7 +252,7 @@ class Ledger:
         removed, kept = self.removed.count(changes[0].number) or (0, 0)
         if removed > kept:
             self._set_state(changes[0].number, GONE)
-            raise ValueError(f"undo: {changes[0].what}: {removed} rows were erased, or their room was freed, and "
+            raise ValueError(f"undo: {changes[0].what}: what was erased, or whose room was freed by a compaction, "
                              "cannot come back; call undo once more for what was done before")
         with self._db.writing() as db:
             db.execute("UPDATE log SET state=? WHERE number=? AND state=?", (UNDOING, changes[0].number, DONE))

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from processor.gallery.contract import FACTS, Batch, Gallery
+from processor.gallery.contract import FACTS, Batch, Gallery, count_rows
 from processor.gallery.folder import FolderGallery
 from utils.files import read_json, sync_folder, write_json
 
@@ -146,7 +146,7 @@ def _check_pictures(source: Gallery, pictures: Pictures) -> None:
         batch.ids.tolist(), batch.facts["name"], strict=True)
         if (source.ledger is None or source.ledger.thumbnail(row) is None) and not pictures.paths(name)]
     if lacking:
-        raise ValueError(f"{len(lacking)} rows have no picture in the folders that were named, and no thumbnail: "
+        raise ValueError(f"no picture in the folders that were named, and no thumbnail, of {count_rows(len(lacking))}: "
                          f"{describe(lacking)}; name more folders, or leave these rows out")
 
 
@@ -167,7 +167,7 @@ def _bring(source: Gallery, target: FolderGallery, pictures: Pictures, report: R
         fresh = ~there & ~np.isin(batch.ids, list(report.left))
         changes += _update(target, _rows(batch, there)) + _embed(source, target, _rows(batch, fresh), pictures, report)
         if report.left and not leave_out:
-            raise ValueError(f"{len(report.left)} rows have no picture that can be read: " + describe(
+            raise ValueError(f"no picture that can be read of {count_rows(len(report.left))}: " + describe(
                 (row, f"{name}: {why}") for row, (name, why) in report.left.items()) + "; mend it, or leave them out")
         if time.monotonic() - told > _SECONDS:
             told = time.monotonic()

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from processor.gallery import search
-from processor.gallery.contract import UNKNOWN, Batch, Gallery, Where
+from processor.gallery.contract import UNKNOWN, Batch, Gallery, Where, count_rows
 from processor.gallery.identify import identify
 
 _THUMBNAIL = 256  # pixels of the longer side
@@ -206,7 +206,7 @@ class Answers:
             self.gallery.fetch(ids)  # before somebody new is made
             identity = int(self.ledger.identities([person.strip()])[0])
         self.ledger.assign(ids, UNKNOWN if identity is None else identity, self.who)
-        return {"done": f"{len(set(ids))} rows assigned"}
+        return {"done": f"{count_rows(len(set(ids)))} assigned"}
 
     def name(self, identity: int, name: str) -> dict[str, Any]:
         """Name a person."""
@@ -220,12 +220,12 @@ class Answers:
 
     def split(self, ids: Sequence[int]) -> dict[str, Any]:
         """Rows are of another, new person."""
-        return {"identity": str(self.ledger.split(ids, self.who)), "done": f"{len(set(ids))} rows split off"}
+        return {"identity": str(self.ledger.split(ids, self.who)), "done": f"{count_rows(len(set(ids)))} split off"}
 
     def remove(self, ids: Sequence[int] | None, erase: bool, where: Where | None = None) -> dict[str, Any]:
         """Remove rows; without `erase`, `undo` brings them back."""
         count = self.ledger.remove(ids, where, self.who, erase)
-        return {"done": f"{count} rows {'erased' if erase else 'removed'}"}
+        return {"done": f"{count_rows(count)} {'erased' if erase else 'removed'}"}
 
     def undo(self) -> dict[str, Any]:
         """Take the last change back.

@@ -389,7 +389,8 @@ function showChosen() {
 function timeline(rows) {  // a lane a camera, a dot a picture, a line from each to the next
   const timed = rows.filter(row => row.time !== null), lanes = [...new Set(timed.map(row => row.camera))].sort((a, b) => a - b);
   if (timed.length < 2) return [];
-  const first = timed[0].time, span = Math.max(1, timed.at(-1).time - first), [left, width, lane] = [118, 860, 30];
+  const first = timed[0].time, span = Math.max(1, timed.at(-1).time - first);
+  const narrow = innerWidth < 700, [left, width, lane] = narrow ? [104, Math.max(240, innerWidth - 64), 30] : [118, 860, 30];
   const x = row => left + 14 + (width - left - 28) * (row.time - first) / span, y = row => lane * lanes.indexOf(row.camera) + lane / 2;
   const height = lane * lanes.length, svg = element("svg", {viewBox: `0 0 ${width} ${height + 22}`, role: "img",
     "aria-label": "When which camera saw the person"});
@@ -401,7 +402,7 @@ function timeline(rows) {  // a lane a camera, a dot a picture, a line from each
     dot.onclick = () => { pick(row.id); $("rows").children[rows.indexOf(row)].scrollIntoView({block: "nearest"}); };
     svg.append(dot);
   }
-  svg.append(element("text", {x: left, y: height + 16}, date(first)),
+  svg.append(element("text", {x: narrow ? 0 : left, y: height + 16}, date(first)),
     element("text", {x: width, y: height + 16, "text-anchor": "end"}, date(timed.at(-1).time)));
   return [svg];
 }
