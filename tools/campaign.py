@@ -24,6 +24,9 @@ class Kind(NamedTuple):
 
 
 CAMPAIGNS: dict[str, Kind] = {
+    "paths": Kind("odd names, links, pipes, devices, closed doors where tools read and write",
+                  "tools.campaigns.paths"),
+    "machine": Kind("no HOME, a small /dev/shm, closed streams, other clocks and locales", "tools.campaigns.machine"),
 }
 
 

@@ -5,9 +5,11 @@ price: the first call starts a server, this file as a script, which imports what
 when it is asked to. The server itself never computes, because a process with threads at work must not be forked.
 
 It reads a line of JSON and answers with one: {"words": [script, word ...], "cwd": folder, "env": {name: value},
-"seconds": limit, "out": file, "err": file} with the new process' pid, and a pid with its exit code, null while it runs.
+"seconds": limit, "out": file, "err": file} and start_tool's limits with the new process' pid, and a pid with its exit
+code, null while it runs.
 """
 import atexit
+import ctypes
 import functools
 import gc
 import importlib
@@ -15,6 +17,7 @@ import itertools
 import json
 import os
 import pkgutil
+import resource
 import runpy
 import signal
 import subprocess
@@ -35,15 +38,16 @@ def run_tool(tool, *words, **how):
     return subprocess.CompletedProcess(running.words, running.wait(), running.stdout(), running.stderr())
 
 
-def start_tool(tool, *words, cwd=ROOT, env=None, seconds=_SECONDS):
+def start_tool(tool, *words, cwd=ROOT, env=None, seconds=_SECONDS, limits=None):
     """A process that has begun.
 
     tool: a name of tools/, such as "train", or the path of a script.
     env: what is put into its environment.
     seconds: it is killed by SIGALRM when it takes longer.
+    limits: {"memory": bytes of data it may hold, "is_root": False = it may no longer read and write what it may not}.
     """
     path = Path(tool) if "/" in str(tool) else ROOT / "tools" / f"{tool}.py"
-    return _server().start([str(path), *map(str, words)], cwd, env or {}, seconds)
+    return _server().start([str(path), *map(str, words)], cwd, env or {}, seconds, limits or {})
 
 
 def run_logged_by_server(command, log, cwd):
@@ -106,11 +110,11 @@ class _Server:
         self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
 
-    def start(self, words, cwd, env, seconds):
+    def start(self, words, cwd, env, seconds, limits):
         number = next(self._numbers)
         out, err = files = [Path(self._folder.name) / f"{number}.{name}" for name in ("out", "err")]
         pid = self.ask({"words": words, "cwd": str(cwd), "env": {name: str(value) for name, value in env.items()},
-                        "seconds": seconds, "out": str(out), "err": str(err)})
+                        "seconds": seconds, "out": str(out), "err": str(err), **limits})
         return Running(self, words, pid, files)
 
     def ask(self, request):
@@ -183,9 +187,14 @@ def _run(request):
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
-    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode, encoding="utf-8", closefd=False, buffering=1)
-                                         for number, mode in enumerate("rww"))
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(number, mode, encoding="utf-8", errors=errors, closefd=False, buffering=1)
+        for number, (mode, errors) in enumerate((("r", "strict"), ("w", "strict"), ("w", "backslashreplace"))))
     os.chdir(request["cwd"])
+    if "memory" in request:
+        resource.setrlimit(resource.RLIMIT_DATA, (request["memory"], request["memory"]))
+    if not request.get("is_root", True):
+        _drop_powers()
     os.environ.update(request["env"])
     tempfile.tempdir = None  # what the server imports may have asked for it, before TMPDIR was known
     sys.argv = request["words"]
@@ -202,6 +211,13 @@ def _run(request):
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(code)  # to take all of torch apart again costs as much as to import it
+
+
+def _drop_powers():
+    """Root without its capabilities (Linux): files without its permission are closed to it, as to anybody."""
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capset(header, none):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 if __name__ == "__main__":

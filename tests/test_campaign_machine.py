@@ -1,0 +1,42 @@
+"""The campaign of odd machines: a short run of it, and that it notices what it is there for."""
+import pytest
+
+from tools.campaigns import machine, paths
+from tools.campaigns.commands import Ended
+from tools.campaigns.materials import Materials
+from tools.campaigns.record import Campaign
+
+
+def test_a_short_run_finds_nothing(tmp_path):
+    campaign = Campaign("machine", tmp_path / "machine", seed=1, seconds=60, quick=True)
+    campaign.folder.mkdir()
+    machine.run_campaign(campaign)
+    assert campaign.findings == []
+    assert sum(campaign.tried.values()) == len(machine.QUICK)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return paths.Place(tmp_path / "case", Materials(tmp_path / "materials"), paths.TRIALS["demo"])
+
+
+@pytest.mark.parametrize(("condition", "code", "output", "expected"), [
+    ("HOME is not set", 0, "fine", []),
+    ("HOME is not set", 1, "Traceback (most recent call last):\n", ["traceback"]),
+    ("HOME is not set", -11, "", ["crash"]),
+    ("HOME is not set", 2, "error: no home", ["exit code"]),
+    ("stdout's reader has gone", 141, "", []),
+    ("stdout's reader has gone", 120, "Exception ignored in: <stdout>", ["exit code"]),
+    ("stdout's reader has gone", 0, "Exception ignored in: <stdout>", ["traceback"]),
+    ("no /dev/shm", 2, "error: no room in /dev/shm", []),
+    ("no /dev/shm", 2, "error: [Errno 2]", ["message"]),
+    ("a terminal of 40 columns", 0, "epoch 1: " + 40 * " " + "50%|#####", ["broken line"]),
+])
+def test_what_must_not_be_is_noticed(condition, code, output, expected, place):
+    ended = Ended((), code, output, 1.0, False, 0)
+    assert [fault for fault, _ in machine.judge(condition, place, ended, (0, {}))] == expected
+
+
+def test_other_results_are_noticed(place):
+    ended = Ended((), 0, "", 1.0, False, 0)
+    assert [fault for fault, _ in machine.judge("one core", place, ended, (0, {"a.npy": "1"}))] == ["differs"]

@@ -1,0 +1,328 @@
+"""Odd machines: the tools where something is missing, closed, small, or in another language.
+
+A fault is a traceback, a hang or a crash, another exit code than the condition allows, or other results than on a usual
+machine.
+"""
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.campaigns.commands import Ended, fault_of, run_command, tool
+from tools.campaigns.materials import Materials
+from tools.campaigns.paths import TRIALS, Place
+from tools.campaigns.record import Campaign
+
+_SECONDS = 200
+_PASS = 'exec "$@"'
+_NODES = " && ".join(f"mknod -m 666 /dev/{name} c 1 {number}" for name, number in
+                     (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)))
+_CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+static long shift(void) { const char *s = getenv("CLOCK_SHIFT"); return s ? atol(s) : 0; }
+int clock_gettime(clockid_t id, struct timespec *t) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int code = real(id, t);
+    if (!code && id == CLOCK_REALTIME) t->tv_sec += shift();
+    return code;
+}
+time_t time(time_t *t) {
+    struct timespec now; clock_gettime(CLOCK_REALTIME, &now);
+    if (t) *t = now.tv_sec;
+    return now.tv_sec;
+}
+int gettimeofday(struct timeval *t, void *zone) {
+    struct timespec now; clock_gettime(CLOCK_REALTIME, &now);
+    t->tv_sec = now.tv_sec; t->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+"""
+
+
+def _shell(script: str, *before: str) -> list[str]:
+    """A wrapper: the command is "$@" of the script."""
+    return [*before, "bash", "-c", script, "bash"]
+
+
+class Condition(NamedTuple):
+    """An odd machine.
+
+    Attributes:
+        wrapper: words before the command.
+        env: variables of it; {home}, {work} are folders of the case and of the campaign.
+        flags: of the interpreter.
+        codes: exit codes besides the usual one.
+        message: of these, what has to be in the output.
+        extra: words after the command's own.
+        tools: names of trials; () = any.
+        is_result_same: the results are to be those of a usual machine.
+    """
+
+    wrapper: Sequence[str] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    flags: Sequence[str] = ()
+    codes: tuple[int, ...] = ()
+    message: str = ""
+    extra: Sequence[str] = ()
+    tools: tuple[str, ...] = ()
+    is_result_same: bool = True
+
+
+_TRAININGS = ("train", "train people")
+_WORKERS = ("DATALOADER.NUM_WORKERS", "2")
+CONDITIONS: dict[str, Condition] = {
+    "HOME is not set": Condition(["env", "-u", "HOME", "-u", "XDG_CACHE_HOME"]),
+    "HOME is empty text": Condition(env=(("HOME", ""), ("XDG_CACHE_HOME", ""))),
+    "HOME is no folder": Condition(env=(("HOME", "/dev/null"), ("XDG_CACHE_HOME", "/dev/null/x"))),
+    "HOME cannot be written": Condition(env=(("HOME", "/proc"), ("XDG_CACHE_HOME", "/proc/x"))),
+    "/dev/shm of 64 MB": Condition(_shell(f"mount -t tmpfs -o size=64m tmpfs /dev/shm && {_PASS}", "unshare", "-m"),
+                                   extra=_WORKERS, tools=_TRAININGS),
+    "/dev/shm of 4 KB": Condition(_shell(f"mount -t tmpfs -o size=4k tmpfs /dev/shm && {_PASS}", "unshare", "-m"),
+                                  extra=_WORKERS, tools=_TRAININGS, codes=(2,), message="/dev/shm"),
+    "/dev/shm that cannot be written": Condition(
+        _shell(f"mount -t tmpfs -o ro tmpfs /dev/shm && {_PASS}", "unshare", "-m"),
+        extra=_WORKERS, tools=_TRAININGS, codes=(2,), message="/dev/shm"),
+    "no /dev/shm": Condition(_shell(f"mount -t tmpfs tmpfs /dev && {_NODES} && {_PASS}", "unshare", "-m"),
+                             extra=_WORKERS, tools=_TRAININGS, codes=(2,), message="/dev/shm"),
+    "no /dev/shm and no processes": Condition(
+        _shell(f"mount -t tmpfs tmpfs /dev && {_NODES} && {_PASS}", "unshare", "-m")),
+    "no /proc": Condition(_shell(f"mount -t tmpfs -o ro tmpfs /proc && {_PASS}", "unshare", "-m")),
+    "one core": Condition(["taskset", "-c", "0"]),
+    "locale C": Condition(env=(("LC_ALL", "C"),)),
+    "locale C, ASCII": Condition(env=(("LC_ALL", "C"), ("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0"))),
+    "locale POSIX, ASCII": Condition(env=(("LC_ALL", "POSIX"), ("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0"))),
+    "a locale that is not there": Condition(env=(("LC_ALL", "xx_YY.UTF-8"), ("PYTHONUTF8", "0"))),
+    "locale GB18030": Condition(env=(("LC_ALL", "zh_CN.GB18030"), ("LOCPATH", "{work}/locales"), ("PYTHONUTF8", "0"))),
+    "ASCII streams": Condition(env=(("PYTHONIOENCODING", "ascii"),)),
+    "stdin closed": Condition(_shell(f"{_PASS} <&-")),
+    "stdout closed": Condition(_shell(f"{_PASS} >&-")),
+    "stderr closed": Condition(_shell(f"{_PASS} 2>&-")),
+    "all streams closed": Condition(_shell(f"{_PASS} <&- >&- 2>&-")),
+    "stdout full": Condition(_shell(f"{_PASS} >/dev/full"), codes=(2,), message="No space left"),
+    "stderr full": Condition(_shell(f"{_PASS} 2>/dev/full")),
+    "stdout's reader has gone": Condition(_shell('"$@" | true; exit ${PIPESTATUS[0]}'), codes=(141,)),
+    "both streams' reader has gone": Condition(_shell('"$@" 2>&1 | true; exit ${PIPESTATUS[0]}'), codes=(141,)),
+    "umask 077": Condition(_shell(f"umask 077; {_PASS}")),
+    "umask 777 of others": Condition(_shell(f"umask 027; {_PASS}")),
+    "a working directory that cannot be written": Condition(_shell(f"cd /proc; {_PASS}")),
+    "a working directory that is gone": Condition(_shell(f"d=$(mktemp -d); cd $d; rmdir $d; {_PASS}"),
+                                              codes=(2,), message="working directory"),
+    "TMPDIR is missing": Condition(env=(("TMPDIR", "/nowhere"),)),
+    "no room in TMPDIR": Condition(
+        _shell(f"mount -t tmpfs -o size=4k tmpfs $TMPDIR; yes >$TMPDIR/full; {_PASS}", "unshare", "-m")),
+    "python -O": Condition(flags=("-O",)),
+    "python -OO": Condition(flags=("-OO",)),
+    "python -I": Condition(flags=("-I",)),
+    "python -B -u": Condition(flags=("-B", "-u")),
+    "our warnings are errors": Condition(env=(("PYTHONWARNINGS", "error:::__main__"),), flags=("-X", "dev")),
+    "PYTHONHASHSEED": Condition(env=(("PYTHONHASHSEED", "1"),)),
+    "another PYTHONHASHSEED": Condition(env=(("PYTHONHASHSEED", "4242"),)),
+    "files: 64 at a time": Condition(_shell(f"ulimit -n 64; {_PASS}")),
+    "nice 19, SIGHUP and SIGPIPE ignored": Condition(_shell(f"trap '' HUP PIPE; {_PASS}", "nice", "-n", "19")),
+    "a terminal of 40 columns": Condition(),
+    "a memory limit of 3 GB": Condition(),
+    "a clock 10 years ahead": Condition(env=(("LD_PRELOAD", "{work}/clock.so"), ("CLOCK_SHIFT", "315360000"))),
+    "a clock of 1970": Condition(env=(("LD_PRELOAD", "{work}/clock.so"), ("CLOCK_SHIFT", f"-{int(time.time()) - 99}"))),
+    "a time zone that is not there": Condition(env=(("TZ", "No/Where"),)),
+    "OMP_NUM_THREADS is no number": Condition(env=(("OMP_NUM_THREADS", "many"),)),
+    "COLUMNS is no number": Condition(env=(("COLUMNS", "wide"), ("LINES", "-1"))),
+    "TERM is dumb": Condition(env=(("TERM", "dumb"), ("NO_COLOR", "1"))),
+}
+QUICK = ("HOME is not set", "stdout closed", "stdout's reader has gone", "locale C, ASCII")
+QUICK_TOOLS = ("print config",)
+
+
+def run_campaign(campaign: Campaign) -> None:
+    """Walk over the conditions, each with a drawn tool; then the clock between two resume points, a closed terminal."""
+    work = campaign.folder
+    materials, plains = Materials(work / "materials"), {}
+    if not campaign.quick:
+        _make_clock(work / "clock.so")
+        _make_locale(work / "locales", campaign)
+    names = QUICK if campaign.quick else tuple(CONDITIONS)
+    for number, rng in campaign.cases(len(QUICK) if campaign.quick else None):
+        condition_name = names[number % len(names)]
+        condition = CONDITIONS[condition_name]
+        name = rng.choice(QUICK_TOOLS if campaign.quick else condition.tools or tuple(TRIALS))
+        key = name, bool(condition.extra)
+        if key not in plains:
+            plains[key] = _run_usual(work, materials, name, condition.extra)
+        if not campaign.quick and rng.random() < 0.06:
+            _SPECIALS[rng.randrange(len(_SPECIALS))](campaign, number, materials, rng)
+        place = Place(work / "case", materials, TRIALS[name])
+        ended = run_under(condition_name, place, work)
+        campaign.count(condition_name)
+        for fault, detail in judge(condition_name, place, ended, plains[key]):
+            campaign.found(fault, number, f"{name}: {condition_name}", detail)
+    shutil.rmtree(work / "case", ignore_errors=True)
+    shutil.rmtree(materials.folder, ignore_errors=True)
+
+
+def run_under(name: str, place: Place, work: Path) -> Ended:
+    """Run a place's command on an odd machine."""
+    condition = CONDITIONS[name]
+    tool_name, words, env = place.command()
+    words = tool(tool_name, *words, *condition.extra)
+    words[1:1] = condition.flags
+    wrapper, disturb = list(condition.wrapper), None
+    if name == "a terminal of 40 columns":
+        import shlex
+
+        words = ["script", "-qec", f"stty cols 40 rows 20; {shlex.join(words)}", "/dev/null"]
+    if name == "a memory limit of 3 GB":
+        wrapper = _memory_limit(3 << 30)
+    env |= {key: value.format(home=place.folder / "home", work=work) for key, value in condition.env}
+    return run_command(words, seconds=_SECONDS, env={key: str(value) for key, value in env.items()},
+                       cwd=place.folder / "cwd", disturb=disturb, wrapper=wrapper)
+
+
+def judge(name: str, place: Place, ended: Ended, usual: tuple[int, dict[str, str]]) -> list[tuple[str, str]]:
+    """(fault, detail) of what must not be."""
+    condition, tail = CONDITIONS[name], f"exit code {ended.code}: {ended.output[-1500:]}"
+    if ended.code in condition.codes and ended.code != usual[0]:
+        if "Traceback" in ended.output or "Exception ignored" in ended.output:
+            return [("traceback", tail)]
+        return [] if condition.message in ended.output else [("message", tail)]
+    if fault := fault_of(ended):
+        return [fault]
+    if ended.code != usual[0]:
+        return [("exit code", f"{usual[0]} on a usual machine; {tail}")]
+    if "Exception ignored" in ended.output or "--- Logging error ---" in ended.output:
+        return [("traceback", tail)]
+    wide = [line for line in re.split(r"[\r\n]", ended.output) if "%|" in line and len(line) > 40]
+    if name == "a terminal of 40 columns" and wide:
+        return [("broken line", wide[0])]
+    results = place.results()
+    if condition.is_result_same and results != usual[1]:
+        differing = sorted(key for key in results.keys() | usual[1].keys() if results.get(key) != usual[1].get(key))
+        return [("differs", f"{', '.join(differing[:9])}; {tail}")]
+    return []
+
+
+def _run_usual(work: Path, materials: Materials, name: str, extra: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """Exit code and results of a command on this machine as it is."""
+    place = Place(work / "case", materials, TRIALS[name])
+    tool_name, words, env = place.command()
+    ended = run_command(tool(tool_name, *words, *extra), seconds=_SECONDS, cwd=place.folder / "cwd",
+                        env={key: str(value) for key, value in env.items()})
+    if ended.code not in (0, 1) or fault_of(ended):
+        raise RuntimeError(f"{name} fails on the machine as it is: {ended.output[-2000:]}")
+    return ended.code, place.results()
+
+
+def _make_clock(path: Path) -> None:
+    """A library to preload, which shifts the clock by CLOCK_SHIFT seconds."""
+    source = path.with_suffix(".c")
+    source.write_text(_CLOCK, encoding="utf-8")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", path, source, "-ldl"], check=True, capture_output=True)
+
+
+def _make_locale(folder: Path, campaign: Campaign) -> None:
+    folder.mkdir()
+    done = subprocess.run(["localedef", "-f", "GB18030", "-i", "zh_CN", folder / "zh_CN.GB18030"], capture_output=True)
+    if done.returncode:
+        campaign.note("the locale zh_CN.GB18030 could not be made here")
+
+
+def _memory_limit(size: int) -> list[str]:
+    """A wrapper that runs the command in a memory cgroup (version 1) of its own, or () if there is none."""
+    group = Path("/sys/fs/cgroup/memory/campaign")
+    if not group.parent.is_dir():
+        return []
+    return _shell(f"mkdir -p {group} && echo {size} > {group}/memory.limit_in_bytes && echo $$ > {group}/cgroup.procs "
+                  f"&& {_PASS}")
+
+
+# ------------------------------------------------------------------ a training that is stopped, and goes on
+def _train(place: Place, *words: str, env: dict[str, str] | None = None,
+           disturb: Callable[[subprocess.Popen], None] | None = None) -> Ended:
+    name, own, usual = place.command()
+    usual = {key: str(value) for key, value in usual.items()} | (env or {})
+    command = tool(name, *own, "SOLVER.MAX_EPOCHS", "3", "SOLVER.LOG_PERIOD", "1", *words)
+    return run_command(command, seconds=_SECONDS, env=usual, cwd=place.folder / "cwd", disturb=disturb)
+
+
+def _try_clock(campaign: Campaign, number: int, materials: Materials, rng: random.Random) -> None:
+    """A training that is stopped and goes on with a clock that was set back ends with the same weights."""
+    place = Place(campaign.folder / "case", materials, TRIALS["train"])
+    _train(place)
+    whole = weights_digest(place.paths["out"])
+    place = Place(campaign.folder / "case", materials, TRIALS["train"])
+    clock = {"LD_PRELOAD": str(campaign.folder / "clock.so")}
+    runs, code = 0, 75
+    while code == 75 and runs < 12:
+        shift = {"CLOCK_SHIFT": str(rng.randrange(-10**8, 10**8))}
+        ended = _train(place, *["--resume"] * (runs > 0), env={**clock, **shift},
+                       disturb=_signal_after_iteration(place, signal.SIGTERM, runs))
+        code, runs = ended.code, runs + 1
+        if code != -signal.SIGTERM and (fault := fault_of(ended)):
+            campaign.found(fault[0], number, "a training whose clock jumps", fault[1])
+    campaign.count("a resume at another time", runs - 1)
+    if code != 0 or weights_digest(place.paths["out"]) != whole:
+        campaign.found("differs", number, "a training whose clock jumps", f"{code}: {ended.output[-1500:]}")
+
+
+def _try_closed_terminal(campaign: Campaign, number: int, materials: Materials, rng: random.Random) -> None:
+    """SIGHUP, as of a terminal that is closed: the checkpoint is written, and a resume ends with the same weights."""
+    place = Place(campaign.folder / "case", materials, TRIALS["train"])
+    _train(place)
+    whole = weights_digest(place.paths["out"])
+    place = Place(campaign.folder / "case", materials, TRIALS["train"])
+    ended = _train(place, disturb=_signal_after_iteration(place, signal.SIGHUP, 0))
+    campaign.count("a closed terminal")
+    if ended.code != 75:
+        campaign.found("exit code", number, "a training whose terminal is closed",
+                       f"{ended.code}: {ended.output[-900:]}")
+    ended = _train(place, "--resume")
+    if ended.code or weights_digest(place.paths["out"]) != whole:
+        campaign.found("differs", number, "a training whose terminal is closed", f"{ended.code}: {ended.output[-900:]}")
+
+
+def _signal_after_iteration(place: Place, number: int, runs: int) -> Callable[[subprocess.Popen], None]:
+    """Send a signal as soon as this run has logged a step; only the first two runs get one."""
+    def send(process: subprocess.Popen) -> None:
+        log = place.paths["out"] / "train_log.txt"
+        start = log.stat().st_size if log.exists() else 0
+        while process.poll() is None:
+            if log.exists() and b"Iteration[" in log.read_bytes()[start:]:
+                os.kill(process.pid, number)
+                return
+            time.sleep(0.05)
+
+    return send if runs < 2 else lambda process: None
+
+
+def weights_digest(folder: Path) -> str:
+    """Of the tensors of the newest checkpoint's network."""
+    import hashlib
+
+    import torch
+
+    state = torch.load(folder / "latest.pth", weights_only=True, map_location="cpu")
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, dict):
+            for name in sorted(value, key=str):
+                add(value[name])
+
+    add(state["model"])
+    return digest.hexdigest()
+
+
+_SPECIALS = (_try_clock, _try_closed_terminal)
