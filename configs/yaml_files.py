@@ -60,6 +60,8 @@ def _base_of(path: Path, settings: Settings) -> Path | None:
 
 def _read_text(path: Path) -> str:
     """The file's text without a byte-order mark; ConfigError says why it cannot be had."""
+    if path.exists() and not (path.is_file() or path.is_dir() or str(path).startswith("/dev/fd/")):
+        raise ConfigError("a pipe, a device or a socket, not a file")  # whose reading may never end
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:

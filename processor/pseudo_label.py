@@ -28,7 +28,7 @@ from processor.pseudo.clusters import NOBODY, Labels, Rules, keep_numbers, label
 from processor.pseudo.report import describe, measure_labels, write_sheet
 from processor.retrieval.ensemble import concat_features
 from utils.dist import ALONE, Workers
-from utils.files import new_folder, read_json, sha256_of, write_json, write_text
+from utils.files import new_folder, read_file, read_json, sha256_of, write_json, write_text
 from utils.packages import weight_file
 
 REPORT, LIST = "report.json", UNLABEL.list_file
@@ -227,7 +227,7 @@ def _read_numbers(before: Path | None, names: list[str]) -> np.ndarray:
     """[N] the numbers of an earlier set."""
     number_of: dict[str, int] = {}
     if before is not None:
-        for line in (before / LIST).read_text(encoding="utf-8").splitlines():
+        for line in read_file(before / LIST).decode("utf-8").splitlines():
             name, _, number = line.rpartition(":")
             number_of[name] = int(number)
     return np.array([number_of.get(name, NOBODY) for name in names])

@@ -13,8 +13,20 @@ import pytest
 import torch
 from processes import longest_file
 
+from configs import load_cfg
+from configs.rules import ConfigError
 from utils.checkpoint import read_checkpoint, save_checkpoint
-from utils.files import atomic_path, epoch_checkpoints, make_mapped_array, read_json, write_array, write_json
+from utils.files import (
+    atomic_path,
+    epoch_checkpoints,
+    make_mapped_array,
+    read_file,
+    read_json,
+    regular_file,
+    sha256_of,
+    write_array,
+    write_json,
+)
 from utils.logger import run_tool, setup_logger, user_message
 from utils.precision import Precision, select_device
 from utils.process import RunLock, StopRequest, run_logged
@@ -75,6 +87,33 @@ def test_an_array_is_written_whole_or_not_at_all(tmp_path, array):
         write_array(path, array)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_never_ends_is_refused_and_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.json", tmp_path / "zero.json"):
+        for read in (read_file, read_json, sha256_of):
+            with pytest.raises(OSError, match=rf"{path.name}: a pipe, a device or a socket"):
+                read(path)
+        with pytest.raises(ConfigError, match="a pipe, a device or a socket"):
+            load_cfg(path)
+    assert regular_file(tmp_path) == tmp_path
+    assert regular_file(tmp_path / "nowhere") == tmp_path / "nowhere"
+
+
+def test_what_a_shell_opens_for_a_command_is_read():
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"7")
+    os.close(write_end)
+    assert read_json(f"/dev/fd/{read_end}") == 7
+    os.close(read_end)
+
+
+def test_a_file_that_breaks_off_in_reading_is_named(tmp_path):
+    (tmp_path / "damaged.json").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=r"damaged\.json"):
+        read_json(tmp_path / "damaged.json")
 
 
 def test_a_broken_json_file_is_named(tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+# What a shell or a caller has opened for the command to read: <(...) and -; it comes to an end.
+_GIVEN = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -113,17 +116,44 @@ def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
         out.write(array.reshape(-1).view(np.uint8))
 
 
+def regular_file(path: str | os.PathLike) -> str | os.PathLike:
+    """The path, if a reader of it comes to an end.
+
+    Raises:
+        OSError: it is a pipe, a device or a socket. What is not there, or no file, is for the reader to tell.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or os.fspath(path).startswith(_GIVEN)):
+            raise OSError(f"{path}: a pipe, a device or a socket, not a file")
+    return path
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe, a device or a socket; the message names it.
+    """
+    with open(regular_file(path), "rb") as source:
+        try:
+            return source.read()
+        except OSError as error:  # of a damaged disk; the system names no file
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
+        OSError: as `read_file`.
         ValueError: it is not JSON; the message names the file and the line.
     """
-    with open(path, encoding="utf-8-sig") as source:
-        try:
-            return json.load(source)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a JSON file: {error}") from error
+    data = read_file(path)
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
 
 
 def as_file_name(name: str) -> str:
@@ -134,7 +164,7 @@ def as_file_name(name: str) -> str:
 def sha256_of(path: str | os.PathLike) -> str:
     """Hex digest of a file's content, read in pieces."""
     digest = hashlib.sha256()
-    with open(path, "rb") as source:
+    with open(regular_file(path), "rb") as source:
         while piece := source.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

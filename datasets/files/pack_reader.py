@@ -24,7 +24,7 @@ import numpy as np
 
 from datasets.bases import format_names
 from datasets.files.images import BadImage, ImageSource, decode
-from utils.files import read_json, sha256_of
+from utils.files import read_json, regular_file, sha256_of
 
 FORMAT = 1
 INDEX, KEYS, ROWS, BEGUN = "index.json", "keys.npy", "records.npy", "begun.json"
@@ -59,8 +59,8 @@ class PackedSource:
     def _open(self) -> None:
         size = self._index["size"]
         self.size: tuple[int, int] | None = None if size is None else (size[0], size[1])
-        self._keys = np.load(self.folder / KEYS, mmap_mode="r", allow_pickle=False)
-        self._rows = np.load(self.folder / ROWS, mmap_mode="r", allow_pickle=False)
+        self._keys = np.load(regular_file(self.folder / KEYS), mmap_mode="r", allow_pickle=False)
+        self._rows = np.load(regular_file(self.folder / ROWS), mmap_mode="r", allow_pickle=False)
         self._shards = [_map(self.folder / shard_name(number), length)
                         for number, length in enumerate(self._index["shards"])]
 

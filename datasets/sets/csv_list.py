@@ -30,6 +30,7 @@ from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData,
 from datasets.files.images import is_safe_path, report_others
 from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted
 from datasets.sets.numbering import SPLITS, SetImage, class_indices, describe_lost, to_data, wanted_splits
+from utils.files import read_file
 from utils.logger import printable
 
 DEFAULT_PLACE = "data.csv"  # below the root, if the name says no more
@@ -194,7 +195,7 @@ def _read_rows(path: Path, problems: Problems) -> Iterator[_Row]:
 
 
 def _read_text(path: Path) -> str:
-    data = path.read_bytes()
+    data = read_file(path)
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return data.decode("utf-16" if is_utf16 else "utf-8-sig")

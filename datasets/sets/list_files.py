@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets.bases import Problems
 from datasets.files.images import is_inside, name_problem
+from utils.files import read_file
 from utils.logger import printable
 
 OUTSIDE = "a list may only name files inside its own folder"
@@ -25,7 +26,7 @@ def read_lines(path: Path, name: str, problems: Problems) -> list[tuple[int, str
         name: its name in problems.
         problems: get one entry for all lines that are not UTF-8; these are left out.
     """
-    lines, bad = decode_lines(path.read_bytes())
+    lines, bad = decode_lines(read_file(path))
     if bad:
         more = f" (and {len(bad) - 1} more lines)" * (len(bad) > 1)
         problems.add(f"{name}:{bad[0][0]}: {bad[0][1]}{more}")

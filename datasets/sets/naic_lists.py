@@ -13,6 +13,7 @@ from typing import NamedTuple
 from datasets.files.images import is_safe_path
 from datasets.sets.list_files import OUTSIDE as OUTSIDE_TEXT
 from datasets.sets.list_files import ImageFolder, decode_lines, quoted
+from utils.files import read_file
 
 # What can be wrong with a line.
 NOT_TEXT, MALFORMED, OUTSIDE, MISSING, TWO_PIDS, REPEATED = FAULTS = (
@@ -48,7 +49,7 @@ def read_list(path: Path, prefix: str, images: Path) -> Iterator[ListLine]:
         prefix: what it writes before a file name, such as `train/`.
         images: the image folder; it is listed, no image is opened.
     """
-    lines, bad = decode_lines(path.read_bytes())
+    lines, bad = decode_lines(read_file(path))
     for number, problem in bad:
         yield ListLine(number, "", "", NOT_TEXT, problem)
     folder = ImageFolder(images)

@@ -20,6 +20,7 @@ from datasets.sets.domains import PARTS, unlistable
 from datasets.sets.list_files import quoted
 from datasets.sets.naic_test import read_domains, read_truth
 from processor.doctor.findings import Findings, Picture
+from utils.files import read_file
 
 NO_IDENTITY = -1
 _KIND_OF_FAULT = {
@@ -213,7 +214,7 @@ _LISTED_AGAIN = (naic_lists.TWO_PIDS, naic_lists.REPEATED)
 
 def _check_format(path: Path, title: str, findings: Findings) -> None:
     """Check a list for what other programs may stumble over."""
-    content = path.read_bytes()
+    content = read_file(path)
     marks = []
     if content.startswith(codecs.BOM_UTF8):
         marks.append("a byte-order mark")

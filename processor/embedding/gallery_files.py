@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import sys
@@ -20,7 +21,7 @@ from processor.embed_files import FEATS, INFO, NAMES, TABLE
 from processor.embedder import Embedder
 from processor.embedding.picture_lists import PATH_COLUMN, find_pictures
 from processor.gallery.contract import FACTS, UNKNOWN, Gallery
-from utils.files import read_json
+from utils.files import read_file, read_json, regular_file
 
 if TYPE_CHECKING:
     from processor.gallery.reembed import Pictures
@@ -77,17 +78,16 @@ def read_rows(place: Path, embedder: Embedder | None, told: Told) -> Iterator[Ro
     """
     embedded = (place / FEATS).is_file()
     if embedded:
-        names, table, paths = (place / NAMES).read_text(encoding="utf-8").splitlines(), [], None
+        names, table, paths = read_file(place / NAMES).decode("utf-8").splitlines(), [], None
         if (place / TABLE).is_file():
-            with open(place / TABLE, encoding="utf-8", newline="") as file:
-                table = list(csv.reader(file))
+            table = list(csv.reader(io.StringIO(read_file(place / TABLE).decode("utf-8"), newline="")))
     else:
         names, paths, table = find_pictures(place)
         if embedder is None:
             raise ValueError(f"{place}: pictures are embedded with a model: name it with --model")
     facts, persons = read_facts(place / TABLE if embedded else place, names, table, told)
     ids = [row_id(group, name) for group, name in zip(facts["set"], names, strict=True)]
-    vectors = np.load(place / FEATS, mmap_mode="r", allow_pickle=False) if embedded else None
+    vectors = np.load(regular_file(place / FEATS), mmap_mode="r", allow_pickle=False) if embedded else None
     if embedded and len(vectors) != len(names):
         raise ValueError(f"{place}: {len(vectors)} rows, but {len(names)} names; make it anew with --restart")
     for start in range(0, len(names), _CHUNK):
@@ -123,7 +123,7 @@ def add_rows(gallery: Gallery, place: Path, embedder: Embedder | None, told: Tol
         paths = {row: rows.paths[i] for row, i in zip(ids, fresh, strict=True) if rows.paths[i]}
         if paths and thumbnails:
             gallery.ledger.put_thumbnails(list(paths), [
-                make_thumbnail(decode_picture(Path(path).read_bytes(), sys.maxsize)) for path in paths.values()])
+                make_thumbnail(decode_picture(read_file(path), sys.maxsize)) for path in paths.values()])
         added += len(fresh)
     return added, known
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from datasets.bases import Problems
 from datasets.files.images import IMAGE_SUFFIXES, name_problem, report_others, scan_images
 from datasets.sets.list_files import decode_lines, read_lines
+from utils.files import read_file
 
 PATH_COLUMN = "path"
 
@@ -63,7 +64,7 @@ def find_pictures(place: Path) -> PictureList:
 
 def _read_csv(place: Path, problems: Problems) -> list[list[str]]:
     """The lines, the header first."""
-    data = place.read_bytes()
+    data = read_file(place)
     _, bad = decode_lines(data)
     if bad:
         raise ValueError(f"{place}:{bad[0][0]}: {bad[0][1]}")

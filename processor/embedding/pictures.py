@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from datasets.files.images import BadImage, decode, resize
+from utils.files import read_file
 
 Item = str | os.PathLike | bytes | np.ndarray
 _LEAST_SIDE = 2  # pixels; of less there is nothing to see
@@ -27,8 +28,7 @@ def read_picture(item: Item, size: tuple[int, int], bgr: bool = False) -> np.nda
     if not isinstance(item, (str, os.PathLike)):
         raise BadImage(f"a {type(item).__name__}; expected a path, the bytes of an image file or a uint8 array "
                        "(np.asarray makes one of a PIL picture)")
-    with open(item, "rb") as file:
-        return _decode(file.read(), size, str(item))
+    return _decode(read_file(item), size, str(item))
 
 
 def _decode(data: bytes, size: tuple[int, int], name: str = "") -> np.ndarray:

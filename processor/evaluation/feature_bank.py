@@ -16,7 +16,7 @@ import numpy as np
 
 from processor.retrieval.metrics import NO_PAIRS
 from utils.dist import ALONE, Workers
-from utils.files import make_mapped_array, read_json, write_array, write_json, write_text
+from utils.files import make_mapped_array, read_json, regular_file, write_array, write_json, write_text
 
 FORMAT = 1
 CONFIG = "config.yml"
@@ -148,14 +148,14 @@ def read_bank(folder: Path) -> tuple[dict[str, FeatureBank], dict]:
 
 
 def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
-    arrays = {leaf: np.load(folder / f"{domain}.{leaf}.npy", allow_pickle=False)
+    arrays = {leaf: np.load(regular_file(folder / f"{domain}.{leaf}.npy"), allow_pickle=False)
               for leaf in ("pids", "camids", "names", "keys")
               if leaf != "keys" or (folder / f"{domain}.keys.npy").is_file()}
     count = entry["num_query"] + entry["num_gallery"]
     feats = {}
     for branch, dim in entry["branches"].items():
         path = folder / f"{domain}.{branch}.npy"
-        feats[branch] = np.load(path, mmap_mode="r", allow_pickle=False)
+        feats[branch] = np.load(regular_file(path), mmap_mode="r", allow_pickle=False)
         if feats[branch].shape != (count, dim) or feats[branch].dtype != np.float32:
             raise ValueError(f"{path}: {feats[branch].dtype} {feats[branch].shape}, expected float32 {(count, dim)}")
     if any(len(array) != count for array in arrays.values()):

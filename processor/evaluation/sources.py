@@ -17,6 +17,7 @@ from processor.retrieval.expansion import expand
 from processor.retrieval.reranking import re_ranked_blocks, re_ranked_top_k
 from processor.retrieval.search.rows import local_blocks
 from utils.dist import ALONE, Workers
+from utils.files import regular_file
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def distmat_source(folder: Path, label: str, workers: Workers = ALONE) -> Domain
     for leaf in ("distmat", "query_path", "gallery_path"):
         path = folder / f"{leaf}_{label}.npy"
         try:
-            arrays[leaf] = np.load(path, mmap_mode="r" if leaf == "distmat" else None, allow_pickle=False)
+            arrays[leaf] = np.load(regular_file(path), mmap_mode="r" if leaf == "distmat" else None, allow_pickle=False)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     distmat = arrays["distmat"]

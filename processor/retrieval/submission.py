@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.files import write_text
+from utils.files import read_file, write_text
 
 
 def write_submission(
@@ -194,8 +194,7 @@ def _read_pairs(path: str | os.PathLike) -> tuple[tuple[str, Any], ...]:
         raise ValueError(f"{constant} is no JSON")  # json itself would take NaN and Infinity
 
     try:
-        with open(path, encoding="utf-8-sig") as source:
-            answer = json.load(source, object_pairs_hook=tuple, parse_constant=refuse)
+        answer = json.loads(read_file(path).decode("utf-8-sig"), object_pairs_hook=tuple, parse_constant=refuse)
     except RecursionError:
         raise ValueError("not a JSON file that can be read: it is nested too deeply") from None
     except ValueError as error:  # bad JSON, bad UTF-8, a number of thousands of digits
