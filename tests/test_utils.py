@@ -238,6 +238,17 @@ def test_a_name_in_a_message_cannot_steer_a_terminal(tmp_path, capsys):
         assert text.endswith("read a\\x1b[2Jb\\u202ec\\xe9.png\nnext line\n")
 
 
+@pytest.mark.parametrize(("path", "message"), [
+    ("/proc/x/y", "/proc/x: No such file or directory (the system lets nobody make files there)"),
+    ("/dev/null/x", "/dev/null: not a folder, and one is needed there"),
+])
+def test_a_place_where_nothing_can_be_made_is_told_without_numbers(path, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_tool(lambda: write_json(path, {}))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
 def test_memory_that_runs_out_is_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         run_tool(lambda: bytearray(1 << 62))
