@@ -90,6 +90,31 @@ def test_codes_change_no_bit_of_an_answer(tmp_path, dim, vectors, monkeypatch):
         assert sum(hits is not None for hits in chunks) >= 12  # codes were of use
 
 
+@pytest.mark.parametrize("coded", [True, False], ids=["codes", "vectors"])
+def test_a_guess_from_a_sample_changes_no_answer_even_if_it_is_wrong(tmp_path, monkeypatch, coded):
+    monkeypatch.setattr(nearest, "SAMPLE", 4)
+    if not coded:
+        monkeypatch.setattr(segments, "CODE_ROWS", 10**6)
+    rows, queries = people(900, 32), people(3, 32, seed=1)
+    # All that is near the first query is in the sample: the guess is too high for it, and it is searched once more.
+    order = np.argsort(-(rows @ queries[0]))
+    rows[np.concatenate([np.arange(0, 900, 4), np.setdiff1d(np.arange(900), np.arange(0, 900, 4))])] = rows[order]
+    guess, guesses = nearest._Search.guess, []
+    monkeypatch.setattr(nearest._Search, "guess", lambda search: guesses.append(guess(search)) or guesses[-1])
+    with open_gallery(tmp_path / "g", 32) as gallery:
+        gallery.segment_rows = 400
+        gallery.add(np.arange(900), rows, {"camera": np.arange(900) % 10})
+        for where, kept in ((None, np.arange(900)), (Where(cameras=range(8)), np.flatnonzero(np.arange(900) % 10 < 8))):
+            expected = slow_search(rows[kept], kept, queries, 60)
+            ids, squared = nearest.best_rows(gallery.live(where), queries, 60)
+            np.testing.assert_array_equal(ids, expected[0])
+            np.testing.assert_array_equal(1 - squared / 2, expected[1])
+            assert (guesses[-1] > expected[1][:, -1]).tolist() == [True, False, False]
+        check(search(gallery, queries, 9, Where(cameras=[3])),
+              slow_search(rows[3::10], np.arange(3, 900, 10), queries, 9))
+        assert np.isneginf(guesses[-1]).all()  # few rows cost little
+
+
 def test_an_answer_has_the_same_bits_on_any_threads_with_any_product(tmp_path, monkeypatch):
     rows, queries = people(600, 64), people(3, 64, seed=1)
     with open_gallery(tmp_path / "g", 64) as gallery:

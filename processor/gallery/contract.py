@@ -53,14 +53,26 @@ class Where:
         kept = np.ones(len(next(iter(facts.values()))), bool)
         for name, values in (("camera", self.cameras), ("identity", self.identities), ("set", self.sets)):
             if values is not None:
-                values = list(values)
-                # "sort" compares with few values one by one, which takes a sixth of the time of the table.
-                kept &= np.isin(facts[name], values, kind="sort" if len(values) < 50 else None)
+                kept &= _among(facts[name], np.unique(list(values)))
         if self.since is not None:
             kept &= facts["time"] >= self.since
         if self.until is not None:
             kept &= facts["time"] < self.until
         return kept
+
+
+def _among(column: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[N] bool: which of a column [N] int64 are among the values [n], ascending; much faster than `np.isin`."""
+    if values.dtype.kind != "i":  # none, or such as no row has
+        return np.isin(column, values)
+    first, last = int(values[0]), int(values[-1])
+    if last - first == len(values) - 1:
+        return (column >= first) & (column <= last)
+    if last - first > 2**16:
+        return np.isin(column, values, kind="sort" if len(values) < 50 else None)
+    table = np.zeros(last - first + 3, bool)
+    table[values - first + 1] = True
+    return table.take(column - first + 1, mode="clip")  # its ends are False; a difference that wraps is beyond them
 
 
 @dataclass(frozen=True)

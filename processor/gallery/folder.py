@@ -166,7 +166,7 @@ class FolderGallery:
         with self._writing() as (db, commit):
             self._sweep(db)
             lives = self.live()
-            full = [len(live.rows) == len(live.segment) for live in lives]
+            full = [len(live) == len(live.segment) for live in lives]
             if lives and not all(full):
                 full[-1] &= len(lives[-1].segment) >= self.segment_rows  # all files but the last are full
             lives = [live for live, kept in zip(lives, full, strict=True) if not kept]
@@ -325,7 +325,7 @@ class FolderGallery:
 
     def count(self, where: Where | None = None) -> int:
         """As `Gallery.count`."""
-        return sum(len(live.rows) for live in self.live(where))
+        return sum(len(live) for live in self.live(where))
 
     def info(self) -> dict[str, Any]:
         """What the folder holds, and in how many bytes."""
@@ -336,9 +336,9 @@ class FolderGallery:
                 "MIN(CASE WHEN time >= 0 THEN time END), MAX(time) FROM rows").fetchone()
             sets = [name for name, in db.execute('SELECT name FROM sets WHERE code IN (SELECT "set" FROM rows)')]
         return {"folder": str(self.folder), "dim": self.dim, "vectors": self.vectors, "model": self.model,
-                "rows": sum(len(part.rows) for part in live), "cameras": cameras, "identities": identities,
+                "rows": sum(len(part) for part in live), "cameras": cameras, "identities": identities,
                 "sets": sorted(sets), "first": first, "last": last if first is not None else None,
-                "removed_rows": sum(len(part.segment) - len(part.rows) for part in live),
+                "removed_rows": sum(len(part.segment) - len(part) for part in live),
                 # What it takes on the disk: files of codes are made long and filled later.
                 "bytes": sum(512 * path.stat().st_blocks for path in self.folder.iterdir() if path.is_file())}
 

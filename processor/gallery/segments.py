@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sqlite3
@@ -169,10 +170,18 @@ def _extended(column: np.ndarray, capacity: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Live:
-    """Rows of one segment: rows [n] int64 ascending. They keep their meaning when the gallery changes."""
+    """Of the first n rows of a segment those `kept` [n]. They keep their meaning when the gallery changes."""
 
     segment: Segment
-    rows: np.ndarray
+    kept: np.ndarray
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.kept))
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """[len(self)] int64 ascending."""
+        return np.flatnonzero(self.kept)
 
     @property
     def ids(self) -> np.ndarray:
@@ -199,10 +208,10 @@ class Segments:
             where = replace(where, sets=[self._sets[name] for name in where.sets if name in self._sets])
         lives = []
         for _, segment in sorted(self.by_slot.items()):
-            kept = segment.live[: len(segment)]
+            kept = segment.live[: len(segment)].copy()
             if not where.is_open:
-                kept = kept & where.mask({name: column[: len(segment)] for name, column in segment.columns.items()})
-            lives.append(Live(segment, np.flatnonzero(kept)))
+                kept &= where.mask({name: column[: len(segment)] for name, column in segment.columns.items()})
+            lives.append(Live(segment, kept))
         return lives
 
     def refresh(self, db: sqlite3.Connection) -> None:

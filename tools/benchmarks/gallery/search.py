@@ -27,9 +27,13 @@ CAMERAS, DAYS, DAY = 50, 30, 24 * 60 * 60 * 1000
 EVERYWHERE = 0.1   # of a vector's length is noise in no certain direction
 ADDED = 8          # chunks of features at a time
 PRODUCT = 2**16    # rows of one product of numpy's
-FILTERS = {"": None, ", one camera (2 %)": Where(cameras=[7]), ", three days (10 %)": Where(since=0, until=3 * DAY),
-           ", both (0.2 %)": Where(cameras=[7], since=0, until=3 * DAY),
-           ", half of the cameras (50 %)": Where(cameras=range(0, CAMERAS, 2))}
+FILTERS = {"": None, ", 45 of 50 cameras (90 %)": Where(cameras=range(45)),
+           ", half of the cameras (50 %)": Where(cameras=range(0, CAMERAS, 2)),
+           ", half of the days (50 %)": Where(since=0, until=15 * DAY),
+           ", five cameras (10 %)": Where(cameras=range(5)),
+           ", three days (10 %)": Where(since=0, until=3 * DAY), ", one camera (2 %)": Where(cameras=[7]),
+           ", seven hours (1 %)": Where(since=0, until=7 * DAY // 24),
+           ", one camera and three days (0.2 %)": Where(cameras=[7], since=0, until=3 * DAY)}
 
 
 @dataclass(frozen=True)
