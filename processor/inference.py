@@ -1,6 +1,7 @@
 """Testing a model: images -> features -> ranking -> files, top to bottom."""
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from utils.dist import ALONE, Workers
 from utils.files import sha256_of
 from utils.packages import weight_file
 from utils.precision import Precision, make_precision, select_device
+from utils.process import RunLock
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -192,18 +194,20 @@ def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> d
     Returns:
         The metrics, {} if the truth is unknown.
     Raises:
-        ValueError, OSError: before anything slow: the checkpoint or the test data cannot be used; later: an image
-            cannot be read.
+        ValueError, OSError: before anything slow: the checkpoint or the test data cannot be used, or another test is at
+            work in the folder; later: an image cannot be read.
     """
     out = Path(cfg.OUTPUT_DIR)
     device = device_of(cfg, workers)
-    _extract_tests(cfg, device, out / "features", workers)
-    banks, index = read_bank(out / "features")
-    compute = compute_of(cfg, str(device), workers)
-    domains = {domain: [bank_source(cfg.MODEL.NAME, bank, ranking_of(cfg), compute, domain)]
-               for domain, bank in banks.items()}
-    ranked = rank_domains(domains, [1.0], cfg.TEST.TOP_K, out if save_distmat else None, workers)
-    return write_results(out / "submission.json", ranked, workers, weight=index["weight"])
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLock(out / ".test.lock") if workers.is_main else contextlib.nullcontext():
+        _extract_tests(cfg, device, out / "features", workers)
+        banks, index = read_bank(out / "features")
+        compute = compute_of(cfg, str(device), workers)
+        domains = {domain: [bank_source(cfg.MODEL.NAME, bank, ranking_of(cfg), compute, domain)]
+                   for domain, bank in banks.items()}
+        ranked = rank_domains(domains, [1.0], cfg.TEST.TOP_K, out if save_distmat else None, workers)
+        return write_results(out / "submission.json", ranked, workers, weight=index["weight"])
 
 
 def _extract_tests(cfg, device: torch.device, folder: Path, workers: Workers) -> None:

@@ -19,6 +19,7 @@ from processor.retrieval.submission import submission_problems
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.files import read_json
 from utils.precision import Precision
+from utils.process import RunLock
 from utils.seed import seed_everything
 
 CPU = Precision(torch.device("cpu"), fp16=False)
@@ -179,6 +180,12 @@ def test_an_ensemble_of_different_galleries_is_refused(models, tmp_path):
     with pytest.raises(ValueError, match="differ"):
         ensemble([tmp_path / "a", tmp_path / "b"], None, tmp_path / "e.json")
     assert not (tmp_path / "e.json").exists()
+
+
+def test_two_tests_cannot_share_a_folder(tiny_opts, tmp_path):
+    with RunLock(tmp_path / ".test.lock"), pytest.raises(ValueError, match="another run is at work in"):
+        model_tested(tiny_opts, tmp_path, 0)
+    assert not (tmp_path / "features.partial").exists()  # what the other is writing stays
 
 
 def test_a_half_written_bank_is_not_read(models, tmp_path):
