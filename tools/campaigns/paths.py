@@ -88,8 +88,8 @@ TRIALS: dict[str, Trial] = {
     "embed boxes": Trial("embed", "--model {model} --boxes {boxes.txt} --frames {frames} --output {out} "
                                   "--save-crops {out}_crops"),
     "export": Trial("export", "--weight {weight.pth} --output {out}"),
-    "pseudo_label": Trial("pseudo_label", "--config_file {config.yml} TEST.WEIGHT {weight.pth} --data_dir_gallery {pictures} "
-                                          "--output {out} OUTPUT_DIR {out}_log"),
+    "pseudo_label": Trial("pseudo_label", "--config_file {config.yml} TEST.WEIGHT {weight.pth} --output {out} "
+                                          "--data_dir_gallery {pictures} OUTPUT_DIR {out}_log"),
     "visualize": Trial("visualize", "--run {run} --data {data}", changes=("run",)),
     "calibrate": Trial("calibrate", "--run {run} --model {model} --fpr 0.9", changes=("model",)),
     "validate": Trial("validate_submission", "{submission.json} --data {data} --top_k 5"),
