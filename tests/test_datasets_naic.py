@@ -9,6 +9,8 @@ import pytest
 from set_files import load_kind, load_naic
 
 from datasets.naic import TRAIN_SETS, data_root
+from datasets.sets import list_files
+from datasets.sets.naic_lists import MALFORMED, parse_line
 
 LIST_LINE = {"2019": "train/{}.png {}\n", "2020": "{}.png:{}\n"}
 
@@ -152,17 +154,17 @@ def test_pid_zero_and_a_very_long_pid_are_pids(root):
 
 
 @pytest.mark.parametrize(("line", "problem"), [
-    ("a.png", "expected 'name:pid' or 'name pid', got 'a.png'"),
-    ("a.png:", "expected 'name:pid' or 'name pid', got 'a.png:'"),
-    (":7", "expected 'name:pid' or 'name pid', got ':7'"),
-    ("7", "expected 'name:pid' or 'name pid', got '7'"),
+    ("a.png", "expected 'name:pid' or 'name pid' with a pid of digits, got 'a.png'"),
+    ("a.png:", "expected 'name:pid' or 'name pid' with a pid of digits, got 'a.png:'"),
+    (":7", "expected 'name:pid' or 'name pid' with a pid of digits, got ':7'"),
+    ("7", "expected 'name:pid' or 'name pid' with a pid of digits, got '7'"),
     ("a.png:x", "expected 'name:pid' or 'name pid' with a pid of digits, got 'a.png:x'"),
     ("a.png:-1", "expected 'name:pid' or 'name pid' with a pid of digits, got 'a.png:-1'"),
     ("a.png:1.0", "expected 'name:pid' or 'name pid' with a pid of digits, got 'a.png:1.0'"),
     ("a.png 7 # seven", "expected 'name:pid' or 'name pid' with a pid of digits, got 'a.png 7 # seven'"),
     ("a.png:²", "expected 'name:pid' or 'name pid' with a pid of digits, got 'a.png:²'"),
     ("a.png::7", "expected 'name:pid' or 'name pid' with a pid of digits, got 'a.png::7'"),
-    ("a.png,7", "expected 'name:pid' or 'name pid', got 'a.png,7'"),
+    ("a.png,7", "expected 'name:pid' or 'name pid' with a pid of digits, got 'a.png,7'"),
     ("../a.png:7", "a list may only name files inside its own folder, got '../a.png'"),
     ("x/../../a.png:7", "a list may only name files inside its own folder, got 'x/../../a.png'"),
     ("/etc/passwd:7", "a list may only name files inside its own folder, got '/etc/passwd'"),
@@ -202,8 +204,35 @@ def test_all_wrong_lines_of_all_lists_are_in_one_error(root):
 
 
 def test_a_very_long_line_is_quoted_in_part(root):
-    write_list(root, "x" * 100_000)
+    write_list(root, "x" * 10_000)
     assert 200 < len(fail(root)[1]) < 400
+
+
+def test_a_line_that_no_name_and_pid_take_is_not_decoded(root):
+    write_list(root, f"a.png:7\nb.png:7\n9.png:{'7' * 100_000}\n")
+    assert fail(root)[1] == ("train_2020_cs/train_list.txt:3: a line of 100,006 bytes, where a name and a pid take "
+                             "16,384 at most")
+
+
+def test_a_file_far_larger_than_a_list_is_not_read(root, monkeypatch):
+    monkeypatch.setattr(list_files, "read_file", lambda _: pytest.fail("it was read"))
+    path = root / "MyDataSet/train_2020_cs/train_list.txt"
+    os.truncate(path, 2**31)
+    assert fail(root) == [f"{path}: 2,147,483,648 bytes, where a list has 1,073,741,824 at most; is it a list?"]
+
+
+@pytest.mark.parametrize("line", ["a {}:: ::", "a{}", "a :{}7:", "{}7", "a{}: :7"])
+def test_blanks_of_a_line_are_read_once(line):
+    """A pattern that may share them out on both sides of the colon takes hours for these."""
+    assert parse_line(1, line.format(" " * 1_000_000), "").fault == MALFORMED
+
+
+def test_a_name_of_very_many_folders_is_looked_for_from_above(root, monkeypatch):
+    listed, listing = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or listing(path))
+    write_list(root, f"a.png:7\nb.png:7\n{'x/' * 4000}1.png:7\n{'y/' * 500}1.png:7\n")
+    assert len(fail(root)) == 4
+    assert len(listed) == 5  # the image folder; of each line its folder, and the first that is missing
 
 
 def test_a_list_that_is_not_utf8_is_named_with_its_line(root):

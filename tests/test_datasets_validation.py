@@ -171,6 +171,31 @@ def test_every_query_keeps_a_match_from_another_camera(camids, expected):
         assert any(0 in (query.camid, other.camid) or query.camid != other.camid for other in rest)
 
 
+def slowly_chosen(samples: list[Sample], most: int) -> list[Sample]:
+    """As the words say it: each query has a match among those that are none."""
+    queries: list[Sample] = []
+    for sample in samples:
+        tried = [*queries, sample]
+        rest = [other for other in samples if other not in tried]
+        if len(queries) < most and all(any(0 in (query.camid, other.camid) or query.camid != other.camid
+                                           for other in rest) for query in tried):
+            queries = tried
+    return queries
+
+
+def test_queries_are_chosen_as_their_definition_has_it():
+    draw = random.Random(0)
+    for _ in range(500):
+        samples = [Sample(str(number), 0, draw.choice([0, 1, 1, 1, 2, 3][draw.randrange(2):]))
+                   for number in range(draw.randint(1, 7))]
+        assert choose_queries(samples, 4) == slowly_chosen(samples, 4)
+
+
+def test_an_identity_of_a_hundred_thousand_images_of_one_camera_is_looked_at_once():
+    """Each image beside each other would be ten billion comparisons."""
+    assert choose_queries([Sample(str(number), 0, 1) for number in range(100_000)], 1) == []
+
+
 # ------------------------------------------------------------------ the file
 @pytest.mark.parametrize("camids", [(0,), (1, 2, 3), (0, 2)])
 def test_the_file_reads_back_to_the_split(tmp_path, camids):

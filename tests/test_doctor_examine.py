@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from doctor_data import SETS, add_image, add_line, copy_image, images_of, list_of, make_naic, picture, png
 
+from processor.doctor import checks
 from processor.doctor.checks import MIN_SIDE
 from processor.doctor.examine import RECORDS, DoctorOptions, examine
 from processor.doctor.findings import KINDS, SEVERITIES, STOPS, Findings, Picture
@@ -97,7 +98,8 @@ FAULTS = {
     "a missing image": (lambda d: (images_of(d, "2020_cs") / "7_1.png").unlink(), "missing image",
                         "train_2020_cs/train_list.txt:5: no such image: '7_1.png'"),
     "a line without pid": (lambda d: add_line(d, "2020_cs", "a.png"), "malformed line",
-                           "train_2020_cs/train_list.txt:10: expected 'name:pid' or 'name pid', got 'a.png'"),
+                           "train_2020_cs/train_list.txt:10: expected 'name:pid' or 'name pid' with a pid of "
+                           "digits, got 'a.png'"),
     "a path with ..": (lambda d: add_line(d, "2020_cs", "../../train_2020_fs/images/3_0.png:3"), "outside",
                        "train_list.txt:10: a list may only name files inside its own folder"),
     "an absolute path": (lambda d: add_line(d, "2020_cs", "/etc/passwd:3"), "outside", "got '/etc/passwd'"),
@@ -235,6 +237,35 @@ def test_a_blank_picture_of_very_many_people_links_nobody(data):
 
 
 # ------------------------------------------------------------------------------------------------------------ reports
+class CountedIdentity(int):
+    """Counts how often it is compared."""
+
+    compared = 0
+
+    def __ne__(self, other):
+        CountedIdentity.compared += 1
+        return int(self) != int(other)
+
+    __hash__ = int.__hash__
+
+
+def test_an_identity_that_shares_pictures_with_very_many_is_compared_with_two_of_them():
+    many = 2_000
+
+    class People:
+        identities = tuple(map(str, range(many)))
+        numbering = staticmethod(lambda image: "one" if image == 0 else "many")
+        picture = staticmethod(lambda image: Picture(str(image), ""))
+
+    links = {(CountedIdentity(0), CountedIdentity(other)): checks._Link(1 + (other == 7), (0, other))
+             for other in range(1, many)}
+    findings = Findings(many)
+    checks._check_links(People, links, findings)
+    assert [item.text for item in findings.items("same person")] == ["0 = 7: 2 pictures shared"]
+    assert findings.counts["contradiction"] == many - 2
+    assert CountedIdentity.compared <= 4 * many  # with each other of the 2,000: 4,000,000
+
+
 def test_the_three_reports_agree_and_nothing_is_written_beside_the_data(data):
     before = sorted(data.rglob("*"))
     swapped_labels(data)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from datasets.bases import Problems
@@ -11,6 +12,8 @@ from utils.files import read_file
 from utils.logger import printable
 
 OUTSIDE = "a list may only name files inside its own folder"
+_LARGEST = 1 << 30   # bytes of a list; 880,000 lines with the longest names that a file system takes have a fifth of it
+_LONGEST = 1 << 14   # bytes of a line: a path has 4096 at most
 
 
 def quoted(text: str) -> str:
@@ -24,21 +27,36 @@ def read_lines(path: Path, name: str, problems: Problems) -> list[tuple[int, str
     Args:
         path: the file.
         name: its name in problems.
-        problems: get one entry for all lines that are not UTF-8; these are left out.
+        problems: get one entry for all lines that are not UTF-8 or far too long; these are left out.
     """
-    lines, bad = decode_lines(read_file(path))
+    lines, bad = decode_lines(read_list_file(path))
     if bad:
         more = f" (and {len(bad) - 1} more lines)" * (len(bad) > 1)
         problems.add(f"{name}:{bad[0][0]}: {bad[0][1]}{more}")
     return lines
 
 
+def read_list_file(path: Path) -> bytes:
+    """The content of a list.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is far larger than a list can be.
+    """
+    if path.is_file() and (size := os.path.getsize(path)) > _LARGEST:
+        raise ValueError(f"{path}: {size:,} bytes, where a list has {_LARGEST:,} at most; is it a list?")
+    return read_file(path)
+
+
 def decode_lines(data: bytes) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
-    """The lines of a list file, as `read_lines` gives them, and (number, problem) of each that is not UTF-8."""
+    """The lines of a list file, as `read_lines` gives them, and (number, problem) of each that is no text of a line."""
     lines: list[tuple[int, str]] = []
     bad: list[tuple[int, str]] = []
-    # Not splitlines(): it would break lines at characters that a file name may hold, too.
-    for number, piece in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+    for number, (start, end) in enumerate(_spans(data), 1):
+        if end - start > _LONGEST:
+            bad.append((number, f"a line of {end - start:,} bytes, where a name and a pid take {_LONGEST:,} at most"))
+            continue
+        piece = data[start:end]
         try:
             line = piece.decode("utf-8").strip()
         except UnicodeDecodeError as error:
@@ -49,6 +67,15 @@ def decode_lines(data: bytes) -> tuple[list[tuple[int, str]], list[tuple[int, st
             if line:
                 lines.append((number, line))
     return lines, bad
+
+
+def _spans(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each line of a text begins and ends; nothing is copied."""
+    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    while (end := data.find(b"\n", start)) >= 0:  # not splitlines(): a file name may hold others of its line breaks
+        yield start, end
+        start = end + 1
+    yield start, len(data)
 
 
 class ImageFolder:
@@ -76,9 +103,8 @@ class ImageFolder:
 
     def _hint(self, folder: str, name: str) -> str:
         """Where a missing image may be: under a name that differs in case or suffix, or is not UTF-8; or ""."""
-        while folder and self._listed[folder][2]:  # it is the folder that is missing
-            folder, _, name = folder.rpartition("/")
-            self._listed.setdefault(folder, self._list(folder))
+        if self._listed[folder][2]:  # it is a folder that is missing; from above, for below it there is none to look at
+            folder, name = self._first_missing(folder)
         if folder not in self._hints:
             names = {_stem(file): file for file in os.listdir(self.path / folder)}
             bad = next((file for file in names.values() if not file.isascii() and name_problem(file)), "")
@@ -87,15 +113,27 @@ class ImageFolder:
         near = names.get(_stem(name), name)
         return bad if near == name else f" (there is {near!r})"
 
+    def _first_missing(self, folder: str) -> tuple[str, str]:
+        """(the folder that is there, the name in it that is not) on the way to a folder."""
+        above = ""
+        for name in folder.split("/"):
+            below = f"{above}/{name}" if above else name
+            if below not in self._listed:
+                self._listed[below] = self._list(below)
+            if self._listed[below][2]:
+                break
+            above = below
+        return above, name
+
     def _list(self, folder: str) -> tuple[set[str], set[str], str]:
         """Names of the files and of the links in a sub-folder, and why there are none."""
         path = self.path / folder if folder else self.path
         files: set[str] = set()
         links: set[str] = set()
-        if folder and not is_inside(path, self.path):
-            return files, links, f"{OUTSIDE}, and a link leads out of it"
         try:
             with os.scandir(path) as entries:
+                if folder and not is_inside(path, self.path):
+                    return files, links, f"{OUTSIDE}, and a link leads out of it"
                 for entry in entries:
                     if entry.is_symlink():
                         links.add(entry.name)

@@ -176,15 +176,17 @@ def choose_queries(samples: list[Sample], most: int) -> list[Sample]:
         most: queries at most.
     """
     queries: list[Sample] = []
+    rest, cameras = Counter(sample.camid for sample in samples), set()  # of no queries; of queries
     for sample in samples:
         if len(queries) == most:
             break
-        tried = [*queries, sample]
-        rest = [other for other in samples if other not in tried]
-        if all(any(_matches(query, other) for other in rest) for query in tried):
-            queries = tried
+        rest.subtract([sample.camid])
+        if not rest[sample.camid]:
+            del rest[sample.camid]
+        only = next(iter(rest)) if len(rest) == 1 else UNKNOWN_CAMID
+        if rest and (only == UNKNOWN_CAMID or (only != sample.camid and only not in cameras)):
+            queries.append(sample)
+            cameras.add(sample.camid)
+        else:
+            rest[sample.camid] += 1
     return queries
-
-
-def _matches(query: Sample, other: Sample) -> bool:
-    return UNKNOWN_CAMID in (query.camid, other.camid) or query.camid != other.camid

@@ -1,6 +1,7 @@
 """Checks of the images' records: each image beside its set, pixel-equal images, and nearly equal ones."""
 from __future__ import annotations
 
+import heapq
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection
@@ -20,7 +21,7 @@ MIN_SIDE = 16               # pixels; a backbone divides a side by 16 or 32
 MAX_TIMES = 4.0             # a side that is so many times the median of its set, or a fraction of it, is odd
 MAX_SHAPE = 2.5             # likewise of the ratio of the sides
 _MAX_PICTURES = 6           # of a finding
-_MAX_IDENTITIES = 50        # a picture under more (a blank one) is no evidence of who is who
+_MAX_IDENTITIES = 8         # a picture under more (a blank one) is no evidence of who is who
 
 
 # ----------------------------------------------------------------------------------------------------- single images
@@ -141,7 +142,7 @@ def _describe(inventory: Inventory, records: np.ndarray, images: list[int]) -> s
 
 
 # ------------------------------------------------------------------------------------------- identities in two sets
-@dataclass
+@dataclass(slots=True)
 class _Link:
     """How many pictures two identities of different sets share, and an image of the first such picture in each."""
 
@@ -174,6 +175,8 @@ def _check_links(inventory: Inventory, links: dict[tuple[int, int], _Link], find
         numbering_a, numbering_b = map(inventory.numbering, link.images)
         partners[a, numbering_b].append((link.pictures, b))
         partners[b, numbering_a].append((link.pictures, a))
+    # Of each only the two of most pictures are asked for: one may be the pair itself. A person may have 100,000 others.
+    partners = {key: heapq.nlargest(2, others) for key, others in partners.items()}
     for (a, b), link in sorted(links.items()):
         numbering_a, numbering_b = map(inventory.numbering, link.images)
         rivals = [(number, identity, other)

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.naic import TRAIN_SETS
-from datasets.sets.list_files import decode_lines
+from datasets.sets.list_files import decode_lines, read_list_file
 from processor.doctor.duplicates import equal_groups
 from processor.doctor.inspection import Inspected
 from processor.doctor.inventory import Inventory
-from utils.files import read_file, write_text
+from utils.files import write_text
 
 STAYS_FIRST = ("2020_fs", "2020_cs", "2019_fs", "2019_cs")
 EQUAL_LISTS = {"2020_cs": "cs_2020equal_path.txt", "2019_fs": "fs_2019equal_path.txt",
@@ -88,7 +88,7 @@ def read_equal_list(path: Path) -> dict[str, set[str]]:
         ValueError: it is no UTF-8 text, names no image, or a path is of no set that can be cleaned.
         OSError: there is no such file.
     """
-    lines, bad = decode_lines(read_file(path))
+    lines, bad = decode_lines(read_list_file(path))
     if bad:
         raise ValueError(f"{path}:{bad[0][0]}: {bad[0][1]}")
     set_of_folder = {TRAIN_SETS[name].folder: name for name in EQUAL_LISTS}
@@ -145,7 +145,7 @@ def write_clean_lists(inventory: Inventory, inspected: Inspected | None, equal: 
         good = inspected.records["good"][span] if inspected else np.ones(len(image_set.files), bool)
         stays = {int(line) for file, line, whole in zip(image_set.files, image_set.lines, good, strict=True)
                  if whole and file not in goes and file not in image_set.two_pids}
-        lines, bad = decode_lines(read_file(image_set.list))
+        lines, bad = decode_lines(read_list_file(image_set.list))
         train_set = TRAIN_SETS[image_set.name]
         path = output / train_set.cleaned
         write_text(path, "".join(f"{line}\n" for number, line in lines if number in stays))

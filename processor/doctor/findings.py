@@ -20,7 +20,8 @@ KINDS: dict[str, Kind] = {
     "incomplete set": Kind(STOPS, "sets without their list or image folder", "Complete the set's folder."),
     "unreadable set": Kind(STOPS, "sets or parts of sets that are not as their layout says", "So a training would end; "
                            "what can be read of them was examined all the same."),
-    "not text": Kind(STOPS, "list lines that are not UTF-8", "Save the list as UTF-8."),
+    "not text": Kind(STOPS, "list lines that are not UTF-8, or far too long",
+                     "Save the list as UTF-8, an image a line."),
     "malformed line": Kind(STOPS, "malformed list lines", "A line is NAME:PID or NAME PID, with a PID of digits."),
     "outside": Kind(STOPS, "names that leave their folder", "A name may not climb out of its image folder, by .., an "
                     "absolute path or a link. They are refused everywhere: put the images themselves there."),

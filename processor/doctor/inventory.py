@@ -17,10 +17,9 @@ from datasets.files.images import FileSource, is_safe_path, scan_images
 from datasets.naic import TRAIN_SETS, UNLABEL, TrainSet, cleaned_lists, list_label, raw_list
 from datasets.sets import naic_lists
 from datasets.sets.domains import PARTS, unlistable
-from datasets.sets.list_files import quoted
+from datasets.sets.list_files import quoted, read_list_file
 from datasets.sets.naic_test import read_domains, read_truth
 from processor.doctor.findings import Findings, Picture
-from utils.files import read_file
 
 NO_IDENTITY = -1
 _KIND_OF_FAULT = {
@@ -214,7 +213,7 @@ _LISTED_AGAIN = (naic_lists.TWO_PIDS, naic_lists.REPEATED)
 
 def _check_format(path: Path, title: str, findings: Findings) -> None:
     """Check a list for what other programs may stumble over."""
-    content = read_file(path)
+    content = read_list_file(path)
     marks = []
     if content.startswith(codecs.BOM_UTF8):
         marks.append("a byte-order mark")
