@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones import PREFIX, WEIGHTS_PACKAGES, WEIGHTS_URLS, Backbone, Sides, freeze_stages
+from model.backbones.depthwise import quicken_depthwise
 from model.classifiers import CLASSIFIERS
 from model.heads import PCB, BNNeck, HeadOutput, Reduction
 from model.make_backbone import make_backbone, network_name, pooling_name
@@ -216,6 +217,8 @@ def _load_whole(model: ReIDModel, path: Path, allowed: tuple[str, ...]) -> None:
 def place_model(cfg, model: ReIDModel, device: torch.device) -> ReIDModel:
     """Move the model to its device, in the memory format of MODEL.CHANNELS_LAST, and compile with MODEL.COMPILE."""
     model.to(device, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else torch.contiguous_format)
+    if cfg.MODEL.CHANNELS_LAST and device.type == "cpu":
+        quicken_depthwise(model)  # its ways were measured in this format
     if cfg.MODEL.COMPILE:
         # The backbone alone: it has nearly all of the work, and no branch that depends on the data.
         model.base.compile()
