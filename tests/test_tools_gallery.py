@@ -77,6 +77,13 @@ def test_another_picture_of_a_known_name_is_not_passed_over(run, people):
     assert run("add", "--model", "m", people, "--set", "tuesday") == "3 rows added\n"
 
 
+@pytest.mark.parametrize("words", [("remove", "--ids", 7), ("assign", "--ids", 7, "--person", "eve"),
+                                   ("split", "--ids", 7)])
+def test_an_unknown_row_is_one_message(run, people, words):
+    with pytest.raises(ValueError, match="id 7 is not in the gallery"):
+        run(*words)
+
+
 def test_people_are_assigned_merged_and_removed_and_changes_undone(run, people):
     ids = [row["id"] for row in rows(run, "--people", "ada")]
     run("assign", "--ids", ids[0], "--person", "eve")

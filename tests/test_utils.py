@@ -20,6 +20,7 @@ from utils.files import (
     atomic_path,
     epoch_checkpoints,
     make_mapped_array,
+    new_folder,
     read_file,
     read_json,
     regular_file,
@@ -363,3 +364,12 @@ def _wait_until(condition, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_what_a_killed_process_left_of_a_new_folder_is_removed_by_the_next(tmp_path):
+    dead, ours = tmp_path / ".set.999999999.01234567.tmp", tmp_path / ".another.999999999.01234567.tmp"
+    for folder in (dead, ours):
+        folder.mkdir()
+    with new_folder(tmp_path / "set") as fresh:
+        (fresh / "a").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ours.name, "set"]

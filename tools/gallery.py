@@ -443,7 +443,10 @@ WORDS: dict[str, tuple[Callable, str, tuple[Callable, ...]]] = {
 
 def main() -> None:
     args = parse_args()
-    args.run(args)
+    try:
+        args.run(args)
+    except KeyError as error:  # how a gallery names a row, a person or a merge that is not there
+        raise ValueError(error.args[0]) from error
 
 
 if __name__ == "__main__":

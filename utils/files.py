@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -39,9 +40,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[Path]:
-    """An empty folder beside `target` that takes its place on success, and vanishes on an exception."""
+    """An empty folder beside `target` that takes its place on success, and vanishes on an exception.
+
+    What killed processes left of theirs for the same target is removed.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent, target.name)
     mark = f"{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     fresh, old = target.with_name(f".{target.name}.{mark}"), target.with_name(f".{target.name}.old.{mark}")
     fresh.mkdir()
@@ -61,9 +66,12 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what killed processes left of what they wrote (`atomic_path`, `new_folder`); a living process' stays."""
-    for path in Path(folder).glob(".*.tmp"):
+def remove_leftovers(folder: str | os.PathLike, name: str = "") -> None:
+    """Remove what killed processes left of what they wrote (`atomic_path`, `new_folder`); a living process' stays.
+
+    name: only what was to become this; "": all.
+    """
+    for path in Path(folder).glob(f".{glob.escape(name)}*.tmp"):
         match = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp", path.name)
         if match and not _is_another(int(match[1])):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
