@@ -27,6 +27,8 @@ CAMPAIGNS: dict[str, Kind] = {
     "paths": Kind("odd names, links, pipes, devices, closed doors where tools read and write",
                   "tools.campaigns.paths"),
     "machine": Kind("no HOME, a small /dev/shm, closed streams, other clocks and locales", "tools.campaigns.machine"),
+    "kill": Kind("commands that are killed or stopped, and begun again", "tools.campaigns.kill"),
+    "disk": Kind("writes that fail, are cut short, or have no room", "tools.campaigns.disk"),
 }
 
 

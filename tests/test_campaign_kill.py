@@ -1,0 +1,98 @@
+"""The campaigns of kills and of failing disks: they find what is planted, and nothing in a short run's commands."""
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from tools.campaigns import disk, kill
+from tools.campaigns.chores import Chore, Household, difference, stable
+from tools.campaigns.record import Campaign
+from tools.campaigns.watched import MADE, Answer, Watcher, can_watch
+
+watching = pytest.mark.skipif(bool(can_watch()), reason="seccomp's notifications")
+WRITES_TWICE = """
+import os, sys
+for name in ("a", "b"):
+    with open(os.path.join(sys.argv[1], name), "wb", buffering=0) as out:
+        out.write(bytes(1000))
+"""
+PLANTED = {
+    "half a file is whole to it": "open(path, 'wb', buffering=0).write(bytes(1000))",
+    "a full disk is no matter": "try: open(path, 'wb').write(bytes(1000))\nexcept OSError: pass",
+    "a traceback": "open(path, 'wb').write(bytes(1000))",
+    "what a kill left is in the way": "open(path, 'xb').write(bytes(1000))",
+}
+
+
+def run_watched(folder, decide, script=WRITES_TWICE):
+    with Watcher(folder, decide) as watcher:
+        done = subprocess.run([sys.executable, *watcher.words(sys.executable, "-c", script, folder, how="exec")],
+                              capture_output=True, text=True)
+    return done, watcher.changes
+
+
+@watching
+def test_each_change_of_a_command_is_told_and_can_be_failed_or_cut(tmp_path):
+    done, changes = run_watched(tmp_path, lambda change: MADE)
+    assert done.returncode == 0
+    assert [(change.call, change.path, change.size) for change in changes] == [
+        ("create", f"{tmp_path}/a", 0), ("write", f"{tmp_path}/a", 1000),
+        ("create", f"{tmp_path}/b", 0), ("write", f"{tmp_path}/b", 1000)]
+    # The files are there now, and to open one is no change.
+    done, changes = run_watched(tmp_path, lambda change: Answer(is_cut=True) if change.number == 1 else MADE)
+    assert [change.path[-1] for change in changes] == ["a", "b"]
+    assert [(tmp_path / name).stat().st_size for name in ("a", "b")] == [500, 1000]
+    done, _ = run_watched(tmp_path, lambda change: Answer(errno.EIO) if change.number == 2 else MADE)
+    assert "[Errno 5] Input/output error" in done.stderr
+    assert (tmp_path / "b").stat().st_size == 0
+
+
+@watching
+@pytest.mark.parametrize("kind", [disk, kill])
+def test_a_short_campaign_over_whole_commands_finds_nothing(tmp_path, kind):
+    campaign = Campaign("short", tmp_path, seed=1, quick=True)
+    kind.run_campaign(campaign)
+    assert campaign.findings == []
+    assert sum(campaign.tried.values()) >= 5
+
+
+@pytest.fixture
+def planted(monkeypatch, tmp_path):
+    """planted(what) -> a household, and a chore of its own that has this fault."""
+    def make(what):
+        monkeypatch.setattr(Household, "prepare", lambda self: None)
+        household = Household(tmp_path / "house")
+        script = tmp_path / "tool.py"
+        script.write_text(f"import sys\npath = sys.argv[1] + '/file'\n{PLANTED[what]}\n")
+        return household, Chore("planted", (str(script), "{at}"))
+
+    (tmp_path / "house").mkdir()
+    return make
+
+
+@watching
+@pytest.mark.parametrize(("what", "fault"), [("half a file is whole to it", "short"),
+                                             ("a full disk is no matter", "ENOSPC"), ("a traceback", "EIO")])
+def test_what_a_failing_disk_does_to_a_careless_command_is_found(planted, what, fault):
+    household, chore = planted(what)
+    whole, unlike = stable(household, chore)
+    assert not unlike
+    trials = list(disk._trials_of(household, chore, disk.Random(0)))
+    found = [disk._try(household, trial, whole, list) for trial in trials if trial.kind == fault]
+    assert ("traceback" if what == "a traceback" else "taken for whole") in {kind for kind, _ in filter(None, found)}
+
+
+@watching
+def test_what_a_kill_does_to_a_careless_command_is_found(planted, tmp_path):
+    household, chore = planted("what a kill left is in the way")
+    whole, _ = kill._undisturbed(household, chore)
+    campaign = Campaign("kill", tmp_path)
+    found = [fault for seed in range(5)
+             for fault, *_ in kill._chain(campaign, household, chore, whole, kill.Random(seed), True)]
+    assert "traceback" in found
+    assert campaign.tried["planted: SIGKILL"]
+
+
+def test_what_two_folders_hold_is_compared_by_file():
+    assert difference({"a": b"1", "b": b"1"}, {"b": b"2", "c": b"1"}) == "b differs; has c, too; lacks a"
