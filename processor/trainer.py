@@ -110,6 +110,8 @@ def _train(cfg, resume: str, workers: Workers) -> Path:
     with contextlib.closing(build(cfg, pretrained=begin is None, workers=workers)) as run:
         epochs, batches = (0, 0) if begin is None else restore(run, *begin)
         logger.info("%s; commit %s", describe_run(run), commit())
+        if begin is not None and resume == "auto" and workers.is_main:
+            checkpoints.restore_latest(begin[0])
         if epochs < cfg.SOLVER.MAX_EPOCHS:
             del begin  # as large as the model and its optimisers
             _train_epochs(run, epochs, batches)

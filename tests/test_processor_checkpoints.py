@@ -16,6 +16,7 @@ from trainings import TINY_BACKBONE, assert_same_state, flat
 from configs import dump_cfg, load_cfg
 from processor import trainer
 from processor.trainer import do_train, dry_run
+from processor.training import state
 from processor.training.build import checkpoint_folder
 from processor.training.checkpoints import OtherConfiguration
 from processor.training.step import train_step
@@ -355,6 +356,26 @@ def test_a_checkpoint_of_the_format_before_this_one_is_gone_on_from(tiny_data, t
 def test_a_named_checkpoint_is_gone_on_from_in_another_folder(tiny_data, whole, tmp_path):
     do_train(cfg_of(tiny_data, tmp_path), resume=str(whole / OF_EPOCH.format(3)))
     assert_same_state(read_checkpoint(tmp_path / LATEST), read_checkpoint(whole / LATEST))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_kill_between_an_epochs_checkpoint_and_its_other_names_leaves_none_out(tiny_data, tmp_path, monkeypatch,
+                                                                                 epochs):
+    changes = ["SOLVER.MAX_EPOCHS", epochs, "SOLVER.STEPS", "[]", "SOLVER.EVAL_PERIOD", 0]
+    do_train(cfg_of(tiny_data, tmp_path / "whole", *changes))
+
+    def killed(path, other):
+        raise Killed
+
+    cfg = cfg_of(tiny_data, tmp_path / "killed", *changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "link_checkpoint", killed)
+        with pytest.raises(Killed):
+            do_train(cfg)
+    assert [path.name for path in (tmp_path / "killed").glob("*.pth")] == [OF_EPOCH.format(1)]
+    do_train(cfg, resume="auto")
+    for path in (tmp_path / "whole").glob("*.pth"):
+        assert_same_state(read_checkpoint(tmp_path / "killed" / path.name), read_checkpoint(path))
 
 
 def test_equal_checkpoints_are_equal_files(tmp_path):

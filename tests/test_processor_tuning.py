@@ -239,6 +239,28 @@ def test_an_interrupted_run_goes_on_from_its_results(banks, tmp_path, counted, m
     assert read_json(tmp_path / "out" / "tuning.json") == read_json(tmp_path / "whole" / "tuning.json")
 
 
+@pytest.mark.parametrize("file", ["write_json", "write_text"])
+def test_a_run_that_was_killed_between_its_two_files_leaves_both_whole(banks, tmp_path, monkeypatch, file):
+    real, calls, last = getattr(tuning, file), 0, 0
+
+    def killed(path, content):
+        nonlocal calls
+        calls += 1
+        if calls == last:  # after which nothing more is measured
+            raise KeyboardInterrupt
+        real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, file, killed)
+        tune([banks / "a"], tmp_path / "whole", GRID)
+        calls, last = 0, calls
+        with pytest.raises(KeyboardInterrupt):
+            tune([banks / "a"], tmp_path / "out", GRID)
+    tune([banks / "a"], tmp_path / "out", GRID)
+    for name in ("tuning.json", "tuning.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_a_second_run_searches_nothing_and_a_larger_grid_only_what_is_new(banks, tmp_path, counted):
     first = tune([banks / "a"], tmp_path, GRID)
     counted.update(search=0, encode=0)

@@ -141,11 +141,12 @@ class Results:
     def _write(self) -> None:
         if self.validation.compute.workers.is_main:
             rows = self.best_first(self.rows)
+            # The table first: a run that was killed after tuning.json finds all measured and writes nothing.
+            write_text(self.path.with_suffix(".csv"), self._csv(rows))
             write_json(self.path, {
                 "format": FORMAT, "models": self.validation.names, "validation": self.validation.fingerprint,
                 "metric": self.metric, "rows": [{**asdict(row.setting), "figures": row.figures, "ci95": row.ci95}
                                                 for row in rows]})
-            write_text(self.path.with_suffix(".csv"), self._csv(rows))
 
     def _csv(self, rows: Sequence[Row]) -> str:
         columns = list(rows[0].figures)

@@ -135,6 +135,11 @@ class CheckpointFolder:
         return next((path for path, checkpoint in self._read_newest_first()
                      if not (self._changes(path, checkpoint) or int(checkpoint.get("skipped", [0])[0]))), None)
 
+    def restore_latest(self, newest: Path) -> None:
+        """Make latest.pth of the newest checkpoint, if it is damaged or a run has ended between the two."""
+        if newest != self.latest:
+            link_checkpoint(newest, self.latest)
+
     def restore_last(self, good: Path) -> None:
         """Make the last epoch's checkpoint anew from `good`, which has its whole state, if it is gone or damaged."""
         path = self.of_epoch(self.max_epochs)
