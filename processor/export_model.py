@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, repeat
@@ -42,7 +41,7 @@ from processor.inference import make_bank
 from processor.retrieval.metrics import RankResult, merge_results
 from processor.trained_model import TrainedModel, open_trained
 from utils.checkpoint import digest, read_checkpoint
-from utils.files import make_mapped_array, read_json, write_json
+from utils.files import make_mapped_array, read_json, work_folder, write_json
 from utils.precision import make_precision
 
 logger = logging.getLogger(__name__)
@@ -114,8 +113,8 @@ def export_model(request: Request) -> list[str]:
     write_model_folder(request.output, trained.info, feature_weights(trained.model))
     faults = []
     if request.formats:
-        with tempfile.TemporaryDirectory(prefix=".export.", dir=request.output) as work:
-            faults = _Exporter(trained, request, tests, images, Path(work)).export()
+        with work_folder(request.output, "export") as work:
+            faults = _Exporter(trained, request, tests, images, work).export()
     write_card(request.output)
     return faults
 

@@ -66,6 +66,18 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def work_folder(parent: str | os.PathLike, name: str) -> Iterator[Path]:
+    """A hidden folder in `parent` that vanishes in the end; after a kill, with the next one of this name."""
+    remove_leftovers(parent, name)
+    folder = Path(parent) / f".{name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_leftovers(folder: str | os.PathLike, name: str = "") -> None:
     """Remove what killed processes left of what they wrote (`atomic_path`, `new_folder`); a living process' stays.
 
