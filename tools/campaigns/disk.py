@@ -23,6 +23,7 @@ QUICK = ("domains",)
 _NEEDS_ROOM = re.compile(r"p?write(v2?)?|sendfile|copy_file_range|create|mkdir|fallocate|link|symlink")
 _BY_CHANCE = re.compile(r"\d+\.[0-9a-f]{8}\.tmp|\d+")  # of the names of files
 _EACH = 2  # trials of a kind of fault at a kind of change of a kind of file
+_MOST = 150  # trials of a chore
 _SMALL = 8  # trials of a chore on a small file system
 _OF_SQLITE = ("disk I/O error", "database or disk is full", "unable to open database file")
 _LINE = re.compile(r"^error: .+", re.MULTILINE)
@@ -68,7 +69,8 @@ def run_campaign(campaign: Campaign) -> None:
             size = sum(path.stat().st_size for path in household.at.rglob("*") if path.is_file())
             trials += [Trial(chore, SMALL, random.randint(4096, max(size, 8192)), "") for _ in range(_SMALL)]
         if watches:
-            trials += _trials_of(household, chore, random)
+            found = list(_trials_of(household, chore, random))
+            trials += random.sample(found, min(_MOST, len(found)))
     Random(campaign.seed).shuffle(trials)
     campaign.note(f"{len(trials)} trials were drawn")
     for number, _ in campaign.cases(min(len(trials), 5 if campaign.quick else len(trials))):

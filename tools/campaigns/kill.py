@@ -81,6 +81,8 @@ def _chain(campaign: Campaign, household: Household, chore: Chore, whole: Undist
             tried.append(str(blow))
         again = True
         was_signalled = blow and blow.has_fallen and done.returncode in (-signal.SIGKILL, -signal.SIGTERM)
+        if blow and blow.has_fallen and not chore.is_script:  # torchrun's own last words are a traceback
+            was_signalled = done.returncode != 0
         fault = None if was_signalled else fault_of_chore(done)
         if not fault and not was_signalled and done.returncode == 2 and not (blow and blow.has_fallen):
             fault = "does not go on", done.stderr[-1500:]

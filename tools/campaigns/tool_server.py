@@ -204,6 +204,9 @@ def _run(request):
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code or 0
+        if isinstance(code, str):  # the last words
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
         code = 1
