@@ -79,7 +79,8 @@ _UDA = options(SOLVER__EVAL_PERIOD=0, UDA__METHOD="agglomerative", UDA__THRESHOL
 _RECIPE = ("MODEL.NAME", NET, "MODEL.PRETRAIN_CHOICE", "none", "SOLVER.MAX_EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0",
            "SOLVER.STEPS", "[]", "SOLVER.IMS_PER_BATCH", "16", "DATALOADER.NUM_INSTANCE", "2")
 _PLACES = {"DATA_ROOT": "{base}/data", "OUTPUT_ROOT": "{at}", "PYTHON": sys.executable, "RECIPE": "demo"}
-SLOW = {"run.sh": 97, "train, torchrun": 37, "run.sh, forked": 23}  # a campaign takes one of these once in so many cases, if at all
+# A campaign takes one of these once in so many cases, if at all.
+SLOW = {"run.sh": 97, "train, torchrun": 37, "run.sh, forked": 23}
 CHORES = {chore.name: chore for chore in (
     Chore("demo", (*_DEMO, "{at}/data")),
     Chore("domains", (*_DOMAINS, "{at}", "--workers", "1")),
