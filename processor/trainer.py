@@ -201,7 +201,7 @@ def _timed_batches(run: Training, stop: StopRequest, timer: PhaseTimer, epoch: i
             if not run.workers.is_main:
                 raise LostWorker(f"{stopped} came while process {run.workers.rank} waited for images; the first one "
                                  "cannot save its step, and --resume goes on from the checkpoint before") from stopped
-            save_position(run, epoch - 1, iteration - 1)
+            save_position(run, epoch - 1, iteration - 1, together=False)
             raise
         except (BadImage, OSError) as error:
             if run.cfg.DATALOADER.ON_BAD_IMAGE == "skip":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import quick_options, split_of
-from trainings import ROOT, assert_same_state, board_of, log_lines, train
+from trainings import ROOT, assert_same_state, board_of, log_lines, train, train_together
 
 from configs import load_cfg
 from processor import trainer
@@ -183,3 +183,23 @@ def test_a_model_that_draws_in_its_forward_pass_goes_on_with_the_same_draws(tiny
     torch.manual_seed(99)  # whatever was drawn before does not count
     last = do_train(cfg, resume="auto")
     assert_same_state(read_checkpoint(last), read_checkpoint(tmp_path / "whole" / last.name))
+
+
+# ------------------------------------------------------------------ transformers
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_transformer_with_cameras_and_parts_killed_in_an_epoch_goes_on_to_the_same_bits(tiny_data, tmp_path,
+                                                                                          processes):
+    changes = ["MODEL.NAME", "vit_tiny", "MODEL.POOLING_METHOD", "token", "MODEL.SIE_CAMERA", "True", "MODEL.JPM",
+               "True", "MODEL.DROP_PATH", "0.3", "INPUT.SIZE_TRAIN", "[64, 32]", "INPUT.SIZE_TEST", "[64, 32]",
+               "MODEL.ID_LOSS_TYPE", "softmax", "MODEL.METRIC_LOSS_TYPE", "triplet", "MODEL.IF_WITH_CENTER", "no",
+               "SOLVER.OPTIMIZER_NAME", "SGD"]
+    whole, parts = (options(tiny_data, tmp_path / name, *changes) for name in ("whole", "parts"))
+    codes, errors = train_together(processes, whole)
+    assert not any(codes), errors
+    codes, errors = train_together(processes, [*parts, *EVERY_STEP], "kill", ("train_step", 2, 3))
+    assert codes[0] == -9, errors
+    assert position(tmp_path / "parts") == (1, 2)
+    codes, errors = train_together(processes, ["--resume", *parts])
+    assert not any(codes), errors
+    assert_same_end(tmp_path / "parts", tmp_path / "whole")

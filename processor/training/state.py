@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
 from torch.optim import Optimizer
 
 from configs import dump_cfg
@@ -32,10 +33,15 @@ def state_of(run: Training, epochs: int, batches: int) -> dict:
     return state
 
 
-def save_position(run: Training, epochs: int, batches: int) -> None:
-    """Write latest.pth alone, in the middle of an epoch."""
+def save_position(run: Training, epochs: int, batches: int, together: bool = True) -> None:
+    """Write latest.pth alone, in the middle of an epoch.
+
+    together: all processes call it, and their means of the epoch so far are kept.
+    """
+    meter = run.meter.state_dict()
+    meters = run.workers.gather_objects(meter) if together else [meter]
     if run.workers.is_main:
-        save_checkpoint(run.checkpoints.latest, state_of(run, epochs, batches))
+        save_checkpoint(run.checkpoints.latest, {**state_of(run, epochs, batches), "meters": meters})
         logger.info("saved %s after epoch %d and %d batches", run.checkpoints.latest, epochs, batches)
 
 
@@ -82,7 +88,7 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
     if run.average is not None:
         run.average.load_state_dict(checkpoint["ema"], checkpoint["ema_steps"])
     if "meter" in checkpoint:  # checkpoints of epochs' ends used to have none of these
-        run.meter.load_state_dict(checkpoint["meter"], run.precision.device)
+        run.meter.load_state_dict(_meter_of(run, checkpoint), run.precision.device)
         run.skipped.copy_(checkpoint["skipped"])
         run.best = dict(checkpoint["best"])
     epochs, batches = checkpoint["epoch"], checkpoint.get("batches", 0)
@@ -90,6 +96,14 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
         run.optimizers[0]._opt_called = True
     logger.info("going on from %s after epoch %d%s", path, epochs, f" and {batches} batches" if batches else "")
     return epochs, batches
+
+
+def _meter_of(run: Training, checkpoint: dict) -> dict:
+    """This process' own means of the epoch so far; those over all processes if there were more or fewer of them."""
+    meters = checkpoint.get("meters", [checkpoint["meter"]])
+    if len(meters) == run.workers.size or meters[0]["sums"] is None:
+        return meters[run.workers.rank % len(meters)]
+    return {**meters[0], "sums": torch.stack([meter["sums"].cpu() for meter in meters]).mean(0)}
 
 
 def _teacher(file: object, digest: str | None) -> str:
