@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import quick_options, tiny_options
 from test_model_export import HEADS
+from test_model_networks import TIMMS
 from test_processor_embedder import write_checkpoint
 from trainings import TINY_BACKBONE
 
 from configs import load_cfg
-from model.backbones import BACKBONES
+from model.backbones import BACKBONES, build_backbone
 from model.make_model import make_model
 from processor.embedder import Embedder
 from processor.export.model_folder import read_info
@@ -86,6 +87,18 @@ def test_an_onnx_file_of_a_class_token_has_torchs_rows(name, tmp_path):
     parts = ["MODEL.JPM", "True", "MODEL.SIE_CAMERA", "True"] * (name == "vit_tiny")
     model = trained(name, ["TEST.FLIP_FEATS", "off", "MODEL.POOLING_METHOD", "token", "INPUT.SIZE_TRAIN", [96, 48],
                            *parts])
+    write_onnx(model.network(OnePassNet), model.info, tmp_path / "model.onnx")
+    assert_same_rows(OnnxRuntime(tmp_path / "model.onnx"), model)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name != "convnext_atto" else [])
+                                  for name in TIMMS])
+def test_an_onnx_file_of_a_network_of_timm_has_torchs_rows(name, tmp_path):
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        pooling = "token" if build_backbone(f"timm:{name}").has_token else "avg"
+    model = trained(f"timm:{name}", ["TEST.FLIP_FEATS", "off", "MODEL.POOLING_METHOD", pooling, "INPUT.SIZE_TRAIN",
+                                     list(SIZE)])
     write_onnx(model.network(OnePassNet), model.info, tmp_path / "model.onnx")
     assert_same_rows(OnnxRuntime(tmp_path / "model.onnx"), model)
 
