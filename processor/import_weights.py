@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 
 from configs import load_cfg
 from model.backbones import PREFIX
+from model.backbones.base import Sides
 from model.make_model import make_model
 from model.pretrained import MODEL_HEADS, load_weights, unwrap_state_dict
 from model.published import LAYOUTS, convert, recognise
@@ -21,8 +22,8 @@ from processor.visualize import PageOptions, make_rank_page
 from utils.checkpoint import read_checkpoint
 
 
-def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[str] = (),
-                   force: bool = False) -> list[str]:
+def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[str] = (), force: bool = False,
+                   views: int = 0) -> list[str]:
     """Write a model folder of a published file.
 
     Args:
@@ -31,6 +32,8 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
             timm's; DATASETS.NAMES says what a model with camera embeddings was trained on: elsewhere its cameras are
             unknown.
         force: replace another model's folder.
+        views: of each camera, in a table of embeddings of both, which does not tell; 0 = it is of cameras alone, or of
+            what MODEL.SIE_CAMERA and SIE_VIEW say.
     Returns:
         What was recognised, what happened to the file's keys, and the settings: a line each.
     Raises:
@@ -45,10 +48,15 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
     state = unwrap_state_dict(checkpoint, file)
     given = dict(zip(opts[::2], opts[1::2], strict=False))
     published = convert(state, layout or _layout_for(str(given.get("MODEL.NAME", "")), state, file), file)
+    sides = _sides_of(published.weights, views, file) if views else None
+    if sides:
+        published.config.update({"MODEL.SIE_CAMERA": True, "MODEL.SIE_VIEW": True})
     size = published.config.get("INPUT.SIZE_TEST", [256, 128])
     settings = [word for pair in {"INPUT.SIZE_TRAIN": size, **published.config}.items() for word in pair]
     cfg = load_cfg(None, [*settings, *opts, "MODEL.PRETRAIN_CHOICE", "none"])
-    model = make_model(cfg, num_class=1, pretrained=False)
+    if cfg.MODEL.SIE_CAMERA and cfg.MODEL.SIE_VIEW and not views:
+        raise ValueError(f"{file}: a table of cameras and views does not tell how many views there are; give --views N")
+    model = make_model(cfg, num_class=1, pretrained=False, sides=sides)
     if published.layout.alone:
         weights = {key.removeprefix("base."): value for key, value in published.weights.items()}
         load_weights(model.base, weights, file, skip=())
@@ -69,6 +77,16 @@ def import_weights(file: Path, output: Path, layout: str = "", opts: Sequence[st
             *([f"resized: {', '.join(resized)}"] if resized else []),
             "settings: " + " ".join(f"{key} {value}" for key, value in
                                     {**published.config, **info.architecture}.items() if key in published.config)]
+
+
+def _sides_of(weights: dict[str, Tensor], views: int, file: Path) -> Sides:
+    """Cameras, from 1, and views, from 0, of a published table whose rows are camera * views + view."""
+    table = next((value for key, value in weights.items() if key.endswith(("sie_embed", "cv_embed"))), None)
+    if table is None:
+        raise ValueError(f"--views {views}: {file} has no embeddings of cameras or views; leave it out")
+    if views < 1 or len(table) % views:
+        raise ValueError(f"--views {views}: the {len(table)} rows of cameras and views of {file} are no multiple of it")
+    return list(range(1, len(table) // views + 1)), list(range(views))
 
 
 def _layout_for(name: str, state: dict[str, Tensor], file: Path) -> str:

@@ -172,6 +172,27 @@ def test_cameras_of_another_set_than_the_imported_models_are_unknown(tmp_path, t
         assert load_trained(cfg, folder).on_other_set is other
 
 
+def test_a_table_of_cameras_and_views_is_cut_by_the_number_of_views_that_is_given(tmp_path):
+    rows = torch.randn(6, 1, 192)
+    state = {**build_backbone("vit_tiny").state_dict(prefix="base."), "base.sie_embed": rows,
+             **torch.nn.BatchNorm1d(192).state_dict(prefix="bottleneck.")}
+    torch.save(state, tmp_path / "file.pth")
+    import_weights(tmp_path / "file.pth", tmp_path / "folder", views=2)
+    model = open_trained(tmp_path / "folder").model
+    meant = model.sides([3, 1, 9], [1, 0, 1])
+    expected = 3 * torch.stack([rows[2 * 2 + 1, 0], rows[0, 0], rows[1::2, 0].mean(0)])
+    torch.testing.assert_close(model.base.sie(**meant), expected)
+    for views, reason in ((4, "6 rows of cameras and views .* no multiple"), (-1, "no multiple")):
+        with pytest.raises(ValueError, match=reason):
+            import_weights(tmp_path / "file.pth", tmp_path / "other", views=views)
+    with pytest.raises(ValueError, match="give --views N"):
+        import_weights(tmp_path / "file.pth", tmp_path / "other", opts=["MODEL.SIE_VIEW", "True"])
+    del state["base.sie_embed"]
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="has no embeddings of cameras or views"):
+        import_weights(tmp_path / "file.pth", tmp_path / "other", views=2)
+
+
 def test_torchvisions_vision_transformer_gives_its_own_feature(tmp_path):
     vision = pytest.importorskip("torchvision.models.vision_transformer")
     torch.manual_seed(0)

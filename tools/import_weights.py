@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model folder")
     parser.add_argument("--as", dest="layout", default="", metavar="NAME",
                         help="the layout, if it is not recognised; a wrong NAME lists them")
+    parser.add_argument("--views", type=int, default=0, metavar="N",
+                        help="views of each camera, where the file's embeddings are of camera and view: it does not "
+                             "tell how many")
     parser.add_argument("--force", action="store_true", help="replace another model that is in DIR")
     parser.add_argument("--rank", nargs="+", metavar="KEY VALUE",
                         help="test the model on this set, and write what it ranked as DIR/run/ranks/index.html")
@@ -33,7 +36,7 @@ def main() -> None:
     from processor.import_weights import import_weights, rank_cfg, rank_page
 
     setup_logger()
-    lines = import_weights(args.file, args.output, args.layout, args.opts, args.force)
+    lines = import_weights(args.file, args.output, args.layout, args.opts, args.force, args.views)
     print("\n".join([*lines, f"wrote {args.output}"]))
     if args.rank:
         cfg = rank_cfg(args.output, args.rank)
