@@ -1,4 +1,5 @@
 """Published re-ID networks against golden features: weights by the upstream's keys, outputs of the upstream's code."""
+import copy
 import functools
 import importlib.util
 import sys
@@ -153,24 +154,32 @@ def test_two_steps_are_one_and_one_more_from_its_checkpoint(name, mixed):
     cfg = model_config(MODEL__NAME=name, MODEL__POOLING_METHOD=pooling, INPUT__SIZE_TRAIN=[64, 32])
     images, pids = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
 
-    def train(state, steps):
-        torch.manual_seed(0)
+    def build(seed, state=None):
+        torch.manual_seed(seed)
         model = make_model(cfg, 2)
         model.load_state_dict(state or model.state_dict())
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        for step in steps:
-            torch.manual_seed(step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                head = model(images, pids)["global"]
-            loss = torch.nn.functional.cross_entropy(head.logits.float(), pids) + head.metric_feat.square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            assert loss.isfinite()
-            optimizer.step()
-        return model.state_dict()
+        return model
 
-    whole, halves = train(None, (1, 2)), train(train(None, (1,)), (2,))
-    assert all(torch.equal(value, halves[key]) for key, value in whole.items())
+    def step(model, number):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        torch.manual_seed(number)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            head = model(images, pids)["global"]
+        loss = torch.nn.functional.cross_entropy(head.logits.float(), pids) + head.metric_feat.square().mean()
+        loss.backward()
+        assert loss.isfinite()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    whole = build(0)
+    step(whole, 1)
+    checkpoint = copy.deepcopy(whole.state_dict())
+    resumed = build(1, checkpoint)
+    for model in (whole, resumed):
+        step(model, 2)
+    assert any(not torch.equal(value, checkpoint[name]) for name, value in whole.named_parameters())
+    state = resumed.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
 
 
 def test_a_last_stride_that_a_network_does_not_have_is_refused():
