@@ -34,10 +34,10 @@ SOURCES = {
     "fast-reid": Source("https://github.com/JDAI-CV/fast-reid", "Apache-2.0"),
     "torchreid": Source("https://github.com/KaiyangZhou/deep-person-reid", "MIT"),
     "TransReID": Source("https://github.com/damo-cv/TransReID", "MIT"),
-    "TransReID-SSL": Source("https://github.com/damo-cv/TransReID-SSL", ""),
-    "SOLIDER": Source("https://github.com/tinyvision/SOLIDER", ""),
+    "TransReID-SSL": Source("https://github.com/damo-cv/TransReID-SSL", NONE_STATED),
+    "SOLIDER": Source("https://github.com/tinyvision/SOLIDER", NONE_STATED),
     "PASS": Source("https://github.com/CASIA-IVA-Lab/PASS-reID", NONE_STATED),
-    "PersonViT": Source("https://github.com/hustvl/PersonViT", ""),
+    "PersonViT": Source("https://github.com/hustvl/PersonViT", NONE_STATED),
     "CLIP-ReID": Source("https://github.com/Syliz517/CLIP-ReID", "MIT"),
 }
 _MARKET, _MSMT, _PERSONS = "Market-1501", "MSMT17", "LUPerson"
@@ -70,12 +70,29 @@ _PASS = [
     ("ViT-B", _MSMT, "256x128", "71.8 88.2", "1W18HEwF5P7qN8MqyacFXOHW0W5gwVUs4"),
     ("ViT-B", _MSMT, "384x128", "74.3 89.7", "1T-EVjOtw1fJ4Mk7k-fU7ZeAGjUtSrNbh"),
 ]
-_SOLIDER = [
-    ("Swin-T", "91.6 96.1 67.4 85.9", "12UyPVFmjoMVpQLHN07tNh4liHUmyDqg8"),
-    ("Swin-S", "93.3 96.6 76.9 90.8", "1oyEgASqDHc7YUPsQUMxuo2kBZyi2Tzfv"),
-    ("Swin-B", "93.9 96.9 77.1 90.7", "1uh7tO34tMf73MJfFqyFEGx42UBktTbZU"),
+_SOLIDER = [  # mAP and Rank-1 on Market-1501 and MSMT17; files of the pretraining, and fine-tuned on each
+    ("Swin-T", "91.6 96.1 67.4 85.9", "12UyPVFmjoMVpQLHN07tNh4liHUmyDqg8", "1YrE_r9Fk5uR0uFFQboBv203vxlOpFXU8",
+     "10YLhMbwvmxZl3gTVo2BN_828SKZHdCjr"),
+    ("Swin-S", "93.3 96.6 76.9 90.8", "1oyEgASqDHc7YUPsQUMxuo2kBZyi2Tzfv", "14uOCf5yZq0Rt5rRSJI9I7_d5kt2EOyHO",
+     "1C-aIZdFyjFsZX4W4feG-Ex39RU2Qvu3b"),
+    ("Swin-B", "93.9 96.9 77.1 90.7", "1uh7tO34tMf73MJfFqyFEGx42UBktTbZU", "1pZ1unW2IwSsqSN2KYHcgBhgjQztQW_fe",
+     "1Y-RFAYdT56vnMjwxH1Ym3DVhZzZuMQZs"),
 ]
-_CLIPREID = [  # its README has no figures beside the files
+_SSL = [  # likewise; mAP and Rank-1 are those that its README calls reproduced, which are the files'
+    ("ViT-S", "256x128", "91.2 95.8 66.3 84.8", "1ODxA7mJv17UfzwfXtY9dTWNsYghoNWGB",
+     "1lED8sKkiFAHp5LEzfhUSmF_Yh-7kKFsP", "11KBWzbgyx73ejiS3Sn1NNDPN_34huQwP"),
+    ("ViT-S ICS", "256x128", "91.4 96.2 68.3 86.2", "18FL9JaJNlo15-UksalcJRXX-0dgo4Mz4",
+     "1tdO01aYtckVP3nQZm-cpSSPPrxODCrmB", "1taqdhKGunBTGLTXve17UH_zfzzMjMqBb"),
+    ("ViT-B ICS", "384x128", "93.1 96.6 75.1 89.6", "1ZFMCBZ-lNFMeBD5K8PtJYJfYEk5D9isd",
+     "1wELRg_fCrgYCD3A3kUU7KJd-D_YSknQ_", "1m5a2vG6Se2K420g3oF4Zvu6m_zfWh-X4"),
+]
+_PRETRAINED = [  # on LUPerson, without a classifier of people: source, name, address
+    ("PASS", "PASS ViT-S", f"{_DRIVE}1q7oxT0vWvt0Ia0NMmdVlA3oUs0UCQq3C/view"),
+    ("PASS", "PASS ViT-B", f"{_DRIVE}1sZUrabY6Lke-BJoxOEviX5ALJ017x4Ft/view"),
+    *[("PersonViT", f"PersonViT ViT-{size}", "https://huggingface.co/lakeAGI/PersonViT/tree/main/"
+       f"vit{size.lower()}.lup.256x128.wopt.csk.4-8.ar.375.n8") for size in "SB"],
+]
+_CLIPREID = [  # its README has no figures beside the files, but for the last on MSMT17, re-ranked
     ("RN50", _MSMT, "1VdlC1ld3NrQC5Jcx0hntXRb-UaR3tMtr"),
     ("RN50", _MARKET, "1sBqCr5LxKcO9J2V0IvLQPb0wzwVzIZUp"),
     ("ViT-B/16", _MSMT, "1BVaZo93kOksYLjFNH3Gf7JxIbPlWSkcO"),
@@ -117,18 +134,29 @@ def list_checkpoints() -> list[Checkpoint]:
     rows += [Checkpoint(name, "TransReID", "transreid_jpm" if "*" in name else "transreid", trained_on,
                         "256x128, stride 12, SIE, JPM" if "*" in name else "256x128", *figures.split(),
                         f"{_DRIVE}{file}/view") for name, trained_on, figures, file in _TRANSREID]
-    rows += [Checkpoint(f"SOLIDER {name}", "SOLIDER", "solider_pretrained", _PERSONS,
-                        f"fine-tuned on {trained_on}, 384x128, semantic weight 0.2",
-                        *figures.split()[2 * i : 2 * i + 2], f"{_DRIVE}{file}/view")
-             for name, figures, file in _SOLIDER for i, trained_on in enumerate((_MARKET, _MSMT))]
+    rows += [Checkpoint(name, source, "vit", _PERSONS, "", "", "", address) for source, name, address in _PRETRAINED]
+    rows += _tuned("TransReID-SSL", "vit", "transreid", "", _SSL)
+    rows += _tuned("SOLIDER", "solider_pretrained", "solider", ", semantic weight 0.2",
+                   [(f"SOLIDER {name}", "384x128", *others) for name, *others in _SOLIDER])
     rows += [Checkpoint(f"PASS {name}", "PASS", "pass", f"{_PERSONS}, then {trained_on}", size, *figures.split(),
                         f"{_DRIVE}{file}/view") for name, trained_on, size, figures, file in _PASS]
-    rows += [Checkpoint("ViT-S, ViT-S and -B with ICS", "TransReID-SSL", "vit", _PERSONS, "", "", "",
-                        SOURCES["TransReID-SSL"].repository),
-             Checkpoint("PersonViT", "PersonViT", "transreid", f"{_PERSONS}, then one of four sets", "", "", "",
-                        "https://huggingface.co/lakeAGI/PersonViTReID")]
-    rows += [Checkpoint(f"CLIP-ReID {name}", "CLIP-ReID", "clipreid", trained_on, "256x128", "", "",
-                        f"{_DRIVE}{file}/view") for name, trained_on, file in _CLIPREID]
+    rows.append(Checkpoint("PersonViT", "PersonViT", "transreid", f"{_PERSONS}, then one of four sets", "", "", "",
+                           "https://huggingface.co/lakeAGI/PersonViTReID"))
+    rows += [Checkpoint(f"CLIP-ReID {name}", "CLIP-ReID", "clipreid", trained_on,
+                        *(("256x128, re-ranked", "86.7", "91.1") if "SIE" in name and trained_on == _MSMT
+                          else ("256x128", "", "")), f"{_DRIVE}{file}/view") for name, trained_on, file in _CLIPREID]
+    return rows
+
+
+def _tuned(source: str, pretrained: str, tuned: str, more: str, table: list[tuple]) -> list[Checkpoint]:
+    """A row of each network's pretraining, and one of each set that it was fine-tuned on, with their layouts."""
+    rows = []
+    for name, size, figures, before, *files in table:
+        numbers = figures.split()
+        rows.append(Checkpoint(name, source, pretrained, _PERSONS, "", "", "", f"{_DRIVE}{before}/view"))
+        rows += [Checkpoint(name, source, tuned, f"{_PERSONS}, then {trained_on}", size + more,
+                            *numbers[2 * i : 2 * i + 2], f"{_DRIVE}{files[i]}/view")
+                 for i, trained_on in enumerate((_MARKET, _MSMT))]
     return rows
 
 
