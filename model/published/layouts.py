@@ -145,7 +145,7 @@ _FASTREID: dict[str, tuple] = {
             {"MODEL.POOLING_METHOD": "avg", "INPUT.SIZE_TEST": [256, 128]}, (r"heads\.pool_layer\.p$",)),
 }
 _TEXT = (r"prompt_learner\.", r"text_encoder\.", r"transformer\.resblocks\.", r"token_embedding\.", r"ln_final\.",
-         r"text_projection$", r"positional_embedding$", r"logit_(?:scale|bias)$")
+         r"text_projection$", r"positional_embedding$", r"logit_(?:scale|bias)$", r"attn_mask$", r"text\.")
 _BEFORE = {"MODEL.NECK": "bnneck", "TEST.NECK_FEAT": "before"}
 _PERSONS = {"INPUT.SIZE_TRAIN": [256, 128], "INPUT.SIZE_TEST": [256, 128]}
 _VIT = _PREFIX + (r"(?=(?:(?:cls|dist)_token|pos_embed|part_token\d|cls_pos|part\d_pos)$|patch_embed\.|blocks\."
