@@ -225,6 +225,9 @@ _C.SOLVER.CLIP_GRAD_NORM = 0.0, Float(0)
 _C.SOLVER.EMA_DECAY = 0.0, SHARE
 # Steps without a finite loss or gradient are skipped; so many in a row (or a whole epoch of them) end the training.
 _C.SOLVER.MAX_SKIPPED_STEPS = 10, Int(1)
+# Of several processes: end with an error if one gives no sign of life for so many seconds (it was stopped, or the
+# network is down; one that dies is noticed at once).
+_C.SOLVER.DIST_TIMEOUT = 600.0, Float(5)
 # Seed of every random draw.
 _C.SOLVER.SEED = 1234, Int(0, 2**32 - 1)
 # True: the same bits at every run on CUDA, too (slower); the CPU's are the same anyway.

@@ -184,7 +184,7 @@ def test_a_killed_process_ends_the_other_with_one_line(tiny_data, tmp_path, lost
     codes, errors = train_together(2, words, "kill", ("train_step", 1, 3), lost)
     assert (codes[lost], codes[1 - lost]) == (-9, 2), errors
     line = errors[1 - lost].splitlines()[-1]
-    assert line.startswith(f"error: process {1 - lost} of 2: another process is gone, so this one stops, too; nothing")
+    assert line.startswith(f"error: process {1 - lost} of 2: process {lost} (127.0.0.1) is gone, so this one stops")
 
 
 def test_a_closed_run_lets_go_of_the_process_group(tiny_opts, tmp_path):

@@ -14,7 +14,7 @@ from processor.retrieval.distance import distance, distance_blocks
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k
 from processor.retrieval.search import budget, encoding
 from processor.retrieval.search.top_k import top_k
-from utils.dist import ALONE, Workers, worker_group
+from utils.dist import ALONE, Pulse, Workers, worker_group
 
 ROOT = Path(__file__).parent.parent
 INPUT = {"num_query": 600, "num_gallery": 300, "dim": 16, "identities": 60, "noise": 1.0}  # 3 blocks of queries
@@ -180,9 +180,51 @@ def test_a_lost_process_ends_the_other_with_an_error_and_without_a_file(tmp_path
     codes, errors, seconds = by_hand(tmp_path, 2, DIE.format(module=module, phase=function, rank=rank, end=ENDS[end]))
     assert codes[rank] == {"os._exit": 3, "SIGKILL": -signal.SIGKILL}[end]
     assert codes[1 - rank] == 1
-    assert f"LostWorker: process {1 - rank} of 2: another process is gone, so this one stops, too" in errors[1 - rank]
+    assert f"LostWorker: process {1 - rank} of 2: process {rank} (127.0.0.1) is gone" in errors[1 - rank]
     assert seconds < 40
     assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
+STOP = """
+import subprocess
+with worker_group({silence}) as workers:
+    workers.wait()
+    if workers.rank == 1:
+        subprocess.Popen(["sh", "-c", f"sleep {stopped}; kill -CONT {{os.getpid()}}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    workers.wait()
+"""
+
+
+def test_a_process_that_stands_still_ends_the_other_by_name(tmp_path):
+    codes, errors, _ = by_hand(tmp_path, 2, STOP.format(silence=1.0, stopped=3))
+    assert codes == [2, 1]
+    assert errors[0].splitlines()[-1].startswith("error: process 0 of 2: nothing was heard of process 1 (127.0.0.1) "
+                                                 "for 1 s (SOLVER.DIST_TIMEOUT)")
+    assert "LostWorker: process 1 of 2: process 0 (127.0.0.1) is gone" in errors[1]
+
+
+def test_a_process_that_stands_still_for_a_while_is_waited_for(tmp_path):
+    codes, errors, _ = by_hand(tmp_path, 2, STOP.format(silence=20.0, stopped=1))
+    assert codes == [0, 0], errors
+
+
+@pytest.mark.parametrize("end", ["silent", "at its end", "by an error"])
+def test_only_who_falls_silent_is_missed(monkeypatch, end):
+    keeper = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(keeper.port))
+    monkeypatch.setattr(Pulse, "_PATIENCE", 0.3)
+    monkeypatch.setattr(Pulse, "_groups", iter([end]))
+    key, missed = f"pulse//0/{end}", []
+    monkeypatch.setattr(Pulse, "_give_up", lambda self, silent: (missed.append(silent), self._end.set()))
+    keeper.set(f"{key}/at/1", "10.0.0.2")
+    keeper.add(f"{key}/1", {"silent": 1, "at its end": Pulse._ENDED, "by an error": Pulse._FAILED}[end])
+    pulse = Pulse(0, 2, silence=0.8)
+    pulse._end.wait(1.2)
+    assert missed == ([[1]] if end == "silent" else [])
+    assert pulse.name_lost() == ("another process" if end == "at its end" else "process 1 (10.0.0.2)")
+    pulse.close()
 
 
 def test_under_torchrun_a_lost_process_ends_the_run(tmp_path):
@@ -202,7 +244,7 @@ with worker_group() as workers:
     re_ranked_top_k(query, gallery, 12, 4, 0.3, 30, workers=workers)
 """)
     assert codes == [1, 1]
-    assert "LostWorker" in errors[0]
+    assert "LostWorker: process 0 of 2: process 1 (127.0.0.1) is gone" in errors[0]
     assert "gallery row 3 holds NaN" in errors[1]
 
 

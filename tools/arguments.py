@@ -68,14 +68,14 @@ def with_model_folder(cfg: CfgNode, args: argparse.Namespace, key: str) -> CfgNo
 def open_tool(output_dir: str | Path | None, log_name: str, **configs: CfgNode) -> Iterator[Workers]:
     """Log to the terminal and, unless `output_dir` is None, to a file there, the configs first; join the processes.
 
-    Yields the processes under torchrun, or this one alone.
+    Yields the processes under torchrun, or this one alone; they wait for each other as the configs say.
     """
-    from utils.dist import worker_group
+    from utils.dist import SILENCE, worker_group
 
     logger = setup_logger(output_dir, log_name)
     for name, cfg in configs.items():
         logger.debug("%s:\n%s", name, cfg)
-    with worker_group() as workers:
+    with worker_group(min([cfg.SOLVER.DIST_TIMEOUT for cfg in configs.values()], default=SILENCE)) as workers:
         yield workers
 
 

@@ -3,8 +3,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
+import logging
 import os
 import pickle
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,11 +17,114 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.process import LostWorker
+from utils.process import LostWorker, Stopped
 
 # Others may wait while a process does something long, such as extracting features; a lost one is noticed at once.
 _LOST = ("peer", "connect", "closed", "reset", "timed out", "timeout", "aborted", "remote process")
 _TIMEOUT = datetime.timedelta(hours=12)
+SILENCE = 600.0  # seconds after which a process that gives no sign of life is given up
+
+
+class Pulse:
+    """Tells which of the processes are there, whatever their work is at, and ends this one when another is not.
+
+    A thread of each counts a number up in the group's store (torchrun keeps it, or process 0) and reads the others'.
+    A process that was killed, stopped or cut off counts no more; one that works for hours does. If a number stays for
+    `silence` seconds, this process ends with a line that names the other, and exit code 2: its own work waits in a
+    library, which cannot be interrupted. A process that was stopped itself does not count that time.
+    """
+
+    _ENDED, _FAILED = 1 << 40, 1 << 50  # added to a number at the end: well, or because of others; by an own error
+    _PATIENCE = 1.5                     # seconds in which a process that is there counts, on a busy machine too
+    _groups = itertools.count()         # of this process, one after another in the same store
+
+    def __init__(self, rank: int, size: int, silence: float) -> None:
+        self.rank, self.size, self.silence = rank, size, silence
+        self.period = min(max(0.5, size * size / 2000), silence / 8)  # the store answers some thousand times a second
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self._store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False,
+                                    timeout=datetime.timedelta(minutes=5))
+        run = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._key = f"pulse/{'/'.join(run)}/{next(self._groups)}"
+        self._store.set(f"{self._key}/at/{rank}", _own_address(host, port))
+        self._places = [self._store.get(f"{self._key}/at/{other}").decode() for other in range(size)]
+        self._numbers, self._heard = [0] * size, [time.monotonic()] * size
+        self._is_broken = False  # whoever keeps the store has ended
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self._watch)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self, failed: bool = False) -> None:
+        """Stop counting and watching; failed: by an error of this process, which ends the others, too."""
+        self._end.set()
+        self._threads[0].join(self.period * 4)  # it may wait for a store that cannot be reached
+        farewell = threading.Thread(target=self._count, args=(self._FAILED if failed else self._ENDED,), daemon=True)
+        if not self._threads[0].is_alive() and not self._is_broken:
+            farewell.start()
+            farewell.join(self.period * 4)
+
+    def name_lost(self, hint: str = "") -> str:
+        """Which processes are gone, in words, as far as it can be told; it takes some seconds.
+
+        Args:
+            hint: what a library said; an address in it tells processes of several machines apart.
+        """
+        asked = time.monotonic()
+        while time.monotonic() < asked + max(self._PATIENCE, 3 * self.period) and not self._is_broken:
+            time.sleep(self.period / 4)
+        failed = [other for other in range(self.size) if self._numbers[other] >= self._FAILED]
+        gone = failed or [other for other in range(self.size) if other != self.rank and self._heard[other] < asked
+                          and self._numbers[other] < self._ENDED]
+        at_place = [other for other in gone if f"[{self._places[other]}]" in hint]
+        return self._describe(at_place or gone)
+
+    def _describe(self, lost: list[int]) -> str:
+        """process 1 (10.0.0.2)"""
+        return " or ".join(f"process {other} ({self._places[other]})" for other in lost) or "another process"
+
+    def _beat(self) -> None:
+        while not self._end.wait(self.period):
+            self._count(1)
+
+    def _count(self, step: int) -> None:
+        for other in range(self.size):
+            try:
+                number = self._store.add(f"{self._key}/{other}", step if other == self.rank else 0)
+            except RuntimeError:  # its keeper has ended; a collective call will tell what that means
+                self._is_broken = True
+                self._end.set()
+                return
+            if number != self._numbers[other]:
+                self._numbers[other], self._heard[other] = number, time.monotonic()
+
+    def _watch(self) -> None:
+        step, woke = self.silence / 40, time.monotonic()
+        while not self._end.wait(step):
+            slept, woke = time.monotonic() - woke, time.monotonic()
+            if slept > 4 * step:  # this process was stopped
+                self._heard = [heard + slept for heard in self._heard]
+            silent = [other for other in range(self.size) if other != self.rank
+                      and self._numbers[other] < self._ENDED and woke - self._heard[other] > self.silence]
+            if silent:
+                self._give_up(silent)
+
+    def _give_up(self, silent: list[int]) -> None:
+        message = (f"error: process {self.rank} of {self.size}: nothing was heard of {self._describe(silent)} for "
+                   f"{self.silence:g} s (SOLVER.DIST_TIMEOUT), so this one stops; it was stopped, or the network is "
+                   "down. What was saved is kept; start again with --resume")
+        logging.getLogger("traceback").debug("%s", message)
+        with contextlib.suppress(OSError):
+            os.write(2, f"{message}\n".encode())
+        os._exit(2)
+
+
+def _own_address(host: str, port: int) -> str:
+    """This machine's address on the way to another; nothing is sent."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as way:
+        way.connect(address)
+        return way.getsockname()[0]
 
 
 class Workers:
@@ -26,8 +134,8 @@ class Workers:
         LostWorker: another process has died or gone away.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1):
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, pulse: Pulse | None = None):
+        self.rank, self.size, self._pulse = rank, size, pulse
         self._lent: dict[int, Tensor] = {}
 
     @property
@@ -137,9 +245,11 @@ class Workers:
         except RuntimeError as error:
             if self.size == 1 or not any(word in str(error).lower() for word in _LOST):
                 raise
+            reason = str(error).splitlines()[0]
+            lost = "another process" if self._pulse is None else self._pulse.name_lost(reason)
             raise LostWorker(
-                f"process {self.rank} of {self.size}: another process is gone, so this one stops, too; nothing was "
-                f"written. Look for the first error above, then start again ({str(error).splitlines()[0]})") from error
+                f"process {self.rank} of {self.size}: {lost} is gone, so this one stops, too; nothing was "
+                f"written. Look for the first error above, then start again ({reason})") from error
 
 
 class _GatherRows(torch.autograd.Function):
@@ -157,8 +267,10 @@ ALONE = Workers()
 
 
 @contextlib.contextmanager
-def worker_group() -> Iterator[Workers]:
+def worker_group(silence: float = SILENCE) -> Iterator[Workers]:
     """The processes that torchrun started, or this one alone.
+
+    silence: seconds without a sign of life of another process after which this one ends.
 
     CPU tensors travel through gloo, CUDA tensors through NCCL; each process takes the CUDA device of its local rank.
     A model that is wrapped for the group is to be closed within (`Training.close`), so that the group ends here.
@@ -170,10 +282,17 @@ def worker_group() -> Iterator[Workers]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
-    workers = Workers(dist.get_rank(), dist.get_world_size())  # it must outlive the group, see `exchange`
+    pulse = Pulse(dist.get_rank(), dist.get_world_size(), silence)
+    workers = Workers(pulse.rank, pulse.size, pulse)  # it must outlive the group, see `exchange`
+    failed = True
     try:
         yield workers
+        failed = False
+    except (LostWorker, Stopped, KeyboardInterrupt, SystemExit):
+        failed = False
+        raise
     finally:
+        pulse.close(failed)
         dist.destroy_process_group()
 
 

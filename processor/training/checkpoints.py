@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 _FREE_KEYS = ("TEST.", "OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.DERIVED_DIR", "DATASETS.TEST_",
               "DATASETS.PACKED", "DATASETS.UNLABEL_DIR", "DATALOADER.NUM_WORKERS", "UDA.", "MODEL.THRESH",
               "DATASETS.VALIDATION", "DATALOADER.ON_BAD_IMAGE", "SOLVER.CHECKPOINT_", "SOLVER.LOG_PERIOD",
-              "SOLVER.EVAL_PERIOD", "SOLVER.BEST_METRIC", "SOLVER.MAX_SKIPPED_STEPS", "SOLVER.DETERMINISTIC",
+              "SOLVER.EVAL_PERIOD", "SOLVER.BEST_METRIC", "SOLVER.MAX_SKIPPED_STEPS", "SOLVER.DIST_TIMEOUT",
+              "SOLVER.DETERMINISTIC",
               "SOLVER.DISTILL_FROM",  # a path: the teacher itself is compared (processor/training/state.py)
               "MODEL.PRETRAIN_", "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "INPUT.SIZE_TEST")
 # Keys that may differ as long as the lr of every epoch so far is the same: a training may be made longer.
