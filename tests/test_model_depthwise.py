@@ -52,6 +52,16 @@ def test_gradients_are_those_of_conv2d(kind, kernel, stride, channels_last):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("width", [1, 2, 4, 7, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_map_may_be_narrower_than_the_kernel(width, stride):
+    torch.manual_seed(0)
+    conv, quick = pair(nn.Conv2d(3, 3, 7, stride=stride, padding=3, groups=3).double())
+    x, weights = torch.randn(2, 3, 2, width, dtype=torch.float64), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    for ours, theirs in zip(gradients(quick, x, weights), gradients(conv, x, weights), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_gradient_holds_against_finite_differences_and_can_be_differentiated_again():
     torch.manual_seed(0)
     x = torch.randn(1, 2, 6, 5, dtype=torch.float64, requires_grad=True)

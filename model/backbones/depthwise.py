@@ -99,7 +99,8 @@ def _gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int],
                      padding: tuple[int, int]) -> Tensor:
     """[C, 1, k, k], piece by piece; a piece sees the columns of the padded map that its weights slide over."""
-    if weight.shape[3] <= WIDEST:
+    narrow = x.shape[3] < weight.shape[3] + stride[1]  # some piece sees nothing but zeros there
+    if narrow or weight.shape[3] <= WIDEST:
         return _gradient(grad, x, weight, stride, padding, 1)
     reach, (rows, columns) = (grad.shape[3] - 1) * stride[1], padding
     pieces, at = [], 0
