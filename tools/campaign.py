@@ -29,6 +29,8 @@ CAMPAIGNS: dict[str, Kind] = {
     "machine": Kind("no HOME, a small /dev/shm, closed streams, other clocks and locales", "tools.campaigns.machine"),
     "kill": Kind("commands that are killed or stopped, and begun again", "tools.campaigns.kill"),
     "disk": Kind("writes that fail, are cut short, or have no room", "tools.campaigns.disk"),
+    "distributed": Kind("trainings on two hosts: a rank killed or stopped, the link cut",
+                        "tools.campaigns.distributed"),
     "scale": Kind("lists, the doctor, resume and submissions at full size, and indices of an attacker",
                   "tools.campaigns.scale"),
 }
