@@ -32,6 +32,7 @@ _EPOCHS = 4
 _SLACK = 60.0         # seconds beyond the timeout in which a process has to end, on a machine that does other work
 _LIMIT = 400.0
 _PORT = 29400
+_USUAL = 60.0         # SOLVER.DIST_TIMEOUT of what is compared, because a checkpoint holds its config
 
 
 class Disturbance(NamedTuple):
@@ -58,7 +59,7 @@ class Disturbance(NamedTuple):
 
 
 DISTURBANCES = [Disturbance("kill", 0, 60), Disturbance("stop", 30, 15), Disturbance("cut", 30, 15),
-                Disturbance("stop", 30, 60), Disturbance("cut", 30, 120), Disturbance("stop", 70, 60),
+                Disturbance("stop", 30, _USUAL), Disturbance("cut", 30, _USUAL), Disturbance("stop", 70, 60),
                 Disturbance("cut", 70, 60)]
 QUICK = [Disturbance("kill", 0, 60)]
 
@@ -307,7 +308,7 @@ def _try(trainings: Trainings, hosts: Namespaces | Loopback, case: int, draw: ra
     after = ", ".join(f"process {member.rank} {member.ended_at - begun:.1f} s" for member in members)
     if what.ends:
         campaign.note(f"case {case}: {tried}: ended after {after}")
-        members = trainings.start(hosts, what.timeout, "--resume")
+        members = trainings.start(hosts, _USUAL, "--resume")
         if not trainings.finish(members) or any(member.poll() for member in members):
             campaign.found("resume", case, tried, "\n".join(member.output()[-1500:] for member in members))
             return
@@ -321,7 +322,7 @@ def run_campaign(campaign: Campaign) -> None:
     """An undisturbed training, and as many disturbed ones as there is time for."""
     trainings = Trainings(campaign)
     with open_hosts(campaign) as hosts:
-        members = trainings.start(hosts, 60)
+        members = trainings.start(hosts, _USUAL)
         if not trainings.finish(members) or any(member.poll() for member in members):
             raise RuntimeError("the undisturbed training failed:\n" + "\n".join(m.output()[-2000:] for m in members))
         whole, steps = checkpoints(trainings.output), trainings.steps()
