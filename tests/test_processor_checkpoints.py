@@ -338,6 +338,13 @@ def test_a_short_epoch_does_not_put_off_the_next_checkpoint(tiny_data, tmp_path,
     assert [7 * epochs + batches for epochs, batches in saved] == [12, 24]
 
 
+def test_a_name_with_a_colon_and_slashes_is_that_of_files_in_one_folder(tmp_path):
+    cfg = load_cfg(None, ["MODEL.NAME", "resnet18", "OUTPUT_DIR", str(tmp_path)]).clone()
+    cfg.defrost()
+    cfg.MODEL.NAME = "timm:hub/net.tag"
+    assert checkpoint_folder(cfg).of_epoch(3) == tmp_path / "timm_hub_net.tag_3.pth"
+
+
 # ------------------------------------------------------------------ going on
 def test_a_checkpoint_of_the_format_before_this_one_is_gone_on_from(tiny_data, tmp_path):
     changes = ("SOLVER.OPTIMIZER_NAME", "Adam", "SOLVER.EMA_DECAY", 0, "SOLVER.EVAL_PERIOD", 0)
