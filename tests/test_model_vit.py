@@ -13,7 +13,7 @@ from test_model_networks import complaints, image_of, size_of, tokens, weights_o
 
 from configs import load_cfg
 from loss.make_loss import make_loss
-from model.backbones import Sides, build_backbone
+from model.backbones import Sides, build_backbone, freeze_stages
 from model.backbones.transformers.positions import RULES, grid_of, resize_positions
 from model.backbones.transformers.side_table import SideTable
 from model.backbones.transformers.vit import shuffle
@@ -206,6 +206,22 @@ def test_the_lr_falls_from_block_to_block_towards_the_pictures():
                 "base.patch_embed.proj.weight": 2**-13, "base.pos_embed": 2**-13, "classifier.weight": 1.0}
     parameters = dict(model.named_parameters())
     assert {key: rates[id(parameters[key])] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("name", "tables"), [
+    ("vit_tiny", {"cls_token", "pos_embed"}), ("clip_vit_b16", {"class_embedding", "positional_embedding"}),
+    ("pass_vit_small", {"cls_token", "part_token3", "pos_embed", "cls_pos", "part3_pos"})])
+def test_a_frozen_stem_has_the_tokens_and_positions_in_it(name, tables):
+    with torch.device("meta"):
+        net = build_backbone(name)
+    freeze_stages(net, 0)
+    learning = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
+    assert not tables & learning
+    assert len(learning) > 12
+    assert {net.stages_behind(table) for table in tables} == {len(net.stage_names) + 1}
+    if name == "clip_vit_b16":
+        assert "proj" in learning
+        assert net.stages_behind("proj") == 0
 
 
 def test_the_schedule_of_their_settings_is_theirs():

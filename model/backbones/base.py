@@ -27,9 +27,10 @@ class Backbone(nn.Module):
 
     A family sets `feat_dim` and, if they differ from a ResNet's, the names of the modules that make up its stem and
     each of its stages; the names of its parameters are those of the published weights, without the classifier.
-    `may_miss` are shell patterns of weights that no published file has. A transformer overrides `features`; `has_token`
-    says that there is a class token, `token_names` which modules nothing but it needs, `num_parts` how many parts, and
-    `uses_sides` that it looks at cameras and views; the last `text_dim` numbers of its features are for texts.
+    Parameters of the network itself are its stem's, but for `last_parameters`. `may_miss` are shell patterns of weights
+    that no published file has. A transformer overrides `features`; `has_token` says that there is a class token,
+    `token_names` which modules nothing but it needs, `num_parts` how many parts, and `uses_sides` that it looks at
+    cameras and views; the last `text_dim` numbers of its features are for texts.
     """
 
     feat_dim: int
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
     text_dim: int = 0
     stem_names: tuple[str, ...] = ("conv1", "bn1")
     stage_names: tuple[tuple[str, ...], ...] = (("layer1",), ("layer2",), ("layer3",), ("layer4",))
+    last_parameters: tuple[str, ...] = ()
     may_miss: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -75,7 +77,8 @@ class Backbone(nn.Module):
         for number, names in enumerate(self.stage_names):
             if any(f"{module}.".startswith(f"{stage}.") for stage in names):
                 return count - number
-        is_stem = not module or any(f"{module}.".startswith(f"{stem}.") for stem in (*self.stem_names, "sie"))
+        is_own = not module and name not in self.last_parameters
+        is_stem = is_own or any(f"{module}.".startswith(f"{stem}.") for stem in (*self.stem_names, "sie"))
         return count + 1 if is_stem else 0
 
     def fit(self, source: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -110,6 +113,9 @@ def freeze_stages(backbone: Backbone, n: int) -> None:
     backbone._frozen_names = sum(backbone.stage_names[:n], backbone.stem_names)
     for name in backbone._frozen_names:
         backbone.get_submodule(name).requires_grad_(False)
+    for name, parameter in backbone.named_parameters(recurse=False):
+        if name not in backbone.last_parameters:  # tokens and positions, which patches meet before the first block
+            parameter.requires_grad_(False)
     backbone.train(backbone.training)
 
 

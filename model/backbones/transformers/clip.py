@@ -164,6 +164,7 @@ class CLIPViT(Backbone):
     has_token = True
     stem_names = ("conv1", "ln_pre")
     stage_names = tuple((f"transformer.resblocks.{i}",) for i in range(DEPTH))
+    last_parameters = ("proj",)
     may_miss = ("sie.*",)
 
     def __init__(self, size: Sequence[int] = (256, 128), stride: Sequence[int] = (PATCH, PATCH), last_stride: int = 1,
