@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbones.base import Backbone, Features, refuse_last_stride
+from model.backbones.norms import InstanceNorm2d
 
 FEAT_DIM = 512
 
@@ -92,7 +93,7 @@ class OSBlock(nn.Module):
         self.downsample = ConvLayer(inplanes, planes, linear=True) if inplanes != planes else None
         self.norm = norm
         if norm:
-            self.IN = nn.InstanceNorm2d(planes, affine=True)
+            self.IN = InstanceNorm2d(planes, affine=True)
         self.streams = ("conv2",) if ain else ("conv2a", "conv2b", "conv2c", "conv2d")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class OSNet(Backbone):
         super().__init__()
         refuse_last_stride("OSNet", last_stride)
         ain = variant == "ain"
-        stem_norm = partial(nn.InstanceNorm2d, affine=True) if variant else nn.BatchNorm2d
+        stem_norm = partial(InstanceNorm2d, affine=True) if variant else nn.BatchNorm2d
         self.conv1 = ConvLayer(3, widths[0], 7, 2, norm=stem_norm)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         for stage, norms in enumerate(_NORMS[variant]):

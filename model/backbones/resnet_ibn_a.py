@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from model.backbones.norms import keep_format
 from model.backbones.resnet import DEPTHS, BasicBlock, Block, Bottleneck, ResNet
 
 
@@ -24,7 +25,8 @@ class IBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, rest = x.split([self.half, x.shape[1] - self.half], dim=1)
-        return torch.cat([self.IN(first.contiguous()), self.BN(rest.contiguous())], dim=1)
+        out = torch.cat([self.IN(first.contiguous()), self.BN(rest.contiguous())], dim=1)
+        return keep_format(out, x) if self.training else out
 
 
 def with_ibn(block: type[Block]) -> type[Block]:

@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from model.backbones.norms import InstanceNorm2d
 from model.backbones.resnet import DEPTHS, BasicBlock, Block, Bottleneck, ResNet
 
 
@@ -19,7 +20,7 @@ def with_instance_norm(block: type[Block]) -> type[Block]:
     class WithIN(block):
         def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None):
             super().__init__(inplanes, planes, stride, downsample)
-            self.IN = nn.InstanceNorm2d(planes * self.expansion, affine=True)
+            self.IN = InstanceNorm2d(planes * self.expansion, affine=True)
 
         def end(self, x: Tensor) -> Tensor:
             return self.IN(x)
@@ -37,7 +38,7 @@ class ResNetIBNb(ResNet):
     normed_stages = (0, 1)
 
     def stem_norm(self, planes: int) -> nn.Module:
-        return nn.InstanceNorm2d(planes, affine=True)
+        return InstanceNorm2d(planes, affine=True)
 
     def block_type(self, stage: int, last: bool, block: type[Block]) -> type[Block]:
         return WITH_IN[block] if last and stage in self.normed_stages else block
