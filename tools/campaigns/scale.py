@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from tools.campaigns.commands import Ended, fault_of, run_command, tool
 from tools.campaigns.record import Campaign
+from utils.process import EXIT_STOPPED
 
 IMAGES, QUERY, GALLERY, TOP_K = 880_000, 40_000, 300_000, 200  # NAIC's, rounded up
 _SMALLER = 8          # a size to compare with
@@ -32,7 +33,8 @@ _PICTURES = 2_000     # different ones
 _SETS = ("train_2019_cs", "train_2019_fs", "train_2020_cs", "train_2020_fs")
 _TEST = "image_B_v1_1"
 _MEASURE = """\
-import json, resource, subprocess, sys
+import json, resource, signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda *_: None)  # it is for the command
 code = subprocess.call(sys.argv[2:])
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 json.dump([used.ru_utime + used.ru_stime, used.ru_maxrss * 1024], open(sys.argv[1], "w"))
@@ -234,7 +236,7 @@ def _try_resume(campaign: Campaign, case: int, folder: Path) -> None:
         campaign.count(f"as NAIC's: {turn}")
         campaign.note(f"as NAIC's: {turn}: {used.cpu:.1f} CPU s, {used.ended.seconds:.1f} s, "
                       f"{used.peak / 2**20:,.0f} MiB, exit code {used.ended.code}")
-        for fault, detail in judge(used, None, {75, 143, 241}):
+        for fault, detail in judge(used, None, {EXIT_STOPPED}):
             campaign.found(fault, case, turn, detail)
 
 
