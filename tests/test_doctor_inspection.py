@@ -11,9 +11,9 @@ from doctor_data import picture, png
 from PIL import Image
 from processes import longest_file
 
+from datasets.files.image_header import FORMATS, MODES, read_header
 from datasets.files.images import FolderSource
 from processor.doctor import inspection
-from processor.doctor.image_header import FORMATS, MODES, read_header
 from processor.doctor.inspection import RECORD, RecordStore, inspect_image, inspect_images, perceptual_hash
 from utils.parallel import in_processes
 

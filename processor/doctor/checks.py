@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.files.image_header import FORMATS, MODES, RGB, SUFFIXES
 from processor.doctor.duplicates import equal_groups, near_pairs
 from processor.doctor.findings import Findings
-from processor.doctor.image_header import FORMATS, MODES, RGB, SUFFIXES
 from processor.doctor.inspection import Inspected
 from processor.doctor.inventory import NO_IDENTITY, Inventory
 

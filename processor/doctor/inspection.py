@@ -18,9 +18,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from datasets.files.image_header import FORMATS, MODES, read_header
 from datasets.files.images import BadImage, FileSource, decode
 from datasets.sets.domains import domain_of
-from processor.doctor.image_header import FORMATS, MODES, read_header
 from utils.parallel import in_processes
 from utils.progress import progress as show_progress
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from datasets.files.image_header import FORMATS, MODES
 from datasets.naic import list_label
 from processor.doctor.clean_lists import CleanList
 from processor.doctor.findings import KINDS, SEVERITIES, SPOILS, STOPS, Findings
-from processor.doctor.image_header import FORMATS, MODES
 from processor.doctor.inspection import RECORD, Inspected
 from processor.doctor.inventory import NO_IDENTITY, ImageSet, Inventory
 

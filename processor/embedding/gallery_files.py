@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from datasets.bases import Problems
+from datasets.files.image_header import read_header
 from datasets.files.images import BadImage, decode
-from processor.doctor.image_header import read_header
 from processor.embed_files import FEATS, INFO, NAMES, TABLE
 from processor.embedder import Embedder
 from processor.embedding.picture_lists import PATH_COLUMN, find_pictures
