@@ -85,10 +85,18 @@ def swapped_labels(data) -> None:
     write_list(data, text.replace(b"!", b"7"), "2019_cs")
 
 
+def overwritten_jpeg() -> bytes:
+    jpeg = cv2.imencode(".jpg", picture(1))[1].tobytes()
+    middle = len(jpeg) * 3 // 4
+    return jpeg[:middle] + np.random.default_rng(0).bytes(64) + jpeg[middle + 64:]
+
+
 FAULTS = {
     "bytes cut off": (lambda d: overwrite(d, image(d)[:-40]), "truncated image", "7_1.png: the PNG file is cut off"),
     "a JPEG cut off": (lambda d: overwrite(d, cv2.imencode(".jpg", picture(1))[1].tobytes()[:-200]),
                        "truncated image", "the JPEG file is cut off"),
+    "a JPEG overwritten in its middle": (lambda d: overwrite(d, overwritten_jpeg()), "damaged image",
+                                         "Corrupt JPEG data"),
     "an empty file": (lambda d: overwrite(d, b""), "truncated image", "the file is empty"),
     "a byte changed": (lambda d: overwrite(d, image(d)[:200] + bytes([image(d)[200] ^ 1]) + image(d)[201:]),
                        "unreadable image", "the PNG file is damaged"),

@@ -11,6 +11,7 @@ from doctor_data import picture, png
 from PIL import Image
 from processes import longest_file
 
+from datasets.files import images, jpeg
 from datasets.files.image_header import FORMATS, MODES, read_header
 from datasets.files.images import FolderSource
 from processor.doctor import inspection
@@ -84,13 +85,54 @@ def test_pictures_of_other_shapes_are_not_equal_though_their_bytes_are():
     assert (flat[0] != flat[1]).any()
 
 
-def test_a_file_that_asks_for_gigabytes_is_not_decoded(monkeypatch):
-    data = bytearray(png(picture(0)))
-    data[16:24] = (40_000).to_bytes(4, "big") * 2
-    monkeypatch.setattr(inspection, "decode", lambda *_, **__: pytest.fail("decoded"))
-    record, problem = inspect_image(bytes(data))
-    assert problem == "40000 x 40000 pixels; more than 50,000,000 are not decoded"
+def huge(kind: str) -> bytes:
+    """A small file that promises 40,000 x 40,000 pixels."""
+    at, order = {"PNG": (16, "big"), "BMP": (18, "little"), "GIF": (6, "little"), "PPM": (0, "")}[kind]
+    data = bytearray(saved(Image.new("RGB", (8, 8)), kind))
+    if kind == "PPM":
+        return bytes(data).replace(b"8 8", b"40000 40000")
+    side = (40_000).to_bytes(2 if kind == "GIF" else 4, order)
+    data[at:at + 2 * len(side)] = side * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "PPM"])
+def test_a_file_that_asks_for_gigabytes_is_not_decoded(kind, monkeypatch):
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_, **__: pytest.fail("decoded"))
+    record, problem = inspect_image(huge(kind))
+    assert problem.endswith("1,600,000,000 pixels; more than 50,000,000 are not decoded")
     assert not record["good"]
+
+
+def test_a_header_that_no_reader_expects_is_unknown_and_no_error(monkeypatch):
+    def fail(*_, **__):
+        raise SystemError("tile cannot extend outside image")
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert read_header(b"P6 8 8 255 ").format == "unknown"
+
+
+# ---------------------------------------------------------------------------------------------------------- damage
+JPEG = saved(Image.fromarray(np.clip(picture(3, 96, 48).astype(int) + RNG.normal(0, 9, (96, 48, 3)), 0, 255
+                                     ).astype(np.uint8)), "JPEG", quality=90)
+
+
+def test_a_jpeg_that_is_overwritten_in_its_middle_is_good_and_has_a_problem(capfd):
+    middle = len(JPEG) // 2
+    record, problem = inspect_image(JPEG[:middle] + RNG.bytes(64) + JPEG[middle + 64:])
+    assert record["good"]
+    assert problem.startswith("Corrupt JPEG data")
+    assert problem.endswith("; a part of the picture may be wrong")
+    assert inspect_image(JPEG)[1] == ""
+    assert capfd.readouterr().err == ""
+
+
+def test_what_others_write_while_a_jpeg_is_heard_is_passed_on(capfd):
+    with jpeg.hear_warnings() as said:
+        os.write(2, b"Corrupt JPEG data: bad Huffman code\nanother library's word\n")
+        os.write(2, b"Warning: unknown JFIF revision number 9.09\n")
+    assert said == ["Corrupt JPEG data: bad Huffman code"]
+    assert capfd.readouterr().err == "another library's word\n"
 
 
 def different_bits(a: np.ndarray, b: np.ndarray) -> int:
@@ -228,6 +270,33 @@ def test_records_made_for_something_else_are_forgotten(folder, monkeypatch):
     read = count_reads(monkeypatch)
     inspect(folder, made_for="OpenCV 5")
     assert len(read) == 12
+
+
+DAMAGES = {
+    "a page that is overwritten": None,
+    "records of another length": "UPDATE images SET record = x'00'",
+    "a record that is a text": "UPDATE images SET record = 'a'",
+    "a kind that no format has": f"UPDATE images SET record = zeroblob({RECORD.fields['format'][1]}) || "
+                                 f"x'ff' || zeroblob({RECORD.itemsize - RECORD.fields['format'][1] - 1})",
+    "no problem": "UPDATE images SET problem = NULL",
+    "a column of another name": "ALTER TABLE images RENAME COLUMN record TO other",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_store_that_is_damaged_behind_its_first_page_costs_the_records_alone(folder, damage):
+    before = inspect(folder)
+    path = folder / "records.sqlite"
+    if DAMAGES[damage]:
+        with sqlite3.connect(path) as store:
+            store.execute(DAMAGES[damage])
+        store.close()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(data[:8192] + b"\xff" * (len(data) - 8192))
+    after = inspect(folder)
+    assert after.problems == before.problems
+    assert (after.records == before.records).all()
 
 
 def test_a_store_that_is_killed_keeps_what_it_saved(tmp_path):

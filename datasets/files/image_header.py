@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from typing import NamedTuple
 
 from datasets.files import jpeg, png
@@ -89,7 +91,11 @@ def _rarer(data: bytes) -> Header:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=list(_PILLOW_FORMATS)) as image:
-            return Header(_PILLOW_FORMATS[image.format], *image.size, _PILLOW_MODES.get(image.mode, "unknown"))
-    except (OSError, SyntaxError, ValueError, IndexError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=list(_PILLOW_FORMATS)) as image:
+                return Header(_PILLOW_FORMATS[image.format], *image.size, _PILLOW_MODES.get(image.mode, "unknown"))
+    except Image.DecompressionBombError as error:  # it does not say in which format, nor both sides
+        return Header(width=int(re.search(r"\d+", str(error))[0]), height=1)
+    except Exception:  # what a damaged header makes Pillow raise may be of any type
         return Header()

@@ -15,6 +15,7 @@ import numpy as np
 
 from datasets.bases import Problems, format_names
 from datasets.files import jpeg, png
+from datasets.files.image_header import read_header
 from utils.logger import printable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm",
@@ -32,6 +33,7 @@ _GIF = (b"GIF87a", b"GIF89a")
 # Of these OpenCV (from 4.7 on) refuses what is cut off by itself: TIFF, PNM, JPEG 2000 as a file and as a bare stream.
 _SELF_CHECKED = (b"II*\0", b"MM\0*", *(b"P%d%c" % (kind, blank) for kind in range(1, 7) for blank in b" \t\r\n"),
                  b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+MAX_PIXELS = 50_000_000  # more is not decoded: a file of some kilobytes can ask for gigabytes
 KINDS = "PNG, JPEG, BMP, WebP, TIFF, GIF, JPEG 2000 or PNM"
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
@@ -223,10 +225,10 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> 
     Returns:
         uint8 [h, w, 3], RGB, contiguous.
     Raises:
-        BadImage: the file is empty, of another kind, cut off or damaged.
+        BadImage: the file is empty, of another kind, cut off or damaged, or has more than MAX_PIXELS.
     """
     place = f"{name}: " if name else ""
-    problem = _find_problem(data)
+    problem = _find_problem(data) or _find_excess(data)
     if problem:
         raise BadImage(f"{place}{problem}")
     flag, is_gif = _read_flag(data, size), data.startswith(_GIF)
@@ -295,6 +297,13 @@ def _find_problem(data: bytes) -> str | None:
         return None
     kind = "HEIC, AVIF or a video" if data[4:8] == b"ftyp" else f"it begins with {data[:8]!r}"
     return f"not a {KINDS} file ({kind})"
+
+
+def _find_excess(data: bytes) -> str | None:
+    """Why a file is too large, by what its header promises, or None."""
+    header = read_header(data)
+    pixels = header.width * header.height
+    return f"{pixels:,} pixels; more than {MAX_PIXELS:,} are not decoded" if pixels > MAX_PIXELS else None
 
 
 def _decode_gif(data: bytes) -> np.ndarray | None:

@@ -29,8 +29,8 @@ def check_images(inventory: Inventory, inspected: Inspected, findings: Findings)
     """Check each image: that it can be read, and that its size, mode and format are what is usual in its set."""
     for index, problem in sorted(inspected.problems.items()):
         cut = problem.endswith("is cut off") or problem == "the file is empty"
-        findings.add("truncated image" if cut else "unreadable image", f"{inventory.key(index)}: {problem}",
-                     (inventory.picture(index),))
+        kind = "damaged image" if inspected.records["good"][index] else "truncated image" if cut else "unreadable image"
+        findings.add(kind, f"{inventory.key(index)}: {problem}", (inventory.picture(index),))
     for position in range(len(inventory.sets)):
         span = inventory.span(position)
         _check_set(inventory, inspected.records[span], span.start, findings)

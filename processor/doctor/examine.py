@@ -27,7 +27,7 @@ from utils.files import write_json, write_text
 from utils.process import RunLock
 
 RECORDS = "doctor_records.sqlite"
-_FORMAT = 2  # of the records: those of another number are dropped
+_FORMAT = 3  # of the records: those of another number are dropped
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +128,9 @@ def _choose_sets(data: str | os.PathLike | ChosenSets, options: DoctorOptions, d
 
 def _inspect(inventory: Inventory, output: Path, options: DoctorOptions) -> Inspected:
     roots = ", ".join(map(os.path.realpath, inventory.source.roots))
-    made_for, before = (f"format {number}, OpenCV {cv2.__version__}, {roots}" for number in (_FORMAT, _FORMAT - 1))
+    made_for = f"format {_FORMAT}, OpenCV {cv2.__version__}, {roots}"
     workers = min(16, os.cpu_count() or 1) if options.workers is None else options.workers
-    with RecordStore(output / RECORDS, made_for, before) as store:
+    with RecordStore(output / RECORDS, made_for) as store:
         return inspect_images(inventory.source, len(inventory), inventory.key, store, workers, options.progress)
 
 

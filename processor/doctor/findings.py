@@ -63,6 +63,9 @@ KINDS: dict[str, Kind] = {
                            "If they are one picture, a label is wrong or the test is in the training."),
     "no match": Kind(SPOILS, "queries without a match in the gallery", "They are in no figure. Where a person was seen "
                      "by the query's own camera only, TEST.DROP_SAME_CAMERA false lets these pictures count."),
+    "damaged image": Kind(SPOILS, "JPEG files that are damaged in their middle", "They can be read, but from the "
+                          "damage on rows may be grey, shifted or of other colours: look at them, and get them again. "
+                          "A JPEG has no checksum, so that one in which a few bits are wrong may look whole."),
     "odd size": Kind(SPOILS, "images of an odd size", "A side below 16 pixels, four times as large or as small as "
                      "usual in their set, or of quite another shape: often a wrong file or a failed crop."),
     "odd mode": Kind(SPOILS, "images that are not 8-bit RGB", "They are converted when they are read; transparency and "

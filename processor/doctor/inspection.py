@@ -4,20 +4,20 @@ A record of 92 bytes is all that is kept of an image, so that close to a million
 """
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from datasets.files import jpeg
 from datasets.files.image_header import FORMATS, MODES, read_header
 from datasets.files.images import BadImage, FileSource, decode
 from datasets.sets.domains import domain_of
@@ -34,11 +34,12 @@ RECORD = np.dtype([
     ("green", "?"),         # the picture's domain
     ("good", "?"),          # it can be read
 ])
-MAX_PIXELS = 50_000_000  # more is not decoded: a file of some kilobytes can ask for gigabytes
 MAX_BYTES = 1 << 28      # a larger file is not read
 NEAR_SIDE = 16           # the perceptual hash has NEAR_SIDE ** 2 bits
 
 _SECONDS_BETWEEN_SAVES = 2.0
+# In what SQLite says where the disk or another process is at fault, and not the file.
+_NOT_DAMAGE = ("unable to open", "readonly", "locked", "full", "disk I/O", "permission")
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Inspected(NamedTuple):
 
     Attributes:
         records: [N] of RECORD.
-        problems: index -> why the image cannot be read.
+        problems: index -> why the image cannot be read or, of one that is good, what is wrong with its data.
     """
 
     records: np.ndarray
@@ -113,6 +114,14 @@ def _is_unchanged(path: str, record: bytes) -> bool:
     return (status.st_size, status.st_mtime_ns) == (record["size"], record["changed"])
 
 
+def _is_record(record: object, problem: object) -> bool:
+    """Whether what a file holds is what `inspect_file` gives."""
+    if not (isinstance(record, bytes) and len(record) == RECORD.itemsize and isinstance(problem, str)):
+        return False
+    values = np.frombuffer(record, RECORD)[0]
+    return values["format"] < len(FORMATS) and values["mode"] < len(MODES)
+
+
 def inspect_file(source: FileSource, key: str) -> tuple[bytes, str]:
     """The record (of RECORD, as bytes) of one image file, and why it cannot be read or ""."""
     try:
@@ -128,16 +137,16 @@ def inspect_file(source: FileSource, key: str) -> tuple[bytes, str]:
 
 
 def inspect_image(data: bytes) -> tuple[np.ndarray, str]:
-    """The record ([] of RECORD, `size` and `changed` not set) of a file's bytes, and why it cannot be read or ""."""
+    """The record ([] of RECORD, `size` and `changed` not set) of a file's bytes, and why it cannot be read, what is
+    wrong with its data, or ""."""
     record = np.zeros((), RECORD)
     header = read_header(data)
     record["file"] = digest(data)
-    record["width"], record["height"] = header.width, header.height
+    record["width"], record["height"] = (min(side, 2**32 - 1) for side in (header.width, header.height))
     record["format"], record["mode"] = FORMATS.index(header.format), MODES.index(header.mode)
-    if header.width * header.height > MAX_PIXELS:
-        return record, f"{header.width} x {header.height} pixels; more than {MAX_PIXELS:,} are not decoded"
     try:
-        image = decode(data)
+        with jpeg.hear_warnings() as said:
+            image = decode(data)
     except BadImage as error:
         return record, str(error)
     record["good"] = True
@@ -145,7 +154,7 @@ def inspect_image(data: bytes) -> tuple[np.ndarray, str]:
     record["pixels"] = digest(repr(image.shape).encode() + image.tobytes())
     record["near"] = perceptual_hash(image)
     record["green"] = domain_of(image) == "green"
-    return record, ""
+    return record, f"{said[0]}; a part of the picture may be wrong" if said else ""
 
 
 def digest(data: bytes) -> np.ndarray:
@@ -184,30 +193,37 @@ _SKEWED = np.array([row * NEAR_SIDE + (place - row) % NEAR_SIDE
 
 
 class RecordStore:
-    """key -> record and problem. A run that is killed leaves what it saved last; a file of another kind is replaced.
+    """key -> record and problem. A run that is killed leaves what it saved last; a file of another kind, and one that
+    turns out to be damaged, is replaced.
 
     Args:
         path: the file; it is made.
         made_for: what the records depend on beside the images: the data's place, the decoder's version. Records that
             were made for something else are dropped.
-        same_pictures: what `made_for` was when other pictures were faulty; only records without a problem are kept.
     Raises:
-        OSError: the file cannot be read or written.
+        OSError: the file cannot be read or written; so do the methods.
     """
 
-    def __init__(self, path: Path, made_for: str, same_pictures: str = "") -> None:
-        self.path, self._same_pictures = path, same_pictures
+    def __init__(self, path: Path, made_for: str) -> None:
+        self.path, self._made_for = path, made_for
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._open(made_for)
-        except sqlite3.OperationalError as error:
-            raise OSError(f"{path}: cannot be opened ({error})") from error
-        except sqlite3.DatabaseError:
-            logger.warning("%s is damaged or no record store; all images are read again", path)
-            with self._plain_errors():
-                self._start_again(made_for)
+        self._guard(self._open)
 
-    def _open(self, made_for: str) -> None:
+    def _guard(self, step: Callable[[], Any]) -> Any:
+        """What a step gives; None if the file is damaged, which is then begun anew."""
+        try:
+            return step()
+        except sqlite3.Error as error:
+            if isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in _NOT_DAMAGE):
+                raise OSError(f"{self.path}: cannot be used ({error})") from error
+        logger.warning("%s is damaged or no record store; all images are read again", self.path)
+        try:
+            self._start_again()
+        except sqlite3.Error as error:
+            raise OSError(f"{self.path}: cannot be used ({error})") from error
+        return None
+
+    def _open(self) -> None:
         self._connection = sqlite3.connect(self.path)
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute("CREATE TABLE IF NOT EXISTS made_for (text TEXT)")
@@ -215,44 +231,33 @@ class RecordStore:
                                  "WITHOUT ROWID")
         row = self._connection.execute("SELECT text FROM made_for").fetchone()
         if row is None:
-            self._connection.execute("INSERT INTO made_for VALUES (?)", (made_for,))
-        elif row[0] == self._same_pictures:
-            self._connection.execute("DELETE FROM images WHERE problem != ''")
-            self._connection.execute("UPDATE made_for SET text = ?", (made_for,))
-        elif row[0] != made_for:
+            self._connection.execute("INSERT INTO made_for VALUES (?)", (self._made_for,))
+        elif row[0] != self._made_for:
             logger.info("%s was made for %s; all images are read again", self.path, row[0])
-            self._start_again(made_for)
+            self._start_again()
         self._connection.commit()
 
-    def _start_again(self, made_for: str) -> None:
+    def _start_again(self) -> None:
         self._connection.close()
         for name in (self.path, self.path.with_name(self.path.name + "-journal")):
             if os.path.lexists(name):
                 os.unlink(name)
-        self._open(made_for)
-
-    @contextlib.contextmanager
-    def _plain_errors(self) -> Iterator[None]:
-        """SQLite's errors as OSError that names the file."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise OSError(f"{self.path}: {error}") from error
+        self._open()
 
     def find(self, key: str) -> tuple[bytes, str] | None:
         """The image's record and problem, or None."""
-        with self._plain_errors():
-            return self._connection.execute("SELECT record, problem FROM images WHERE key = ?", (key,)).fetchone()
+        query = "SELECT record, problem FROM images WHERE key = ?"
+        known = self._guard(lambda: self._connection.execute(query, (key,)).fetchone())
+        return known if known and _is_record(*known) else None
 
     def add(self, key: str, record: bytes, problem: str) -> None:
         """Add an image's record; it lasts from the next `save` on."""
-        with self._plain_errors():
-            self._connection.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", (key, record, problem))
+        self._guard(lambda: self._connection.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)",
+                                                     (key, record, problem)))
 
     def save(self) -> None:
         """Write what was added to the disk."""
-        with self._plain_errors():
-            self._connection.commit()
+        self._guard(lambda: self._connection.commit())
 
     def close(self) -> None:
         self._connection.close()
