@@ -17,7 +17,7 @@ from processor.embedding.picture_lists import find_pictures
 from processor.embedding.rows_file import ROWS, Problems, array_path
 from processor.embedding.tracks import COLUMNS, TrackCrops, open_frames, read_tracks
 from utils.dist import ALONE, Workers
-from utils.files import read_json, write_array, write_json, write_text
+from utils.files import read_array, read_object, write_array, write_json, write_text
 from utils.process import StopRequest
 
 FORMAT = 1
@@ -121,7 +121,7 @@ class _Folder:
         """
         if self.request.restart or self.partial.is_dir() or not (self.output / INFO).is_file():
             return False
-        before = read_json(self.output / INFO)
+        before = read_object(self.output / INFO)
         differing = [key for key, value in self.info.items() if before.get(key) != value]
         if differing:
             raise FileExistsError(f"{self.output} holds rows that were made with another {', '.join(differing)}; name "
@@ -140,8 +140,8 @@ class _Folder:
                               workers=request.workers, stop=stop, before=self.write_beside)
             except (BadImage, FileNotFoundError) as error:
                 raise BadImage(f"{error}; mend it, or pass over such pictures with --skip-bad") from error
-        bad = read_json(self.output / INFO)["problems"]
-        shapes = [f"{path}: {' x '.join(map(str, np.load(path, mmap_mode='r', allow_pickle=False).shape))}"
+        bad = read_object(self.output / INFO, problems=int)["problems"]
+        shapes = [f"{path}: {' x '.join(map(str, read_array(path, 'f', 2, mapped=True).shape))}"
                   for path in (array_path(self.output / FEATS, name) for name in self.embedder.dims(request.raw))]
         return ", ".join(shapes) + f"; {bad} pictures could not be used, see {self.output / PROBLEMS}" * bool(bad)
 

@@ -202,7 +202,7 @@ def do_inference(cfg, save_distmat: bool = False, workers: Workers = ALONE) -> d
     out.mkdir(parents=True, exist_ok=True)
     with RunLock(out / ".test.lock") if workers.is_main else contextlib.nullcontext():
         _extract_tests(cfg, device, out / "features", workers)
-        banks, index = read_bank(out / "features")
+        banks, index = read_bank(out / "features", check=False)  # it was written just now
         compute = compute_of(cfg, str(device), workers)
         domains = {domain: [bank_source(cfg.MODEL.NAME, bank, ranking_of(cfg), compute, domain)]
                    for domain, bank in banks.items()}

@@ -193,7 +193,7 @@ def _extract(cfg, unlabelled: Unlabelled, folder: Path, workers: Workers) -> Fea
 
 def _is_bank_of(folder: Path, wanted: dict) -> bool:
     try:
-        return read_bank(folder)[1].get("features_of") == wanted
+        return read_bank(folder, check=False)[1].get("features_of") == wanted
     except (ValueError, OSError):  # none, or half a bank
         return False
 

@@ -148,7 +148,7 @@ def _find_models(run: Path) -> tuple[list[Path], list[float] | None, str]:
 def _open_run(folder: Path, data: Path | None, compute: Compute) -> _Run:
     models, weights, mode = _find_models(folder)
     opened = open_models(models, weights, mode, compute=compute)
-    banks, index = read_bank(models[0] / "features")
+    banks, index = read_bank(models[0] / "features", check=False)  # `open_models` has checked it
     cfg = _config_of(models[0], data)
     return _Run(folder, models, weights or [1.0], banks, index, cfg, _open_pictures(cfg, models[0], banks), *opened)
 
@@ -237,7 +237,7 @@ def _scatter(run: _Run) -> list[tuple[np.ndarray, Place, int]]:
     """(position, picture, group) of each point; all domains together."""
     feats, weights = [], []
     for model, weight in zip(run.models, run.weights, strict=True):
-        banks, index = read_bank(model / "features")
+        banks, index = read_bank(model / "features", check=False)
         shares = read_ranking(index).branch_weights(next(iter(banks.values())).feats)
         feats += [np.concatenate([banks[domain].feats[branch] for domain in run.lists]) for branch in shares]
         weights += [weight * share for share in shares.values()]

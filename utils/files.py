@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,8 +173,75 @@ def read_json(path: str | os.PathLike) -> Any:
     data = read_file(path)
     try:
         return json.loads(data.decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{path}: not a JSON file that can be read: it is nested too deeply") from error
+    except ValueError as error:  # bad JSON, bad UTF-8, a number of thousands of digits
         raise ValueError(f"{path}: not a JSON file: {error}") from error
+
+
+def read_object(path: str | os.PathLike, **fields: type | tuple[type, ...]) -> dict[str, Any]:
+    """Read a JSON object that has these fields, each of its type; it may have others.
+
+    Raises:
+        ValueError: it is not JSON, no object, or a field is missing or of another type; the message names the file.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: damaged, or of another program: expected a JSON object, got {_short(data)}")
+    for name, kind in fields.items():
+        if name not in data or not isinstance(data[name], kind):
+            what = f"is {_short(data[name])}" if name in data else "is missing"
+            raise ValueError(f"{path}: damaged, or of another program: the field {name} {what}")
+    return data
+
+
+def read_array(path: str | os.PathLike, kinds: str, ndim: int, mapped: bool = False) -> np.ndarray:
+    """Read a .npy file. Nothing is taken from memory for what a header promises and the file does not hold.
+
+    Args:
+        kinds: numpy's letters of the types that it may hold: "f" floating point, "biu" whole numbers, "U" texts, "S"
+            bytes, "V" records.
+        ndim: its dimensions.
+        mapped: read it from the disk as it is used; it is read-only.
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no whole .npy file, holds something else, or no valid texts; the message names it.
+    """
+    try:
+        array = np.load(regular_file(path), mmap_mode="r", allow_pickle=False)
+        array = np.array(array) if isinstance(array, np.memmap) and not mapped else array
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged header makes numpy raise may be of any type
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: not a whole .npy file of numbers or texts ({reason})") from error
+    if not isinstance(array, np.ndarray):  # an archive of several
+        raise ValueError(f"{path}: not a .npy file")
+    if array.dtype.kind not in kinds or array.ndim != ndim:
+        raise ValueError(f"{path}: damaged, or of another program: {array.dtype} {array.shape} where {ndim} "
+                         f"dimension{'s' * (ndim != 1)} of a type of {kinds!r} were written")
+    if array.dtype.kind == "U" and array.size and np.ascontiguousarray(array).view(np.uint32).max() > sys.maxunicode:
+        raise ValueError(f"{path}: damaged: it holds what is no text")
+    return array
+
+
+@contextlib.contextmanager
+def as_damage(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
+    """Within: what values of other types than a file's should have make our code raise is a ValueError that names it.
+
+    Args:
+        advice: what to do, after a semicolon.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: damaged, or not written by this program ({type(error).__name__}: {error})"
+                         f"{'; ' * bool(advice)}{advice}") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def as_file_name(name: str) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 
 from datasets.bases import format_names
 from datasets.files.images import BadImage, ImageSource, decode
-from utils.files import read_json, regular_file, sha256_of
+from utils.files import read_array, read_json, sha256_of
 
 FORMAT = 1
 INDEX, KEYS, ROWS, BEGUN = "index.json", "keys.npy", "records.npy", "begun.json"
@@ -59,8 +59,10 @@ class PackedSource:
     def _open(self) -> None:
         size = self._index["size"]
         self.size: tuple[int, int] | None = None if size is None else (size[0], size[1])
-        self._keys = np.load(regular_file(self.folder / KEYS), mmap_mode="r", allow_pickle=False)
-        self._rows = np.load(regular_file(self.folder / ROWS), mmap_mode="r", allow_pickle=False)
+        self._keys = read_array(self.folder / KEYS, "S", 1, mapped=True)
+        self._rows = read_array(self.folder / ROWS, "V", 1, mapped=True)
+        if self._rows.dtype != ROW or len(self._rows) != len(self._keys) or not len(self._keys):
+            raise ValueError(_damaged(self.folder, f"{KEYS} and {ROWS} do not belong together"))
         self._shards = [_map(self.folder / shard_name(number), length)
                         for number, length in enumerate(self._index["shards"])]
 
@@ -103,6 +105,8 @@ class PackedSource:
         if row is None:
             raise FileNotFoundError(f"{key}: not in the packed set {self.folder}")
         offset, length, checksum, shard = self._rows[row].item()
+        if shard >= len(self._shards):
+            raise OSError(f"{key}: damaged in {self.folder} (no shard {shard}); pack the set again")
         data = self._shards[shard][offset:offset + length]
         if zlib.crc32(data) != checksum:
             raise OSError(f"{key}: damaged in {self.folder / shard_name(shard)} (checksum); pack the set again")
@@ -148,9 +152,15 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = read_json(folder / INDEX)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{folder / INDEX}: not an index of a packed set that this version reads (format {FORMAT})")
-    if not {"size", "shards", "sha256", "plan"} <= set(index):
+    if not ({"size", "shards", "sha256", "plan"} <= set(index) and isinstance(index["sha256"], dict)
+            and isinstance(index["plan"], dict) and _are_counts(index["shards"])
+            and (index["size"] is None or (_are_counts(index["size"]) and len(index["size"]) == 2))):
         raise ValueError(f"{folder / INDEX} is not whole; remove the folder and pack the set again")
     return index
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(type(value) is int and value > 0 for value in values)
 
 
 def _map(path: Path, length: int) -> mmap.mmap:

@@ -37,7 +37,7 @@ from datasets.files.pack_reader import (
     shard_name,
     stored_as,
 )
-from utils.files import atomic_path, read_json, sha256_of, write_array, write_json
+from utils.files import atomic_path, read_array, read_json, sha256_of, write_array, write_json
 from utils.parallel import in_threads
 from utils.process import RunLock
 from utils.progress import progress
@@ -156,7 +156,9 @@ def _whole_shards(folder: Path) -> list[np.ndarray]:
     """The tables of the shards that an earlier packing finished, [n] _PART each."""
     parts: list[np.ndarray] = []
     while (table := _part_path(folder, len(parts))).is_file() and (folder / shard_name(len(parts))).is_file():
-        parts.append(np.load(table, allow_pickle=False))
+        parts.append(read_array(table, "V", 1))
+        if parts[-1].dtype != _PART:
+            raise ValueError(f"{table}: damaged; pack the set again with --force")
     if parts:
         logger.info("%s: going on after %d shards, %d images", folder, len(parts), sum(map(len, parts)))
     return parts

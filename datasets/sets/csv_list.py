@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from datasets.bases import UNKNOWN_CAMID, Places, Problems, Reference, ReIDData, format_names
 from datasets.files.images import is_safe_path, report_others
-from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted
+from datasets.sets.list_files import OUTSIDE, ImageFolder, quoted, without_comments
 from datasets.sets.numbering import SPLITS, SetImage, class_indices, describe_lost, to_data, wanted_splits
 from utils.files import read_file
 from utils.logger import printable
@@ -174,6 +174,7 @@ def _read_rows(path: Path, problems: Problems) -> Iterator[_Row]:
         ValueError: the file is no text, or its header does not do.
     """
     text = re.sub(r"^sep=.\r?\n", "\n", _read_text(path))  # a line that tells Excel what stands between cells
+    text = without_comments(text)
     delimiter = max(",;\t|", key=lambda mark: len(_columns(next(_cells(path, text, mark), (1, []))[1])))
     lines = _cells(path, text, delimiter)
     number, header = next(lines, (1, []))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,25 @@ def _spans(data: bytes) -> Iterator[tuple[int, int]]:
         yield start, end
         start = end + 1
     yield start, len(data)
+
+
+def without_comments(text: str) -> str:
+    """A CSV's text with empty lines for those before its header that begin with `#`; a header may begin with one.
+
+    >>> without_comments("# made by hand\\n#path,pid\\na.png,#1\\n")
+    '\\npath,pid\\na.png,#1\\n'
+    """
+    lines = text.split("\n")
+    for place, line in enumerate(lines):
+        if line.strip() and not line.startswith("#"):
+            break
+        cells = re.split(r"[,;\t|]", line[1:])
+        is_header = line.startswith("#") and len(cells) > 1 and any(
+            re.fullmatch(r"[\s\"']*(\w*path|image|img|file|\w+name)[\s\"']*", cell, re.IGNORECASE) for cell in cells)
+        lines[place] = line[1:] if is_header else ""
+        if is_header:
+            break
+    return "\n".join(lines)
 
 
 class ImageFolder:

@@ -1,9 +1,7 @@
 """Rows for a gallery out of files: pictures, lists, and what tools/embed.py wrote, with the facts that they tell."""
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 import sys
@@ -19,9 +17,9 @@ from datasets.files.image_header import read_header
 from datasets.files.images import BadImage, decode
 from processor.embed_files import FEATS, INFO, NAMES, TABLE
 from processor.embedder import Embedder
-from processor.embedding.picture_lists import PATH_COLUMN, find_pictures
+from processor.embedding.picture_lists import PATH_COLUMN, find_pictures, read_table
 from processor.gallery.contract import FACTS, UNKNOWN, Gallery
-from utils.files import read_file, read_json, regular_file
+from utils.files import read_array, read_file, read_object
 
 if TYPE_CHECKING:
     from processor.gallery.reembed import Pictures
@@ -78,18 +76,21 @@ def read_rows(place: Path, embedder: Embedder | None, told: Told) -> Iterator[Ro
     """
     embedded = (place / FEATS).is_file()
     if embedded:
-        names, table, paths = read_file(place / NAMES).decode("utf-8").splitlines(), [], None
+        names, table, paths = _read_names(place / NAMES), [], None
+        vectors = read_array(place / FEATS, "f", 2, mapped=True)
+        if len(vectors) != len(names):
+            raise ValueError(f"{place}: {len(vectors)} rows, but {len(names)} names; make it anew with --restart")
         if (place / TABLE).is_file():
-            table = list(csv.reader(io.StringIO(read_file(place / TABLE).decode("utf-8"), newline="")))
+            table = read_table(place / TABLE)
+            if len(table) != len(names) + 1 or any(len(line) != len(table[0]) for line in table):
+                raise ValueError(f"{place / TABLE}: damaged: not a line for each of {len(names)} names in {NAMES}; "
+                                 "make it anew with --restart")
     else:
         names, paths, table = find_pictures(place)
         if embedder is None:
             raise ValueError(f"{place}: pictures are embedded with a model: name it with --model")
     facts, persons = read_facts(place / TABLE if embedded else place, names, table, told)
     ids = [row_id(group, name) for group, name in zip(facts["set"], names, strict=True)]
-    vectors = np.load(regular_file(place / FEATS), mmap_mode="r", allow_pickle=False) if embedded else None
-    if embedded and len(vectors) != len(names):
-        raise ValueError(f"{place}: {len(vectors)} rows, but {len(names)} names; make it anew with --restart")
     for start in range(0, len(names), _CHUNK):
         part = slice(start, start + _CHUNK)
         rows = np.array(vectors[part]) if embedded else embedder.embed(paths[part])
@@ -149,7 +150,15 @@ def are_there(gallery: Gallery, rows: Rows) -> list[bool]:
 
 def model_of(place: Path) -> str:
     """The model_id of a folder that tools/embed.py wrote, "" of anything else."""
-    return str(read_json(place / INFO).get("model_id", "")) if (place / INFO).is_file() else ""
+    return str(read_object(place / INFO).get("model_id", "")) if (place / INFO).is_file() else ""
+
+
+def _read_names(path: Path) -> list[str]:
+    try:  # not splitlines(), which would break a name at characters that it may hold
+        names = read_file(path).decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: damaged: not UTF-8 at byte {error.start}; make it anew with --restart") from error
+    return names
 
 
 def _pick(values: Sequence, rows: np.ndarray) -> list:

@@ -4,12 +4,13 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets.bases import Problems
 from datasets.files.images import IMAGE_SUFFIXES, name_problem, report_others, scan_images
-from datasets.sets.list_files import decode_lines, read_lines
+from datasets.sets.list_files import decode_lines, quoted, read_lines, without_comments
 from utils.files import read_file
 
 PATH_COLUMN = "path"
@@ -64,21 +65,39 @@ def find_pictures(place: Path) -> PictureList:
 
 def _read_csv(place: Path, problems: Problems) -> list[list[str]]:
     """The lines, the header first."""
+    rows = _numbered_rows(place)
+    number, header = next(rows, (1, []))
+    header = [name.strip() for name in header]
+    if header.count(PATH_COLUMN) != 1:
+        raise ValueError(f"{place}:{number}: expected a header with a column {PATH_COLUMN}, got "
+                         f"{', '.join(header)[:200]!r}")
+    table, column = [header], header.index(PATH_COLUMN)
+    for number, row in rows:
+        if len(row) != len(header) or not row[column]:
+            problems.add(f"{place.name}:{number}: expected {len(header)} columns and a {PATH_COLUMN}, got "
+                         f"{quoted(', '.join(row))}")
+        elif problem := name_problem(os.path.basename(row[column])):
+            problems.add(f"{place.name}:{number}: {problem}")
+        table.append(row)
+    return table
+
+
+def read_table(place: Path) -> list[list[str]]:
+    """The lines of a CSV, the header first; blank ones, and comments before the header, are passed over.
+
+    Raises:
+        ValueError: it is no UTF-8 text, or no CSV; the message has the place and the line.
+    """
+    return [row for _, row in _numbered_rows(place)]
+
+
+def _numbered_rows(place: Path) -> Iterator[tuple[int, list[str]]]:
     data = read_file(place)
     _, bad = decode_lines(data)
     if bad:
         raise ValueError(f"{place}:{bad[0][0]}: {bad[0][1]}")
-    rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    header = [name.strip() for name in next(rows, [])]
-    if header.count(PATH_COLUMN) != 1:
-        raise ValueError(f"{place}:1: expected a header with a column {PATH_COLUMN}, got {', '.join(header)[:200]!r}")
-    table, column = [header], header.index(PATH_COLUMN)
-    for row in rows:
-        if not row:
-            continue
-        if len(row) != len(header) or not row[column]:
-            problems.add(f"{place.name}:{rows.line_num}: expected {len(header)} columns and a {PATH_COLUMN}, got {row}")
-        elif problem := name_problem(os.path.basename(row[column])):
-            problems.add(f"{place.name}:{rows.line_num}: {problem}")
-        table.append(row)
-    return table
+    rows = csv.reader(io.StringIO(without_comments(data.decode("utf-8-sig")), newline=""))
+    try:
+        yield from ((rows.line_num, row) for row in rows if row)
+    except csv.Error as error:
+        raise ValueError(f"{place}:{rows.line_num}: {error}; is it a CSV?") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from utils.dist import Workers
-from utils.files import make_mapped_array, read_json, write_json
+from utils.files import make_mapped_array, read_array, read_object, write_json
 from utils.process import RunLock
 
 ROWS = ""  # the name of an array that is the only one
 _BEGUN = "begun.json"
 _SECONDS_BETWEEN_FLUSHES = 1.0
+
+logger = logging.getLogger(__name__)
 
 Problems = list[tuple[int, str]]  # (row, what is wrong with its picture)
 Before = Callable[[Problems, Mapping[str, np.ndarray]], None]
@@ -116,15 +119,16 @@ class RowsFile:
         self.partial.mkdir(parents=True, exist_ok=True)
         self._lock.enter_context(RunLock(self.partial / ".lock"))
         if begun.is_file() and not restart:
-            before = read_json(begun)
+            before = read_object(begun)
             differing = [key for key in {**record, **before} if record.get(key) != before.get(key)]
             if differing:
                 changes = ", ".join(f"{key} {_short(before.get(key))} (now {_short(record.get(key))})"
                                     for key in differing)
                 raise ValueError(f"{self.partial} was begun with {changes}; ask for the same again, name another "
                                  "place, or ask to restart")
-            if all(self._file(name).is_file() for name in dims):
+            if self._is_whole(dims, count, batches):
                 return
+            logger.warning("%s is not as it was written; it is begun anew", self.partial)
         begun.unlink(missing_ok=True)  # first: without it the others are nothing
         for file in self.partial.iterdir():
             if file.name != ".lock":
@@ -133,6 +137,15 @@ class RowsFile:
             make_mapped_array(self._file(name), (count, dim))
         (self.partial / "done").write_bytes(bytes(batches))
         write_json(begun, record)
+
+    def _is_whole(self, dims: Mapping[str, int], count: int, batches: int) -> bool:
+        """Whether the files that were begun are those of so many rows and batches."""
+        done = self.partial / "done"
+        try:
+            return done.stat().st_size == batches and all(
+                read_array(self._file(name), "f", 2, mapped=True).shape == (count, dim) for name, dim in dims.items())
+        except (OSError, ValueError):
+            return False
 
     def _file(self, name: str) -> Path:
         return self.partial / f"rows{'.' * bool(name)}{name}.npy"
@@ -153,10 +166,11 @@ class RowsFile:
         """Of all processes, of this run and of those before it; a batch that was done twice has them twice."""
         found: dict[int, str] = {}
         for file in self.partial.glob("problems.*"):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):  # cut off by a kill, before its batch was done
+            for line in file.read_bytes().splitlines():
+                # Cut off by a kill, before its batch was done; or damaged.
+                with contextlib.suppress(ValueError, TypeError, RecursionError):
                     row, reason = json.loads(line)
-                    found[row] = reason
+                    found[int(row)] = str(reason)
         return sorted(found.items())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
+from utils.files import as_damage
+
 Value = TypeVar("Value")
 
 
@@ -30,7 +32,8 @@ def common_top_k(indices: Mapping[str, dict]) -> int:
     Raises:
         ValueError: they differ.
     """
-    return common_setting("TEST.TOP_K", {name: index["evaluation"]["top_k"] for name, index in indices.items()})
+    with as_damage("the index of a feature bank", "run tools/test.py again"):
+        return common_setting("TEST.TOP_K", {name: index["evaluation"]["top_k"] for name, index in indices.items()})
 
 
 def common_domains(domains: Mapping[str, Collection[str]], wanted: str = "all") -> list[str]:

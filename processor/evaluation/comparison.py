@@ -10,7 +10,7 @@ import numpy as np
 from processor.retrieval.metrics import QUERY_FIGURES, RankResult, merge_results
 from processor.retrieval.significance import Difference, compare
 from processor.retrieval.submission import check_unique
-from utils.files import read_json
+from utils.files import as_damage, read_json, read_object
 
 PER_QUERY = "per_query.json"  # {domain: {kind: per_query_table(...)}}, beside metrics.json
 ALPHA = 0.05
@@ -53,8 +53,10 @@ def per_query_result(table: dict) -> tuple[list[str], RankResult]:
     try:
         ap, ap_at_k, inp = (np.array(table[column], np.float64) for column in QUERY_FIGURES[:3])
         first_hit = np.array([0 if rank is None else rank for rank in table["first_hit"]], np.int64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"a figure is not a number: {error}") from error
+    if any(column.shape != (len(names),) for column in (ap, ap_at_k, inp, first_hit)):
+        raise ValueError("a figure is not a number, but a list of them")
     result = RankResult(ap, ap_at_k, inp, first_hit, (len(names),), max_rank=50, k=k)
     if not result.valid.any() or (np.isnan([ap, ap_at_k, inp]) == result.valid).any():
         raise ValueError("null must stand in all columns of a query without a match, and not in all queries")
@@ -102,11 +104,13 @@ def read_run(folder: Path) -> Run:
 def _check_metrics(run: Run) -> None:
     """Refuse a per_query.json that is older or newer than the metrics.json beside it."""
     path = run.folder / "metrics.json"
-    metrics = read_json(path) if path.is_file() else {}
+    metrics = read_object(path) if path.is_file() else {}
     for domain, kinds in run.domains.items():
         for kind, (_, result) in kinds.items():
-            mean_ap = metrics.get(domain, {}).get(kind, {}).get("mAP", result.mAP)
-            if abs(mean_ap - result.mAP) > 1e-9:
+            with as_damage(path, "run tools/test.py again"):
+                mean_ap = metrics.get(domain, {}).get(kind, {}).get("mAP", result.mAP)
+                agrees = abs(mean_ap - result.mAP) <= 1e-9
+            if not agrees:
                 raise ValueError(f"{path} has mAP {mean_ap:.6f} for {domain}, {kind}, but {PER_QUERY} beside it has "
                                  f"{result.mAP:.6f}: they are of different runs; run tools/test.py again")
 

@@ -14,11 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.files.images import is_safe_path
+from processor.retrieval.distance import METRICS
 from processor.retrieval.metrics import NO_PAIRS
+from processor.retrieval.reranking import check_parameters
 from utils.dist import ALONE, Workers
-from utils.files import make_mapped_array, read_json, regular_file, write_array, write_json, write_text
+from utils.files import as_damage, make_mapped_array, read_array, read_object, write_array, write_json, write_text
 
 FORMAT = 1
+_ENTRY = {"num_query": int, "num_gallery": int, "has_truth": bool, "drop_same_camera": bool, "branches": dict}
 CONFIG = "config.yml"
 
 
@@ -109,14 +113,11 @@ class BankWriter:
             return
         for leaf in ("pids", "camids", "names", "same_file", *["keys"] * (bank.keys is not None)):
             write_array(self._partial / f"{domain}.{leaf}.npy", getattr(bank, leaf))
-        digest = hashlib.sha256(repr(bank.names.tolist()).encode())
-        for array in (bank.pids, bank.camids, bank.same_file, *bank.feats.values()):
-            digest.update(np.ascontiguousarray(array))
         self._domains[domain] = {
             "branches": {name: int(feats.shape[1]) for name, feats in bank.feats.items()},
             "num_query": bank.num_query, "num_gallery": len(bank.names) - bank.num_query, "has_truth": bank.has_truth,
             "drop_same_camera": bank.drop_same_camera,
-            "sha256": digest.hexdigest(),  # so that the index changes whenever anything of the bank does
+            "sha256": _digest(bank),  # so that the index changes whenever anything of the bank does
         }
 
     def finish(self, ranking: Ranking, config: str = "", **about: object) -> None:
@@ -131,44 +132,72 @@ class BankWriter:
         self._workers.wait()
 
 
-def read_bank(folder: Path) -> tuple[dict[str, FeatureBank], dict]:
+def _digest(bank: FeatureBank, with_pairs: bool = True) -> str:
+    digest = hashlib.sha256(repr(bank.names.tolist()).encode("utf-8", "surrogatepass"))
+    pairs = (bank.same_file,) if with_pairs else ()  # earlier banks had none
+    for array in (bank.pids, bank.camids, *pairs, *bank.feats.values()):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def read_bank(folder: Path, check: bool = True) -> tuple[dict[str, FeatureBank], dict]:
     """Open a bank: ({domain: FeatureBank with memory-mapped features}, its index).
 
+    Args:
+        check: read all of it once, and compare it with the checksum that it was written with.
     Raises:
-        ValueError: the folder holds no complete bank, or its arrays do not fit the index.
+        ValueError: the folder holds no complete bank, its arrays do not fit the index, or something in it has changed
+            since it was written.
     """
     if not (folder / "index.json").is_file():
         raise ValueError(f"{folder} holds no complete feature bank (no index.json); run tools/test.py for this model")
-    index = read_json(folder / "index.json")
+    path = folder / "index.json"
+    index = read_object(path)
     if index.get("format") != FORMAT:
-        raise ValueError(f"{folder / 'index.json'}: format {index.get('format')}, this version reads {FORMAT}")
-    # Older banks have one protocol for all domains.
-    common = {"drop_same_camera": index.get("evaluation", {}).get("drop_same_camera", False)}
-    return {domain: _read_domain(folder, domain, common | entry) for domain, entry in index["domains"].items()}, index
+        raise ValueError(f"{path}: format {index.get('format')}, this version reads {FORMAT}")
+    with as_damage(path, "run tools/test.py again"):
+        # Older banks have one protocol for all domains.
+        common = {"drop_same_camera": index.get("evaluation", {}).get("drop_same_camera", False)}
+        read_ranking(index)
+        return {domain: _read_domain(folder, domain, common | entry, check)
+                for domain, entry in index["domains"].items()}, index
 
 
-def _read_domain(folder: Path, domain: str, entry: dict) -> FeatureBank:
-    arrays = {leaf: np.load(regular_file(folder / f"{domain}.{leaf}.npy"), allow_pickle=False)
-              for leaf in ("pids", "camids", "names", "keys")
+def _read_domain(folder: Path, domain: str, entry: dict, check: bool) -> FeatureBank:
+    if bad := [name for name in (domain, *entry["branches"]) if "/" in name or not is_safe_path(name)]:
+        raise ValueError(f"{folder / 'index.json'}: damaged: {bad[0]!r} is no name of a domain or branch")
+    for name, kind in _ENTRY.items():
+        if type(entry[name]) is not kind:
+            raise ValueError(f"{folder / 'index.json'}: damaged: {name} of {domain} is {entry[name]!r}")
+    arrays = {leaf: read_array(folder / f"{domain}.{leaf}.npy", kinds, 1)
+              for leaf, kinds in (("pids", "i"), ("camids", "i"), ("names", "U"), ("keys", "U"))
               if leaf != "keys" or (folder / f"{domain}.keys.npy").is_file()}
     count = entry["num_query"] + entry["num_gallery"]
     feats = {}
     for branch, dim in entry["branches"].items():
         path = folder / f"{domain}.{branch}.npy"
-        feats[branch] = np.load(regular_file(path), mmap_mode="r", allow_pickle=False)
+        feats[branch] = read_array(path, "f", 2, mapped=True)
         if feats[branch].shape != (count, dim) or feats[branch].dtype != np.float32:
             raise ValueError(f"{path}: {feats[branch].dtype} {feats[branch].shape}, expected float32 {(count, dim)}")
     if any(len(array) != count for array in arrays.values()):
         raise ValueError(f"{folder}: the lists of domain {domain} do not have {count} entries as index.json says")
-    return FeatureBank(feats, num_query=entry["num_query"], has_truth=entry["has_truth"],
+    pairs = folder / f"{domain}.same_file.npy"
+    bank = FeatureBank(feats, num_query=entry["num_query"], has_truth=entry["has_truth"],
                        drop_same_camera=entry["drop_same_camera"], **arrays,
-                       same_file=_read_same_file(folder / f"{domain}.same_file.npy", arrays["names"], entry))
+                       same_file=_read_same_file(pairs, arrays["names"], entry))
+    if check and "sha256" in entry and entry["sha256"] != _digest(bank, pairs.is_file()):
+        raise ValueError(f"{folder}: something of domain {domain} is not as it was written (checksum); run "
+                         "tools/test.py again")
+    return bank
 
 
 def _read_same_file(path: Path, names: np.ndarray, entry: dict) -> np.ndarray:
     """The pairs of one file; of an older bank those of one key. Names without a folder are no keys, see TestLoader."""
     if path.is_file():
-        return np.load(path, allow_pickle=False)
+        pairs = read_array(path, "i", 2)
+        if pairs.shape[1] != 2 or (pairs < 0).any() or (pairs >= [entry["num_query"], entry["num_gallery"]]).any():
+            raise ValueError(f"{path}: damaged: not pairs of a query and a gallery image")
+        return pairs
     q = entry["num_query"]
     place = {name: index for index, name in enumerate(names[q:].tolist()) if "/" in name and entry["has_truth"]}
     pairs = [(row, place[name]) for row, name in enumerate(names[:q].tolist()) if name in place]
@@ -179,4 +208,11 @@ def read_ranking(index: dict) -> Ranking:
     """The Ranking that a bank's index remembers; what an older bank does not know has its default."""
     ranking = dict(index["ranking"])
     ranking["re_ranking"] = tuple(ranking["re_ranking"]) if ranking["re_ranking"] else None
-    return Ranking(**ranking)
+    result = Ranking(**ranking)
+    if result.re_ranking is not None:
+        check_parameters(*result.re_ranking)
+    if result.distance not in METRICS or not all(
+            type(value) in (int, float) and value >= 0 for value in (
+                result.local_weight, result.query_expansion, result.database_augmentation, result.expansion_alpha)):
+        raise ValueError(f"the ranking that a feature bank remembers is none: {ranking}; run tools/test.py again")
+    return result

@@ -17,7 +17,7 @@ from processor.retrieval.expansion import expand
 from processor.retrieval.reranking import re_ranked_blocks, re_ranked_top_k
 from processor.retrieval.search.rows import local_blocks
 from utils.dist import ALONE, Workers
-from utils.files import regular_file
+from utils.files import read_array
 
 logger = logging.getLogger(__name__)
 
@@ -129,10 +129,8 @@ def distmat_source(folder: Path, label: str, workers: Workers = ALONE) -> Domain
     arrays = {}
     for leaf in ("distmat", "query_path", "gallery_path"):
         path = folder / f"{leaf}_{label}.npy"
-        try:
-            arrays[leaf] = np.load(regular_file(path), mmap_mode="r" if leaf == "distmat" else None, allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        is_matrix = leaf == "distmat"
+        arrays[leaf] = read_array(path, "f" if is_matrix else "US", 2 if is_matrix else 1, mapped=is_matrix)
     distmat = arrays["distmat"]
     names = [np.array([Path(str(name)).name for name in arrays[leaf]]) for leaf in ("query_path", "gallery_path")]
     if distmat.shape != (len(names[0]), len(names[1])):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from processor.retrieval.metrics import format_queries
 from processor.stages.stage import Stage
-from utils.files import read_json
+from utils.files import as_damage, read_object
 
 
 def summarise(out: Path, recipe: str, data: str, stages: list[Stage], seconds: dict[str, float]) -> dict:
@@ -31,7 +31,21 @@ def summarise(out: Path, recipe: str, data: str, stages: list[Stage], seconds: d
 
 
 def _metrics(path: Path) -> dict | None:
-    return read_json(path)["all"] if path.is_file() else None
+    """{kind: figures} of a run; None if nothing was measured.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    metrics = read_object(path, all=dict)["all"]
+    for figures in metrics.values():
+        with as_damage(path, "run the stage that writes it again"):
+            counts = [figures.get(name, 0) for name in ("num_valid", "num_queries")]
+            if not all(type(figure) in (int, float) for figure in (
+                    *counts, *(figures[name] for name in ("mAP", "rank1", "naic_score")))):
+                raise TypeError("a figure is no number")
+    return metrics
 
 
 def table(summary: dict) -> str:
