@@ -33,6 +33,7 @@ CAMPAIGNS: dict[str, Kind] = {
                         "tools.campaigns.distributed"),
     "scale": Kind("lists, the doctor, resume and submissions at full size, and indices of an attacker",
                   "tools.campaigns.scale"),
+    "inputs": Kind("damaged and hostile files of every kind that is read", "tools.campaigns.inputs"),
 }
 
 

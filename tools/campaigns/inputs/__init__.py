@@ -1,0 +1,175 @@
+"""Damaged and hostile files: every kind that is read, each reading in a process of its own, with limits."""
+from __future__ import annotations
+
+import fnmatch
+import gc
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from operator import attrgetter
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tools.campaigns.inputs.kinds import Kind
+    from tools.campaigns.inputs.trial import Outcome
+    from tools.campaigns.record import Campaign
+
+_ALIKE = 3  # findings of one place in the code that are kept
+_AT_ONCE = 20  # cases of a kind, one after the other in one process
+
+
+def run_campaign(campaign: Campaign) -> None:
+    """Damage a file a case, read it as the commands do, and look for what must not be.
+
+    That is a traceback, more than SECONDS, a death by a signal, more than MOST_MEMORY, code of the file that was run,
+    and a file with a checksum that was read as something else.
+    """
+    import torch
+
+    from tools.campaigns.inputs import kinds, specimens
+    from tools.campaigns.inputs.trial import try_cases
+    _import_all()
+    torch.set_num_threads(1)  # of the children: this process never computes, because threads do not survive a fork
+    gc.freeze()  # a collection in a child would copy the memory of all modules
+    base, scratch = campaign.folder / "specimens", campaign.folder / "work"
+    base.mkdir()
+    scratch.mkdir()
+    made, = try_cases([lambda _: specimens.make_specimens(base, campaign.quick)], scratch, seconds=0)
+    if made.fault or made.error:
+        raise RuntimeError(f"no specimens: {made.fault} {made.detail} {made.error}")
+    chosen = [kind for kind in kinds.KINDS if kind.quick or not campaign.quick]
+    trials, at_once = [Trials(campaign, kind, base, scratch) for kind in chosen], 3 if campaign.quick else _AT_ONCE
+    cases = campaign.cases(at_once * len(trials) if campaign.quick else None)
+    while group := list(islice(cases, at_once)):
+        trials[group[0][0] // at_once % len(trials)].run(group)
+    outcomes = sum((trial.outcomes for trial in trials), Counter())
+    slow, large = (max(trials, key=attrgetter(name)) for name in ("slowest", "largest"))
+    campaign.note(f"{outcomes['refused']} refused in one line, {outcomes['read']} read; slowest {slow.slowest:.1f} s "
+                  f"({slow.kind.what}), most memory {large.largest / 2**20:,.0f} MiB ({large.kind.what})")
+    for trial in trials:
+        for (fault, place), times in trial.alike.items():
+            campaign.note(f"{times} x {fault}, {trial.kind.what}: {place}")
+    shutil.rmtree(scratch)
+
+
+class Trials:
+    """The cases of a kind.
+
+    Args:
+        base: the folder of specimens.
+        scratch: for the copies.
+    """
+
+    def __init__(self, campaign: Campaign, kind: Kind, base: Path, scratch: Path) -> None:
+        from tools.campaigns.inputs.kinds import files_of
+
+        self.campaign, self.kind, self.base, self.scratch = campaign, kind, base, scratch
+        self.files = files_of(kind, base / kind.folder, kind.files)
+        if not self.files:
+            raise RuntimeError(f"{kind.what}: no specimen")
+        self.others = [path.read_bytes() for path in sorted((base / "pictures").iterdir())[:4]]
+        self.outcomes, self.alike = Counter(), Counter()
+        self.slowest, self.largest = 0.0, 0
+        self.undamaged: dict[Path, str] = {}
+        self.canary = scratch / "canary"
+
+    def run(self, cases: list[tuple[int, Random]]) -> None:
+        """Damage a file a case and read it; cases: their numbers and draws."""
+        from tools.campaigns.inputs.trial import try_cases
+
+        files = [draw.choice(self.files) for _, draw in cases]
+        states = [draw.getstate() for _, draw in cases]
+        for file in set(files) - self.undamaged.keys():
+            outcome, = try_cases([partial(self._read, file, None)], self.scratch)
+            if outcome.fault or outcome.error:
+                raise RuntimeError(f"{self.kind.what}: an undamaged {file} is not read: {outcome}")
+            self.undamaged[file] = outcome.value
+        outcomes = try_cases([partial(self._read, file, draw) for file, (_, draw) in zip(files, cases, strict=True)],
+                             self.scratch)
+        for file, (number, draw), state, outcome in zip(files, cases, states, outcomes, strict=True):
+            draw.setstate(state)
+            self._judge(file, number, draw, outcome)
+
+    def _damage(self, file: Path, draw: Random) -> tuple[bytes, str]:
+        from tools.campaigns.inputs.mutate import mutate
+
+        return mutate((self.base / self.kind.folder / file).read_bytes(), draw, self.canary, self.others)
+
+    def _read(self, file: Path, draw: Random | None, begin: Callable[[], None]) -> Any:
+        """What is read of a copy whose `file` is damaged, unless there is no draw."""
+        copy = self.scratch / "case"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.base / self.kind.folder, copy, copy_function=_link_pictures)
+        if draw is not None:
+            data, _ = self._damage(file, draw)
+            (copy / file).unlink()
+            (copy / file).write_bytes(data)
+            del data
+        begin()
+        try:
+            return self.kind.read(copy, copy / file, self.base)
+        finally:
+            if self.canary.exists():
+                self.canary.unlink()
+                raise CodeRun
+
+    def _judge(self, file: Path, number: int, draw: Random, outcome: Outcome) -> None:
+        fault, detail = outcome.fault, outcome.detail
+        if CodeRun.__name__ in detail[-200:]:
+            fault = "code run"
+        checked = any(fnmatch.fnmatch(str(file), pattern) for pattern in self.kind.checked)
+        if not fault and checked and outcome.value not in ("", self.undamaged[file]):
+            fault, detail = "differs", "it was read, as something else, though it has a checksum"
+        self.outcomes["read" if outcome.value else "refused"] += 1
+        self.slowest, self.largest = max(self.slowest, outcome.seconds), max(self.largest, outcome.peak_bytes)
+        self.campaign.count(self.kind.what)
+        if fault:
+            self.alike[signature := (fault, _place(detail))] += 1
+            if self.alike[signature] <= _ALIKE:
+                data, done = self._damage(file, draw)
+                kept = self.scratch / file.name
+                kept.write_bytes(data)
+                self.campaign.found(fault, number, f"{file}: {done}", detail, kept)
+                kept.unlink()
+
+
+class CodeRun(BaseException):
+    """A file's code was run."""
+
+
+def _place(detail: str) -> str:
+    """The last places of our code in a traceback, and the kind of error."""
+    places = re.findall(r'File ".*?/((?:\w+/)*\w+\.py)", line (\d+)', detail)
+    return f"{places[-1:]} {detail.strip().splitlines()[-1][:30] if detail.strip() else ''}"
+
+
+def _link_pictures(source: str, target: str) -> None:
+    """Copy a file; a picture of a data set, which nothing writes to, is linked."""
+    (os.link if "MyDataSet" in source and source.endswith(".png") else shutil.copyfile)(source, target)
+
+
+def _import_all() -> None:
+    """Import what commands import late, so that no case does."""
+    import importlib
+    import pkgutil
+
+    import matplotlib.figure  # noqa: F401
+    import torch._dynamo
+    import torch.utils.tensorboard  # noqa: F401
+
+    import processor
+
+    for module in pkgutil.walk_packages(processor.__path__, "processor."):
+        if "service" not in module.name:
+            importlib.import_module(module.name)
+    for name in ("safetensors.torch", "sklearn.linear_model", "onnx", "onnxruntime", "openvino", "PIL.GifImagePlugin"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
