@@ -27,7 +27,7 @@ from processor.evaluation.ensemble import ensemble
 from processor.evaluation.submission_check import validate_submission
 from processor.evaluation.tuning import tune
 from processor.export.card import write_card
-from processor.export.model_folder import read_info
+from processor.export.model_folder import feature_weights, read_info
 from processor.gallery import Where, open_gallery
 from processor.import_weights import import_weights
 from processor.stages.stage import assess
@@ -168,7 +168,7 @@ def _read_training(copy: Path, file: Path, base: Path) -> list[Any]:
         MetricsLog(copy, 1, 3).close()
         draw_curves(copy)
 
-    return _all(lambda: found.find("auto")[1], lambda: open_trained(copy / "latest.pth").model.state_dict(), log)
+    return _all(lambda: found.find("auto")[1], lambda: feature_weights(open_trained(copy / "latest.pth").model), log)
 
 
 def _read_model(copy: Path, file: Path, base: Path) -> list[Any]:

@@ -1,6 +1,7 @@
 """Damage to a file: as disks and networks do it, as other programs' habits do it, and as an attacker would."""
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -15,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from processor.export.seal import DIGITS, EMPTY, SEALS
+
+SEALED = "its checksum made anew"
 _NUMBERS = (0, 1, -1, 127, 128, 255, 256, 65535, 2**31 - 1, -2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, -2**63, 2**64)
 _WORDS = ("", "nan", "inf", "-1", "0", "1e999", "null", "[]", "{}", "..", "../../etc/passwd", "/etc/passwd", "C:\\x",
           "\0", "﻿", "‮", "é", "中文", "a" * 300, "0x41", "1_000", "9" * 400, "%s%n", "~", "*", "&a", "\n", "\t", "'",
@@ -388,7 +392,23 @@ def _external(data: bytes, draw: random.Random, canary: Path) -> tuple[bytes, st
         entry.value = draw.choice(("", "{}", "[]", json.dumps({"model_id": "x", "format": 1}), entry.value[:50]))
     else:
         model.opset_import[0].version = draw.choice((0, 1, 999))
-    return model.SerializeToString(), f"ONNX: {what}"
+    return _sealed(model.SerializeToString()), f"ONNX, {SEALED}: {what}"
+
+
+def _sealed(data: bytes) -> bytes:
+    """An exported file with the checksum that it should have, as an attacker would make it."""
+    mark = SEALS[".xml" if data[:200].lstrip().startswith(b"<") else ".onnx"].encode()
+    place = data.rfind(mark) + len(mark)
+    if place < len(mark) or place + DIGITS > len(data):
+        return data
+    before, after = data[:place], data[place + DIGITS:]
+    return before + hashlib.sha256(before + EMPTY.encode() + after).hexdigest().encode() + after
+
+
+def _openvino(data: bytes, draw: random.Random, canary: Path) -> tuple[bytes, str]:
+    """OpenVINO's XML with another word in it."""
+    data, done = _word(data, draw, canary)
+    return _sealed(data), f"{SEALED}: {done}"
 
 
 def _is_onnx(data: bytes) -> bool:
@@ -407,4 +427,5 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], tuple[Callable, ...]], ...] = (
     (lambda data: data[8:10] == b'{"', (_safetensors, _safetensors)),
     (lambda data: data.startswith(b"SQLite format 3"), (_sqlite, _sqlite, _sqlite, _sqlite)),
     (_is_onnx, (_external, _external)),
+    (lambda data: b"<net " in data[:200], (_openvino, _openvino)),
 )
