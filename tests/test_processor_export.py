@@ -197,6 +197,26 @@ def test_other_files_are_refused_in_a_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_changed_byte_is_noticed_and_a_file_without_a_checksum_warned_of(tmp_path, caplog):
+    model = trained(TINY_BACKBONE)
+    write_onnx(model.network(OnePassNet), model.info, tmp_path / "model.onnx")
+    write_openvino(tmp_path / "model.onnx", model.info, tmp_path / "model.xml")
+    for name, runtime in (("model.onnx", OnnxRuntime), ("model.xml", OpenVinoRuntime), ("model.bin", OpenVinoRuntime)):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        for place in (len(whole) // 2, -1):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place:][1:])
+            with pytest.raises(ValueError, match=rf"{name}: damaged"):
+                runtime(path.with_suffix(".onnx" if name == "model.onnx" else ".xml"))
+        path.write_bytes(whole)
+    assert not caplog.records
+    for name, runtime in (("model.onnx", OnnxRuntime), ("model.xml", OpenVinoRuntime)):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes().replace(b"-sha256:", b"-sha255:"))  # as an earlier version wrote it
+        runtime(path)
+    assert [record.getMessage().count("has no checksum") for record in caplog.records] == [1, 1]
+
+
 def test_weights_outside_of_the_folder_are_not_read(tmp_path):
     (tmp_path / "secret").write_bytes(bytes(16))
     (tmp_path / "in").mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from processor.export.model_folder import ModelInfo, read_info
 from processor.export.proof import Proof
-from utils.files import read_json, write_text
+from utils.files import as_damage, read_object, write_text
 
 CARD, PROOFS = "card.md", "proof.json"
 _EXAMPLE = '''\
@@ -36,10 +36,13 @@ feats = embedder.embed(["a.jpg", "b.jpg"])  # [N, {dim}], rows of length 1
 
 def write_card(folder: Path) -> None:
     """Write card.md of what is in a model folder, whichever exports it is from."""
-    known = read_json(folder / PROOFS) if (folder / PROOFS).is_file() else {}
-    torch_speed = known.pop("torch", {}).get("images_per_second", {})
-    proofs = {file: Proof(**values) for file, values in known.items() if (folder / file).is_file()}
-    write_text(folder / CARD, _card(read_info(folder), proofs, torch_speed))
+    known = read_object(folder / PROOFS) if (folder / PROOFS).is_file() else {}
+    info = read_info(folder)
+    with as_damage(folder / PROOFS, "remove it, and export the model again"):
+        torch_speed = known.pop("torch", {}).get("images_per_second", {})
+        proofs = {file: Proof(**values) for file, values in known.items() if (folder / file).is_file()}
+        text = _card(info, proofs, torch_speed)
+    write_text(folder / CARD, text)
 
 
 def _card(info: ModelInfo, proofs: Mapping[str, Proof], torch_speed: Mapping[str, float]) -> str:

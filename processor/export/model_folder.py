@@ -4,7 +4,7 @@ Nothing in it is a program, and no config file is needed beside it.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from model.make_model import ReIDModel
 from model.pretrained import MODEL_HEADS
 from utils.checkpoint import FOLDER_WEIGHTS, digest, read_checkpoint
-from utils.files import atomic_path, read_json, write_json
+from utils.files import as_damage, atomic_path, read_json, write_json
 
 FORMAT = 1
 INFO, WEIGHTS = "model.json", FOLDER_WEIGHTS
@@ -86,7 +86,41 @@ def info_from_json(data: Any, place: str) -> ModelInfo:
     for name, value in vars(info).items():
         if not isinstance(value, str if name in ("model_id", "precision") else dict):
             raise ValueError(f"{place}: not as tools/export.py writes it ({name} is {value!r})")
+    with as_damage(place, "export the model again"):
+        if fault := _find_fault(info):
+            raise ValueError(f"{place}: not as tools/export.py writes it ({fault})")
     return info
+
+
+def _find_fault(info: ModelInfo) -> str:
+    """What of the values is not as it must be, "" if nothing is; what is missing raises KeyError or TypeError."""
+    steps, thresholds = info.preprocessing, info.thresholds
+    cosines, curve = (thresholds.get(name, {}) for name in ("cosine", "probability"))
+    checks = {
+        "architecture": isinstance(info.architecture["MODEL.NAME"], str),
+        "size": len(steps["size"]) == 2 and all(type(side) is int and 0 < side < 2**14 for side in steps["size"]),
+        "mean and std": all(len(steps[name]) == 3 and _are_numbers(steps[name]) for name in ("mean", "std")),
+        "flip": isinstance(steps["flip"], bool),
+        "color and resizing": all(isinstance(steps[name], str) for name in ("color", "resizing")),
+        "branches": bool(info.branches) and all(
+            type(branch["dim"]) is int and branch["dim"] > 0 and _are_numbers([branch["weight"]]) and
+            branch["weight"] >= 0 for branch in info.branches.values()),
+        "batch_size": type(size := info.evaluation.get("batch_size", 1)) is int and size > 0,
+        "thresholds": _are_numbers(cosines.values()) and all(_is_rate(rate) for rate in cosines) and (
+            not curve or (set(curve) == {"slope", "offset"} and _are_numbers(curve.values()))),
+    }
+    return ", ".join(name for name, fits in checks.items() if not fits)
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(type(value) in (int, float) and abs(value) < 1e30 for value in values)
+
+
+def _is_rate(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def with_model_id(info: ModelInfo, weights: Mapping[str, Tensor]) -> ModelInfo:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from processor.export.model_folder import ModelInfo
 from processor.export.packages import load_package
 from processor.export.runtimes import METADATA
+from processor.export.seal import EMPTY, SEALS, seal
 from utils.logger import silence
 
 OPSET = 17  # read by onnxruntime from 1.12, OpenVINO from 2022.3, TensorRT from 8.5
@@ -75,10 +76,12 @@ def _write(model, info: ModelInfo, path: Path) -> None:
     height, width = info.size
     facts = {METADATA: json.dumps(info.to_json()), "model_id": info.model_id, "precision": info.precision,
              "height": height, "width": width, "color": info.preprocessing["color"], "dim": info.dim,
-             "resizing": info.preprocessing["resizing"], "distance": "cosine: rows have length 1"}
+             "resizing": info.preprocessing["resizing"], "distance": "cosine: rows have length 1",
+             "checksum": SEALS[".onnx"] + EMPTY}
     onnx.helper.set_model_props(model, {key: str(value) for key, value in facts.items()})
     model.producer_name = "tools/export.py"
     domains = {node.domain for node in model.graph.node}
     for unused in [entry for entry in model.opset_import if entry.domain not in domains]:
         model.opset_import.remove(unused)  # quantisation leaves onnxruntime's own, which others do not know
     onnx.save(model, str(path))
+    seal(path)

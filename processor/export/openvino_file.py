@@ -7,6 +7,7 @@ from pathlib import Path
 from processor.export.model_folder import ModelInfo
 from processor.export.packages import load_package
 from processor.export.runtimes import METADATA
+from processor.export.seal import EMPTY, SEALS, seal
 
 
 def write_openvino(source: Path, info: ModelInfo, path: Path) -> None:
@@ -21,4 +22,7 @@ def write_openvino(source: Path, info: ModelInfo, path: Path) -> None:
     openvino = load_package("openvino")
     model = openvino.convert_model(str(source))
     model.set_rt_info(json.dumps(info.to_json()), METADATA)
+    model.set_rt_info(SEALS[".bin"] + EMPTY, "checksum_of_bin")
+    model.set_rt_info(SEALS[".xml"] + EMPTY, "checksum")
     openvino.save_model(model, str(path), compress_to_fp16=info.precision == "float16")
+    seal(path)

@@ -1,7 +1,9 @@
 """The programs that compute an exported or a trained model, behind one interface."""
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +13,7 @@ import torch
 from model.embedding import EmbeddingNet
 from processor.export.model_folder import ModelInfo, info_from_json
 from processor.export.packages import load_package
+from processor.export.seal import check_seal
 from utils.precision import Precision
 
 Sides = tuple[list[int], list[int]]
@@ -67,7 +70,8 @@ class OnnxRuntime:
         device: auto (CUDA if onnxruntime has it) | cuda | cuda:NUMBER | cpu.
         threads: of an operation; 0 = as many as torch has here.
     Raises:
-        ValueError: the file is no ONNX file, or another program's; or onnxruntime is not installed, or lacks CUDA.
+        ValueError: the file is damaged, no ONNX file, or another program's; or onnxruntime is not installed, or lacks
+            CUDA.
     """
 
     def __init__(self, path: str | Path, device: str = "auto", threads: int = 0):
@@ -80,6 +84,8 @@ class OnnxRuntime:
         usable = [("CUDAExecutionProvider", {"device_id": int(number or 0)})] * (has_cuda and kind != "cpu")
         if kind == "cuda" and not usable:
             raise ValueError(f"{path}: device=cuda, but this onnxruntime has no CUDA (pip install onnxruntime-gpu)")
+        check_seal(Path(path))
+        self.path = path
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, [*usable, "CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has its own types
@@ -89,7 +95,8 @@ class OnnxRuntime:
 
     def rows(self, images: np.ndarray, sides: Sides | None = None) -> np.ndarray:
         _refuse(sides)
-        return self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
+        with _plain_errors(self.path):
+            return self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
 
 
 class OpenVinoRuntime:
@@ -99,7 +106,7 @@ class OpenVinoRuntime:
         precision: of what is not int8: float32 | bfloat16, faster where the processor has it.
         threads: 0 = as many as torch has here.
     Raises:
-        ValueError: the file is none of OpenVINO's, or another program's; or openvino is not installed.
+        ValueError: the file is damaged, none of OpenVINO's, or another program's; or openvino is not installed.
     """
 
     def __init__(self, path: str | Path, precision: str = "float32", threads: int = 0):
@@ -107,17 +114,31 @@ class OpenVinoRuntime:
         core = openvino.Core()
         settings = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
                     "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+        check_seal(Path(path))
+        self.path = path
         try:
             model = core.read_model(str(path))
         except Exception as error:  # openvino has its own types
             raise ValueError(f"{path}: not a model that OpenVINO reads, or its .bin is missing") from error
         text = model.get_rt_info(METADATA).astype(str) if model.has_rt_info(METADATA) else None
         self.info = _read_metadata(text, path)
-        self.model = core.compile_model(model, "CPU", settings)
+        with _plain_errors(path):
+            self.model = core.compile_model(model, "CPU", settings)
 
     def rows(self, images: np.ndarray, sides: Sides | None = None) -> np.ndarray:
         _refuse(sides)
-        return self.model(images)[0]
+        with _plain_errors(self.path):
+            return self.model(images)[0]
+
+
+@contextlib.contextmanager
+def _plain_errors(path: str | Path) -> Iterator[None]:
+    """Within: what a runtime raises for a file whose parts do not fit together is a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:  # each has its own types
+        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+        raise ValueError(f"{path}: cannot be computed ({reason or type(error).__name__})") from error
 
 
 def _refuse(sides: Sides | None) -> None:
@@ -129,5 +150,5 @@ def _refuse(sides: Sides | None) -> None:
 def _read_metadata(text: str | None, path: str | Path) -> ModelInfo:
     try:
         return info_from_json(json.loads(text or ""), str(path))
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         raise ValueError(f"{path}: not written by tools/export.py: it does not say what pictures it takes") from None
