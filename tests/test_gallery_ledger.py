@@ -126,6 +126,13 @@ def test_thumbnails_come_back_and_go_with_their_row(gallery):
         gallery.ledger.put_thumbnails([3], [b"GIF89a"])
 
 
+def test_a_thumbnail_whose_file_somebody_removed_is_none(gallery):
+    gallery.ledger.put_thumbnails([1], [JPEG])
+    for path in gallery.ledger.folder.glob("thumbnails.*.jpegs"):
+        path.unlink()
+    assert gallery.ledger.thumbnail(1) is None
+
+
 def test_a_compaction_frees_the_room_of_removed_thumbnails(gallery):
     gallery.ledger.put_thumbnails(range(6), [JPEG + bytes([row]) * 1000 for row in range(6)])
     with open_gallery(gallery.folder) as reader:

@@ -48,12 +48,14 @@ class Thumbnails:
 
     def read(self, row: int) -> bytes | None:
         """The JPEG of a row, if it has one."""
+        missing = None
         while True:
             with self._db.reading() as db:
                 place, path = db.execute("SELECT start, length FROM thumbnails WHERE id=?", (int(row),)).fetchone(), \
                     self._file(db)
-                if place is None:
+                if place is None or path == missing:  # not compacted since, but removed by somebody
                     return None
+                missing = path
                 with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # compacted since: look again
                     jpeg = os.pread(file.fileno(), place[1], place[0])
                     return jpeg if jpeg.startswith(JPEG) else None  # it was wiped since
