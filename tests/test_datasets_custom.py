@@ -229,6 +229,7 @@ def table(rows, header="path,pid,camid,split", delimiter=","):
 @pytest.mark.parametrize("text", [
     table(rows_of(), delimiter=";"), table(rows_of(), delimiter="\t"), table(rows_of(), delimiter="|"),
     "sep=;\r\n" + table(rows_of(), delimiter=";"),
+    "# made by hand\r\n#\n" + table(rows_of()), "#" + table(rows_of()), "# a path, made by hand\n# " + table(rows_of()),
     table(rows_of(), delimiter="\t").encode("utf-16"), "\n" + table(rows_of()),
     table(rows_of(), "Path,PID,CamID,Split"), table(rows_of(), "path, pid, camid, split"),
     table(rows_of(), "img_path,Person ID,camera_id,set"), table(rows_of(), "filename,identity,Camera,subset"),

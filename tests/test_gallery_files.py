@@ -14,7 +14,7 @@ from gallery_server import embed_colours, png
 from PIL import Image
 
 from datasets.files.images import BadImage
-from processor.embedding.gallery_files import Told, decode_picture, read_rows, row_id
+from processor.embedding.gallery_files import Told, decode_picture, model_of, read_rows, row_id
 
 
 @pytest.fixture
@@ -78,6 +78,24 @@ def test_what_tools_embed_wrote_is_read_without_a_model_and_bad_pictures_are_lef
     (tmp_path / "names.txt").write_text("a.png\n")
     with pytest.raises(ValueError, match="3 rows, but 1 names"):
         read(tmp_path, None)
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), [
+    ("rows.csv", b"path,camera\na.png,1\n", "not a line for each"),
+    ("rows.csv", b"path,camera\na.png,1\nb.png\n", "not a line for each"),
+    ("rows.csv", b"path,camera\na.png,\xff\n", "not UTF-8"),
+    ("names.txt", b"a.png\n\xff.png\n", "not UTF-8"),
+    ("feats.npy", b"\x93NUMPY", r"not a whole \.npy"),
+    ("info.json", b"[]", "expected a JSON object"),
+])
+def test_what_tools_embed_wrote_and_is_damaged_is_named(tmp_path, name, content, reason):
+    np.save(tmp_path / "feats.npy", np.eye(2, dtype=np.float32))
+    (tmp_path / "names.txt").write_text("a\u2028.png\nb.png\n")  # a line break to Python alone
+    write_csv(tmp_path / "rows.csv", ("path", "camera"), ("a\u2028.png", 1), ("b.png", 2))
+    assert read(tmp_path, None).facts["name"] == ["a\u2028.png", "b.png"]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}.*{reason}"):
+        model_of(tmp_path) if name == "info.json" else read(tmp_path, None)
 
 
 # ------------------------------------------------------------------------------------------------------------- bombs

@@ -17,7 +17,7 @@ from processor.evaluation.feature_bank import read_bank
 from processor.inference import do_inference, extract_features
 from processor.retrieval.submission import submission_problems
 from utils.checkpoint import read_checkpoint, save_checkpoint
-from utils.files import read_json
+from utils.files import read_json, write_json
 from utils.precision import Precision
 from utils.process import RunLock
 from utils.seed import seed_everything
@@ -193,6 +193,32 @@ def test_a_half_written_bank_is_not_read(models, tmp_path):
     (tmp_path / "a" / "features" / "index.json").unlink()
     with pytest.raises(ValueError, match="no complete feature bank"):
         ensemble([tmp_path / "a"], None, tmp_path / "e.json")
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    lambda data: data[:-8],
+    lambda data: b"",
+])
+@pytest.mark.parametrize("name", ["green.global.npy", "green.pids.npy", "green.names.npy"])
+def test_a_bank_that_is_not_as_it_was_written_is_refused(models, tmp_path, damage, name):
+    shutil.copytree(models / "a" / "features", tmp_path / "features")
+    path = tmp_path / "features" / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"checksum|not a whole \.npy|no text"):
+        read_bank(tmp_path / "features")
+
+
+@pytest.mark.parametrize("change", [
+    {"domains": None}, {"domains": {"green": {}}}, {"domains": {"../green": {"branches": {}}}}, {"ranking": []},
+    {"ranking": {"feat_norm": True, "distance": "none", "re_ranking": None}}, {"evaluation": 3}])
+def test_an_index_of_a_bank_with_other_values_is_refused_in_a_line(models, tmp_path, change):
+    shutil.copytree(models / "a" / "features", tmp_path / "features")
+    index = read_json(tmp_path / "features" / "index.json")
+    write_json(tmp_path / "features" / "index.json", {**index, **change})
+    with pytest.raises(ValueError, match=r"index\.json|ranking") as caught:
+        read_bank(tmp_path / "features")
+    assert "\n" not in str(caught.value)
 
 
 def test_without_ground_truth_there_is_a_submission_and_no_metrics(models, tiny_opts, tmp_path, tiny_data):

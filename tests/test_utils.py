@@ -1,4 +1,5 @@
 """utils: draws, files, checkpoints, the run lock and commands."""
+import io
 import logging
 import os
 import pickle
@@ -21,8 +22,10 @@ from utils.files import (
     epoch_checkpoints,
     make_mapped_array,
     new_folder,
+    read_array,
     read_file,
     read_json,
+    read_object,
     regular_file,
     sha256_of,
     write_array,
@@ -121,6 +124,61 @@ def test_a_broken_json_file_is_named(tmp_path):
     (tmp_path / "b.json").write_text('{"a": ')
     with pytest.raises(ValueError, match=r"b\.json: not a JSON file"):
         read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": "\\ud800'])
+def test_a_json_file_that_python_cannot_hold_is_named(tmp_path, text):
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(ValueError, match=r"b\.json: not a JSON file"):
+        read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(("text", "reason"), [("[]", "expected a JSON object"), ("{}", "field rows is missing"),
+                                              ('{"rows": "9"}', "field rows is '9'")])
+def test_an_object_without_its_fields_is_named(tmp_path, text, reason):
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"b\.json: .*{reason}"):
+        read_object(tmp_path / "b.json", rows=int)
+
+
+def npy(array: np.ndarray, *changes: tuple[bytes, bytes]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    data = out.getvalue()
+    for old, new in changes:
+        assert old in data
+        data = data.replace(old, new)
+    return data
+
+
+DAMAGED_ARRAYS = {
+    "empty": b"",
+    "cut off": npy(np.zeros((4, 4)))[:-8],
+    "a shape of terabytes": npy(np.zeros((4, 4)), (b"(4, 4), }       ", b"(4, 4000000000),}")),
+    "a shape below 0": npy(np.zeros((4, 4)), (b"(4, 4)", b"(-4,4)")),
+    "a header that is no Python": npy(np.zeros((4, 4)), (b"(4, 4)", b"(4, 4(")),
+    "objects": npy(np.array([[None]])),
+    "another number of dimensions": npy(np.zeros(4)),
+    "records": npy(np.zeros((2, 2), [("a", "<f4")])),
+    "whole numbers": npy(np.zeros((2, 2), np.int64)),
+}
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("damage", DAMAGED_ARRAYS)
+def test_a_damaged_array_is_named_and_takes_no_memory(tmp_path, damage, mapped):
+    (tmp_path / "a.npy").write_bytes(DAMAGED_ARRAYS[damage])
+    with pytest.raises(ValueError, match=r"a\.npy: ") as caught:
+        read_array(tmp_path / "a.npy", "f", 2, mapped)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_of_what_is_no_text_is_named(tmp_path):
+    (tmp_path / "a.npy").write_bytes(npy(np.array(["ab", "c"]), (b"a\0\0\0", b"a\0\0\xff")))
+    with pytest.raises(ValueError, match="no text"):
+        read_array(tmp_path / "a.npy", "U", 1)
+    (tmp_path / "a.npy").write_bytes(npy(np.array(["ab", "中"])))
+    assert read_array(tmp_path / "a.npy", "U", 1).tolist() == ["ab", "中"]
 
 
 def test_a_signal_that_comes_while_a_command_is_started_ends_it(tmp_path, monkeypatch):

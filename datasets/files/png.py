@@ -39,17 +39,25 @@ def find_problem(data: bytes) -> str | None:
 
 
 def _has_all_rows(data: bytes) -> bool:
-    """The stream of the rows has come to its end, which has a checksum."""
-    stream = zlib.decompressobj()
+    """The stream of the rows has come to its end, which has a checksum, and is no longer than any of the size is."""
+    stream, left = zlib.decompressobj(), _most_rows(data)
     try:
         for kind, start, end in _chunks(data):
             rest = data[start:end] if kind == b"IDAT" else b""
             while rest and not stream.eof:
-                stream.decompress(rest, _MOST)
+                left -= len(stream.decompress(rest, _MOST))
+                if left < 0:
+                    return False
                 rest = stream.unconsumed_tail
     except zlib.error:
         return False
     return stream.eof
+
+
+def _most_rows(data: bytes) -> int:
+    """Bytes of all rows in the largest kind of a pixel, eight bytes, be they interlaced or not."""
+    width, height = struct.unpack_from(">II", data.ljust(24), 16)
+    return 8 * width * height + 3 * (height + 8)
 
 
 def close(data: bytes) -> bytes:

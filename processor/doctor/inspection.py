@@ -215,12 +215,12 @@ class RecordStore:
             return step()
         except sqlite3.Error as error:
             if isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in _NOT_DAMAGE):
-                raise OSError(f"{self.path}: cannot be used ({error})") from error
+                raise OSError(f"{self.path}: {error}") from error
         logger.warning("%s is damaged or no record store; all images are read again", self.path)
         try:
             self._start_again()
         except sqlite3.Error as error:
-            raise OSError(f"{self.path}: cannot be used ({error})") from error
+            raise OSError(f"{self.path}: {error}") from error
         return None
 
     def _open(self) -> None:
