@@ -92,7 +92,7 @@ def _rarer(data: bytes) -> Header:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of large pictures, and of tags that are cut off
             with Image.open(io.BytesIO(data), formats=list(_PILLOW_FORMATS)) as image:
                 return Header(_PILLOW_FORMATS[image.format], *image.size, _PILLOW_MODES.get(image.mode, "unknown"))
     except Image.DecompressionBombError as error:  # it does not say in which format, nor both sides
