@@ -130,6 +130,17 @@ def test_a_jpeg_that_is_overwritten_in_its_middle_is_good_and_has_a_problem(capf
     assert capfd.readouterr().err == ""
 
 
+def test_a_jpeg_without_its_end_mark_is_heard_twice_at_once(capfd):
+    record, problem = inspect_image(JPEG[:-2])
+    assert (bool(record["good"]), problem) == (True, "")
+    with jpeg.hear_warnings() as outer:
+        with jpeg.hear_warnings() as inner:
+            os.write(2, b"Premature end of JPEG file\n")
+        os.write(2, b"Corrupt JPEG data: x\n")
+    assert (outer, inner) == (["Corrupt JPEG data: x"], ["Premature end of JPEG file"])
+    assert capfd.readouterr().err == ""
+
+
 def test_what_others_write_while_a_jpeg_is_heard_is_passed_on(capfd):
     with jpeg.hear_warnings() as said:
         os.write(2, b"Corrupt JPEG data: bad Huffman code\nanother library's word\n")

@@ -18,7 +18,7 @@ _END = b"\xff\xd9"
 _CONTINUATIONS = tuple(b"".join(bytes([first, *range(first % 7, 251), 0xFF, restart]) for restart in range(0xD0, 0xD8))
                        for first in (0x00, 0x55, 0xAA, 0xE3))
 _PADDING = 8  # zeros at the end of a file are no data if there are so many
-_SILENT = threading.Lock()  # two threads would each take the other's place of nowhere for the standard error
+_SILENT = threading.RLock()  # threads would take each other's standard error; one may listen while it listens
 _SCAN = 0xDA
 _DAMAGE = (b"Corrupt JPEG data", b"Premature end of JPEG", b"Inconsistent progression", b"Invalid SOS parameters")
 _WORDS = (*_DAMAGE, b"Unknown Adobe color transform", b"Warning: unknown JFIF revision", b"Application transferred")
@@ -128,6 +128,7 @@ def hear_warnings() -> Iterator[list[str]]:
 
     It says no more than the first thing of a picture, and nothing of a fault that leaves as many blocks as there should
     be. What else is written there meanwhile is passed on. One thread at a time.
+    What is heard by one of these within another is not heard by the other.
     """
     said: list[str] = []
     with contextlib.ExitStack() as stack:
