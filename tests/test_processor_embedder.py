@@ -1,4 +1,5 @@
 """A trained model as a function of pictures."""
+import re
 import shutil
 
 import cv2
@@ -184,10 +185,13 @@ def test_what_is_no_model_is_refused_in_a_line(tested, tmp_path):
             Embedder.load(tested[0] / "latest.pth", **words)
 
 
-@pytest.mark.parametrize(("key", "value"), [("architecture", []), ("thresholds", None), ("evaluation", "x"),
-                                            ("model_id", 1)])
-def test_a_model_json_with_a_value_of_another_kind_is_refused_in_a_line(key, value):
-    fields = {"model_id": "a", "architecture": {}, "preprocessing": {}, "branches": {}, "format": 1}
-    assert info_from_json(fields, "m").model_id == "a"
-    with pytest.raises(ValueError, match=f"m: not as tools/export.py writes it .{key} is "):
+@pytest.mark.parametrize(("key", "value", "told"), [
+    ("architecture", [], "(architecture is "), ("thresholds", None, "(thresholds is "),
+    ("evaluation", "x", "(evaluation is "), ("model_id", 1, "(model_id is "), ("branches", {}, "(branches)"),
+    ("thresholds", {"cosine": {"often": 1}}, "(thresholds)"), ("evaluation", {"batch_size": 0}, "(batch_size)"),
+    ("preprocessing", {}, "damaged, or not written by this program")])
+def test_a_model_json_with_a_value_of_another_kind_is_refused_in_a_line(tested, key, value, told):
+    fields = open_trained(tested[0] / "latest.pth").info.to_json()
+    assert info_from_json(fields, "m").to_json() == fields
+    with pytest.raises(ValueError, match=f"^m: .*{re.escape(told)}"):
         info_from_json({**fields, key: value}, "m")
