@@ -34,7 +34,7 @@ def run_campaign(campaign: Campaign) -> None:
 
     from tools.campaigns.inputs import kinds, specimens
     from tools.campaigns.inputs.trial import try_cases
-    _import_all()
+    _import_all(campaign.quick)
     torch.set_num_threads(1)  # of the children: this process never computes, because threads do not survive a fork
     gc.freeze()  # a collection in a child would copy the memory of all modules
     base, scratch = campaign.folder / "specimens", campaign.folder / "work"
@@ -80,6 +80,8 @@ class Trials:
         self.slowest, self.largest = 0.0, 0
         self.undamaged: dict[Path, str] = {}
         self.canary = scratch / "canary"
+        self.damaged: Path | None = None
+        self.copied: dict[str, tuple[int, int]] = {}  # the files of the copy that this process has made
 
     def run(self, cases: list[tuple[int, Random]]) -> None:
         """Damage a file a case and read it; cases: their numbers and draws."""
@@ -87,13 +89,13 @@ class Trials:
 
         files = [draw.choice(self.files) for _, draw in cases]
         states = [draw.getstate() for _, draw in cases]
-        for file in set(files) - self.undamaged.keys():
-            outcome, = try_cases([partial(self._read, file, None)], self.scratch)
+        new = [file for file in dict.fromkeys(files) if file not in self.undamaged]
+        outcomes = try_cases([*(partial(self._read, file, None) for file in new), *(
+            partial(self._read, file, draw) for file, (_, draw) in zip(files, cases, strict=True))], self.scratch)
+        for file, outcome in zip(new, islice(outcomes, len(new)), strict=True):
             if outcome.fault or outcome.error:
                 raise RuntimeError(f"{self.kind.what}: an undamaged {file} is not read: {outcome}")
             self.undamaged[file] = outcome.value
-        outcomes = try_cases([partial(self._read, file, draw) for file, (_, draw) in zip(files, cases, strict=True)],
-                             self.scratch)
         for file, (number, draw), state, outcome in zip(files, cases, states, outcomes, strict=True):
             draw.setstate(state)
             self._judge(file, number, draw, outcome)
@@ -103,15 +105,31 @@ class Trials:
 
         return mutate((self.base / self.kind.folder / file).read_bytes(), draw, self.canary, self.others)
 
+    def _renewed_copy(self) -> Path:
+        """A copy of the kind's folder: that of the case before, where it wrote nothing into it."""
+        copy, source = self.scratch / "case", self.base / self.kind.folder
+        try:
+            if self.damaged:
+                (copy / self.damaged).unlink()
+                shutil.copy2(source / self.damaged, copy / self.damaged)
+            is_whole = _files_in(copy) == self.copied
+        except OSError:
+            is_whole = False
+        if not is_whole:
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(source, copy, copy_function=_link_pictures)
+            self.copied = _files_in(source)
+        self.damaged = None
+        return copy
+
     def _read(self, file: Path, draw: Random | None, begin: Callable[[], None]) -> Any:
         """What is read of a copy whose `file` is damaged, unless there is no draw."""
-        copy = self.scratch / "case"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self.base / self.kind.folder, copy, copy_function=_link_pictures)
+        copy = self._renewed_copy()
         if draw is not None:
             data, _ = self._damage(file, draw)
             (copy / file).unlink()
             (copy / file).write_bytes(data)
+            self.damaged = file
             del data
         begin()
         try:
@@ -158,14 +176,29 @@ def _place(detail: str) -> str:
 
 def _link_pictures(source: str, target: str) -> None:
     """Copy a file; a picture of a data set, which nothing writes to, is linked."""
-    (os.link if "MyDataSet" in source and source.endswith(".png") else shutil.copyfile)(source, target)
+    (os.link if "MyDataSet" in source and source.endswith(".png") else shutil.copy2)(source, target)
 
 
-def _import_all() -> None:
-    """Import what commands import late, so that no case does."""
+def _files_in(folder: Path) -> dict[str, tuple[int, int]]:
+    """{path below the folder: (bytes, time of its last change; 0 of a folder)}."""
+    found, folders = {}, [str(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                is_folder, of = entry.is_dir(follow_symlinks=False), entry.stat(follow_symlinks=False)
+                found[os.path.relpath(entry.path, folder)] = (0, 0) if is_folder else (of.st_size, of.st_mtime_ns)
+                if is_folder:
+                    folders.append(entry.path)
+    return found
+
+
+def _import_all(quick: bool) -> None:
+    """Import what commands import late, so that no case does; quick: what takes no model."""
     import importlib
     import pkgutil
 
+    if quick:
+        return
     import matplotlib.figure  # noqa: F401
     import torch._dynamo
     import torch.utils.tensorboard  # noqa: F401
