@@ -181,6 +181,7 @@ FAULTS = {
 }
 # What else a fault brings with it.
 COMPANIONS = {
+    "a JPEG overwritten in its middle": {"misnamed format"},  # it is read, by its content
     "a list in UTF-16": {"unlisted image"}, "a picture in two sets": {"same person"},
     "one person in two sets": {"picture in two sets"}, "swapped labels": {"picture in two sets", "same person"},
     "nothing but single images": {"one image"}, "a test picture in training": {"same person"},
