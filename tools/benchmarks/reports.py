@@ -184,7 +184,7 @@ def format_gallery(report: Report) -> str:
     plan, built = report["plan"], report["built"]
     setting = [f"setting: {plan['rows']:,} vectors of {plan['dim']} {plan['vectors']}, identities of 10 to 30 rows, "
                f"k = {plan['k']}, {report['threads']} threads; numpy: the float32 product of the queries with all "
-               "vectors in the same files, in turn with ours, all pages warm"]
+               "vectors in the same files, in turn with ours after a rest of 0.1 s each, all pages warm"]
     if built:
         setting.append(f"adding: {built['seconds']:.0f} s, {plan['rows'] / built['seconds']:,.0f} rows/s, "
                        f"{built['anonymous'] / 2**20:,.0f} MiB anonymous memory")

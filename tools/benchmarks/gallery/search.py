@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ CAMERAS, DAYS, DAY = 50, 30, 24 * 60 * 60 * 1000
 EVERYWHERE = 0.1   # of a vector's length is noise in no certain direction
 ADDED = 8          # chunks of features at a time
 PRODUCT = 2**16    # rows of one product of numpy's
+REST = 0.1         # seconds before a call that is timed
 FILTERS = {"": None, ", 45 of 50 cameras (90 %)": Where(cameras=range(45)),
            ", half of the cameras (50 %)": Where(cameras=range(0, CAMERAS, 2)),
            ", half of the days (50 %)": Where(since=0, until=15 * DAY),
@@ -139,21 +140,29 @@ def draw_queries(gallery: FolderGallery, setting: GalleryOptions) -> np.ndarray:
 
 def _measure_case(gallery: FolderGallery, setting: GalleryOptions, title: str, queries: np.ndarray,
                   where: Where | None, re_rank: bool) -> dict[str, Any]:
-    """A row of the table: ours and numpy's in turn, medians; a first call of each does not count."""
-    runs: list[dict[str, float]] = []
-    for turn in range(setting.repeats + 1):
-        with _meter() as product:
-            numpy_product(gallery, queries)
-        with _meter() as ours:
-            found = search(gallery, queries, setting.k, where, re_rank)
-        if turn:
-            runs.append({"ms": 1000 * ours["seconds"], "numpy_ms": 1000 * product["seconds"],
-                         "anonymous": ours["anonymous"]})
+    """A row of the table: ours and numpy's in turn, medians; the calls before them warm up and measure memory."""
+    numpy_product(gallery, queries)
+    with _meter() as memory:
+        found = search(gallery, queries, setting.k, where, re_rank)
     assert found.certified.all()
+    runs = [{"numpy_ms": _rested(lambda: numpy_product(gallery, queries)),
+             "ms": _rested(lambda: search(gallery, queries, setting.k, where, re_rank))}
+            for _ in range(setting.repeats)]
     equal, float64 = ("–", "–") if re_rank else check_found(gallery, queries, found, where, setting.checked)
     medians = {name: statistics.median(run[name] for run in runs) for name in ("ms", "numpy_ms")}
     return {"title": title, "note": "", "runs": runs, "equal": equal, "float64": float64, **medians,
-            "anonymous": max(run["anonymous"] for run in runs)}
+            "anonymous": memory["anonymous"]}
+
+
+def _rested(call: Callable[[], object]) -> float:
+    """The milliseconds of a call that begins once the threads of the call before have stopped waiting at full speed.
+
+    OpenBLAS' threads do so for some 0.02 s after a product, and take a core from whatever comes next.
+    """
+    time.sleep(REST)
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started)
 
 
 def numpy_product(gallery: FolderGallery, queries: np.ndarray) -> None:
