@@ -42,8 +42,8 @@ def spoil_the_loss(run, patch):
     """An infinite loss whose gradient is finite."""
     forward = run.criterion.forward
 
-    def spoiled(*args):
-        total, terms = forward(*args)
+    def spoiled(*args, **others):
+        total, terms = forward(*args, **others)
         return total + math.inf, terms
 
     patch.setattr(run.criterion, "forward", spoiled)

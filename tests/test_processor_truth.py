@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from bank_files import forget_checksums
 from conftest import quick_options
 from set_files import write_image
 
@@ -213,6 +214,7 @@ def test_a_bank_made_earlier_knows_own_files_by_their_keys(config, tmp_path):
         "a/1.png,x,,query", "b/1.png,y,,query", "a/1.png,x,,gallery", "b/1.png,x,,gallery"])
     metrics = measure(config, "csv:two.csv")
     (tmp_path / "out/features/two.same_file.npy").unlink()
+    forget_checksums(tmp_path / "out")
     assert read_bank(tmp_path / "out/features")[0]["two"].same_file.tolist() == [[0, 0], [1, 1]]
     assert ensemble([tmp_path / "out"], None, tmp_path / "e/submission.json") == metrics
     assert metrics["all"]["plain"]["num_valid"] == 1

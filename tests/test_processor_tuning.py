@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bank_files import forget_checksums
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import run_together
@@ -336,6 +337,7 @@ def test_a_domain_without_a_match_is_left_out_of_tuning(banks, tmp_path, caplog)
     pids = np.load(tmp_path / "a/features/normal.pids.npy")
     pids[: SIZES["normal"][0]] += 100
     np.save(tmp_path / "a/features/normal.pids.npy", pids)
+    forget_checksums(tmp_path / "a")
     answer = tune([tmp_path / "a"], tmp_path / "out", Grid((5,), (2,), (0.3,)))
     assert answer.best.figures["num_queries"] == SIZES["green"][0]
     assert "normal is not measured on: none of its 20 queries has an image of its identity" in caplog.text
@@ -377,6 +379,7 @@ def test_images_and_truth_must_be_the_same(banks, tmp_path, leaf, message):
     array = np.load(path)
     array[-2:] = array[[-1, -2]] if leaf == "names" else array[-2:] + 1
     np.save(path, array)
+    forget_checksums(tmp_path / "b")
     with pytest.raises(ValueError, match=message):
         tune([banks / "a", tmp_path / "b"], tmp_path / "out", GRID)
 

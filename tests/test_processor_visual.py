@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from bank_files import forget_checksums
 from conftest import model_config
 
 from configs import dump_cfg, load_cfg
@@ -139,6 +140,7 @@ def test_a_querys_own_file_is_marked_as_not_counted_and_changes_no_figure_of_the
     matches = np.argwhere((bank.pids[:bank.num_query, None] == bank.pids[None, bank.num_query:])
                           & (bank.camids[:bank.num_query, None] != bank.camids[None, bank.num_query:]))
     np.save(run / "features" / f"{domain}.same_file.npy", matches[:1])
+    forget_checksums(run)
     ensemble([run], None, run / "submission.json")
     query, own = str(bank.query_names[matches[0, 0]]), str(bank.gallery_names[matches[0, 1]])
     (table,) = json.loads((run / "per_query.json").read_text()).values()
@@ -152,6 +154,7 @@ def test_a_run_without_a_match_has_a_page(data, tmp_path):
     run = make_run(tmp_path / "run", data)
     ((domain, bank),) = read_bank(run / "features")[0].items()
     np.save(run / "features" / f"{domain}.pids.npy", np.arange(len(bank.pids)))
+    forget_checksums(run)
     page = make_rank_page(run, PageOptions(top=3))
     assert "no query has a match: no frames, and no figures" in page.read_text()
 
@@ -271,6 +274,7 @@ def drop_queries(run: Path, count: int) -> None:
     (run / "features" / "index.json").write_text(json.dumps(index))
     for path in (run / "features").glob("*.npy"):
         np.save(path, np.load(path)[count:])
+    forget_checksums(run)
 
 
 def test_queries_of_one_run_alone_are_counted(runs, tmp_path):
@@ -426,6 +430,7 @@ def test_what_cannot_be_shown_is_said_in_a_line(runs, data, tmp_path, words, mes
         shutil.copytree(runs / "b", tmp_path / "other")
         for path in (tmp_path / "other" / "features").glob("*.names.npy"):
             np.save(path, np.array([f"other_{name}" for name in np.load(path)]))
+        forget_checksums(tmp_path / "other")
     if "{taken}" in words:
         shutil.copytree(runs / "a", tmp_path / "taken", ignore=shutil.ignore_patterns("ranks"))
         (tmp_path / "taken" / "ranks").mkdir()
