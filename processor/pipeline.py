@@ -54,6 +54,7 @@ RECIPES = {
         epochs=(40, 50),
     ),
     "own": Recipe(("configs/own.yml",)),
+    "small": Recipe(("configs/small/lite.yml",)),
 }
 # Keys that the pipeline sets -> what to use instead.
 _OURS = {"OUTPUT_DIR": "OUTPUT_ROOT", "DATASETS.DERIVED_DIR": "OUTPUT_ROOT, whose folder derived/ it is",

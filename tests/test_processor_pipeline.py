@@ -214,7 +214,7 @@ def test_a_package_of_weights_that_is_missing_is_told_before_anything_is_made(tm
 
 
 @pytest.mark.parametrize(("environment", "message"), [
-    ({"RECIPE": "nothing"}, "RECIPE='nothing' is not one of demo, lite, naic, own"),
+    ({"RECIPE": "nothing"}, "RECIPE='nothing' is not one of demo, lite, naic, own, small"),
     ({"DATA_ROOT": "nowhere"}, "DATA_ROOT=nowhere is not a folder"),
     ({"SEED": "x"}, "SEED='x' is not a whole number >= 0"),
 ])
