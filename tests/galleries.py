@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from processor.gallery import open_gallery
+from processor.gallery import nearest, open_gallery, segments
 
 DIM = 16  # of the vectors
 
@@ -12,6 +12,17 @@ def open_engine(engine: str, place, **options):
     if engine == "folder":
         return open_gallery(place, DIM, **options)
     return open_gallery("qdrant://localhost:6333/people", DIM, client=place, **options)
+
+
+def unit(rows) -> np.ndarray:
+    """Rows of length 1, float32."""
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def search_in_small_pieces(monkeypatch) -> None:
+    """Codes and chunks of few rows, so that small galleries are searched as large ones are."""
+    for module, name, value in ((segments, "CODE_ROWS", 64), (nearest, "FIRST", 32), (nearest, "MOST_ROWS", 128)):
+        monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture(params=["folder", "qdrant"])

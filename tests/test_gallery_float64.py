@@ -1,9 +1,9 @@
 """The answers of a search held to float64: the same set wherever float32 can tell, and never a row that is farther."""
 import numpy as np
 import pytest
-from galleries import open_engine
+from galleries import open_engine, search_in_small_pieces, unit
 
-from processor.gallery import nearest, open_gallery, search, segments
+from processor.gallery import open_gallery, search
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 
@@ -11,12 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Codes and chunks of few rows, so that small galleries are searched as large ones are."""
-    for module, name, value in ((segments, "CODE_ROWS", 64), (nearest, "FIRST", 32), (nearest, "MOST_ROWS", 128)):
-        monkeypatch.setattr(module, name, value)
-
-
-def unit(rows) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    search_in_small_pieces(monkeypatch)
 
 
 def random(rng, count, dim) -> np.ndarray:

@@ -51,6 +51,9 @@ def test_a_split_gives_a_new_identity_and_marks_both_sides(gallery):
     assert gallery.ledger.by_human([0, 1, 2, 3]).tolist() == [True, True, True, False]
     with pytest.raises(ValueError, match="rows of identities 1, 2"):
         gallery.ledger.split([2, 3])
+    gallery.assign([8], identity=-1)
+    with pytest.raises(ValueError, match="split: these rows are of nobody yet"):
+        gallery.ledger.split([8])
     gallery.ledger.undo()
     assert rows_of(gallery, 1) == [0, 1, 2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from galleries import open_engine
+from galleries import open_engine, search_in_small_pieces, unit
 
 from processor.gallery import codes, nearest, open_gallery, search, segments
 from processor.gallery.codes import Basis, CodedRows, QueryCodes, product
@@ -23,12 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Codes, chunks and files of few rows."""
-    for module, name, value in ((segments, "CODE_ROWS", 64), (nearest, "FIRST", 32), (nearest, "MOST_ROWS", 128)):
-        monkeypatch.setattr(module, name, value)
-
-
-def unit(rows) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    search_in_small_pieces(monkeypatch)
 
 
 def people(count: int, dim: int = 16, noise: float = 0.5, seed: int = 0) -> np.ndarray:

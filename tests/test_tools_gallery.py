@@ -68,6 +68,8 @@ def test_a_folder_is_added_once_and_found(run, people):
     assert "  nobody known  " in run("identify", "--model", "m", people / "ada_c1.png", "--threshold", 0.99, "--people",
                                      "bob")
     assert json.loads(run("info", "--json"))["rows"] == 3
+    nowhere = run("search", "--model", "m", people / "bob_c1.png", "--cameras", 9)
+    assert nowhere == f"{people / 'bob_c1.png'}: nothing found\n"
 
 
 def test_another_picture_of_a_known_name_is_not_passed_over(run, people):

@@ -384,11 +384,11 @@ def where(args: argparse.Namespace, gallery: Any) -> Any:
 
 
 def report(args: argparse.Namespace, rows: Iterable[dict], line: str, title: str = "") -> None:
-    """Results for people or for programs."""
+    """Results for people or for programs; with a title `rows` is a list."""
     from datetime import datetime
 
     if title and not args.json:
-        print(title)
+        print(title if rows else f"{title}: nothing found")
     for row in rows:
         if args.json:
             print(json.dumps(row, ensure_ascii=False))

@@ -150,6 +150,8 @@ class Ledger:
         identities = np.unique(self.gallery.fetch(ids).facts["identity"]).tolist()
         if len(identities) != 1:
             raise ValueError(f"split: rows of identities {', '.join(map(str, identities))}; take those of one")
+        if identities[0] < 0:
+            raise ValueError("split: these rows are of nobody yet; assign them to a person instead")
         old, ids = _known(identities[0]), {int(row) for row in ids}
         stay = dict.fromkeys(set(self._rows(old)) - ids, old)
         new = self.new_identity()
@@ -176,8 +178,8 @@ class Ledger:
             self.removed.begin(number)
             for batch in () if erase else self._batches(ids, where):
                 rows += batch.ids.tolist()
-                self.removed.keep(number, batch, {row: jpeg for row in batch.ids.tolist()
-                                                  if (jpeg := self.thumbnail(row)) is not None}, self._said(batch.ids))
+                jpegs = {row: jpeg for row in batch.ids.tolist() if (jpeg := self.thumbnail(row)) is not None}
+                self.removed.keep(number, batch, jpegs, self._marks_and_lines(batch.ids))
         except BaseException:
             self.removed.drop(number)
             raise
@@ -201,15 +203,15 @@ class Ledger:
         for start in range(0, len(ids), _ROWS):
             yield self.gallery.fetch(ids[start : start + _ROWS])
 
-    def _said(self, ids: Sequence[int]) -> dict[int, list]:
+    def _marks_and_lines(self, ids: Sequence[int]) -> dict[int, list]:
         """{id: whether a person has said whose it is, and then its lines of the log}, as `Removed.keep` takes it."""
-        said: dict[int, list] = {row: [bool(marked)] for row, marked in zip(map(int, ids), self.by_human(ids),
+        kept: dict[int, list] = {row: [bool(marked)] for row, marked in zip(map(int, ids), self.by_human(ids),
                                                                             strict=True)}
         with self._db.reading() as db:
             for row, *line in among(db, "SELECT id, number, before, after, by_human FROM log_rows WHERE id IN ({})",
-                                    said):
-                said[row].append(line)
-        return said
+                                    kept):
+                kept[row].append(line)
+        return kept
 
     def _bring_back(self, number: int) -> None:
         """Add the rows again that a change removed; those whose ids are others' by now stay away."""

@@ -98,7 +98,7 @@ class Teacher:
             images: [B, 3, H, W] as the training augments and normalises them; they stay as they are.
             sides: as the method of that name gives them.
         """
-        images = self._as_its_own(images)
+        images = self._preprocess(images)
         if self.model is None:
             pixels = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
             rows = self.runtime.rows(pixels.contiguous().cpu().numpy())
@@ -107,7 +107,7 @@ class Teacher:
         output = self.model(images, torch.zeros(len(images), dtype=torch.long, device=images.device), **sides)[GLOBAL]
         return Targets(output.metric_feat.float(), output.plain_logits if self.gives_logits else None)
 
-    def _as_its_own(self, images: Tensor) -> Tensor:
+    def _preprocess(self, images: Tensor) -> Tensor:
         """Pictures of its size, normalised as it was trained; of an exported file, which does so itself, in 0..1."""
         if tuple(images.shape[2:]) != self.info.size:
             images = F.interpolate(images, self.info.size, mode="bilinear", antialias=True)

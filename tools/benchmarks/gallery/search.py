@@ -145,8 +145,8 @@ def _measure_case(gallery: FolderGallery, setting: GalleryOptions, title: str, q
     with _meter() as memory:
         found = search(gallery, queries, setting.k, where, re_rank)
     assert found.certified.all()
-    runs = [{"numpy_ms": _rested(lambda: numpy_product(gallery, queries)),
-             "ms": _rested(lambda: search(gallery, queries, setting.k, where, re_rank))}
+    runs = [{"numpy_ms": _time_after_rest(lambda: numpy_product(gallery, queries)),
+             "ms": _time_after_rest(lambda: search(gallery, queries, setting.k, where, re_rank))}
             for _ in range(setting.repeats)]
     equal, float64 = ("–", "–") if re_rank else check_found(gallery, queries, found, where, setting.checked)
     medians = {name: statistics.median(run[name] for run in runs) for name in ("ms", "numpy_ms")}
@@ -154,7 +154,7 @@ def _measure_case(gallery: FolderGallery, setting: GalleryOptions, title: str, q
             "anonymous": memory["anonymous"]}
 
 
-def _rested(call: Callable[[], object]) -> float:
+def _time_after_rest(call: Callable[[], object]) -> float:
     """The milliseconds of a call that begins once the threads of the call before have stopped waiting at full speed.
 
     OpenBLAS' threads do so for some 0.02 s after a product, and take a core from whatever comes next.
