@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from processor.retrieval.search.precision import PRECISIONS, choose
+from processor.retrieval.search.precision import PRECISIONS, PROBE, choose
 
 NAMES = sorted(PRECISIONS)
 
@@ -73,3 +73,15 @@ def test_auto_takes_a_low_precision_if_it_is_twice_as_fast(monkeypatch, low, exp
     chosen, seconds = choose("auto", torch.device("cpu"), 8, 8)
     assert chosen is PRECISIONS[expected]
     assert seconds == {"float32": 1.0, "bf16": low}[expected]
+
+
+def test_auto_tells_a_processor_without_bfloat16_by_a_small_product(monkeypatch):
+    asked = []
+
+    def seconds(precision, device, dim, rows):
+        asked.append((precision.name, rows))
+        return {"float32": 1.0, "bf16": 7.0}[precision.name]
+
+    monkeypatch.setattr("processor.retrieval.search.precision.product_seconds", seconds)
+    assert choose("auto", torch.device("cpu"), 8, 1024)[0] is PRECISIONS["float32"]
+    assert ("bf16", 1024) not in asked and ("bf16", PROBE) in asked

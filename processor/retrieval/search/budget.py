@@ -20,6 +20,7 @@ MIB = 2**20
 SHARE_OF_FREE = 0.8
 FIXED = 64 * MIB  # what is not worth counting: temporary arrays of chunks of rows, the threads themselves
 TILES = {"cpu": (2048, 1024, 512, 256), "cuda": (8192, 4096, 2048, 1024)}  # preferred first
+TILES_AT_LEAST = {"cpu": 4, "cuda": 2}  # fewer waste products: in the diagonal's lower halves and behind the last image
 STRIPS = (4, 2, 1)
 GATHERED = {"cpu": 384 * 2**10, "cuda": 2**28}  # bytes of features gathered at a time; a core's cache holds two
 QUERIES = {"cpu": 32, "cuda": QUERY_ROWS}  # queries whose Jaccard sums are made at a time
@@ -116,7 +117,7 @@ def plan_search(work: Work, precision: str, memory: int | None, workers: Workers
     if memory is None:
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if kind == "cpu" and workers.size > 1 else 1
         memory = int(SHARE_OF_FREE * free_bytes(device)) // neighbours
-    largest = next(tile for tile in TILES[kind] if tile <= max(size // 2, TILES[kind][-1]))
+    largest = next(tile for tile in TILES[kind] if tile <= max(size // TILES_AT_LEAST[kind], TILES[kind][-1]))
     sample = min(largest, 1024) if kind == "cpu" else largest
     chosen, seconds = choose(precision, device, work.features.dim, sample)
     seconds *= (largest / sample) ** 2

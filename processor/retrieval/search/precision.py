@@ -91,6 +91,7 @@ PRECISIONS = {
     "bf16": Precision("bf16", lambda x: x.bfloat16().float(), torch.bfloat16, "highest", 2, 2.0**-8),
 }
 CHOICES = ("auto", *PRECISIONS)
+PROBE = 128  # rows of a first product: a processor without bfloat16 takes the better part of a second for a large one
 
 
 def product_seconds(precision: Precision, device: torch.device, dim: int, rows: int) -> float:
@@ -123,11 +124,18 @@ def choose(name: str, device: torch.device, dim: int, rows: int) -> tuple[Precis
     >>> choose("bf16", torch.device("cpu"), dim=8, rows=8)[0].name
     'bf16'
     """
-    names = (name,) if name != "auto" else ("float32", "tf32" if device.type == "cuda" else "bf16")
-    seconds = {name: product_seconds(PRECISIONS[name], device, dim, rows) for name in names}
-    first, last = names[0], names[-1]
-    best = last if seconds[last] < seconds[first] / 2 else first
-    return PRECISIONS[best], seconds[best]
+    def measured(name: str, rows: int) -> float:
+        return product_seconds(PRECISIONS[name], device, dim, rows)
+
+    if name != "auto":
+        return PRECISIONS[name], measured(name, rows)
+    low = "tf32" if device.type == "cuda" else "bf16"
+    seconds = measured("float32", rows)
+    if measured(low, min(PROBE, rows)) < measured("float32", min(PROBE, rows)):
+        low_seconds = measured(low, rows)
+        if low_seconds < seconds / 2:
+            return PRECISIONS[low], low_seconds
+    return PRECISIONS["float32"], seconds
 
 
 def _wait(device: torch.device) -> None:
