@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tools.campaigns import disk, kill
-from tools.campaigns.chores import Chore, Household, difference, stable
+from tools.campaigns.chores import CHORES, SLOW, Chore, Household, difference, named, stable
 from tools.campaigns.record import Campaign
 from tools.campaigns.watched import MADE, Answer, Watcher, can_watch
 
@@ -96,3 +96,17 @@ def test_what_a_kill_does_to_a_careless_command_is_found(planted, tmp_path):
 
 def test_what_two_folders_hold_is_compared_by_file():
     assert difference({"a": b"1", "b": b"1"}, {"b": b"2", "c": b"1"}) == "b differs; has c, too; lacks a"
+
+
+def test_the_first_round_has_every_command_and_slow_ones_come_seldom():
+    chores = list(CHORES.values())
+    first = [kill._chore_of(number, chores).name for number in range(len(chores))]
+    assert first == list(CHORES)[::-1]
+    second = [kill._chore_of(number, chores).name for number in range(len(chores), 2 * len(chores) - len(SLOW))]
+    assert second == [name for name in first if name not in SLOW]
+
+
+def test_commands_can_be_chosen_and_an_unknown_one_is_told():
+    assert [chore.name for chore in named(["pack", "doctor", "test"], ("test", "pack"))] == ["pack", "test"]
+    with pytest.raises(ValueError, match="--chores packs: not of this campaign, which has pack; doctor"):
+        named(["pack", "doctor"], ("packs",))

@@ -48,6 +48,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all random choices (default: 0)")
     parser.add_argument("--only", type=int, metavar="CASE", help="repeat this case of one campaign")
     parser.add_argument("--quick", action="store_true", help="the cheapest cases only, as the tests do")
+    parser.add_argument("--chores", nargs="+", default=(), metavar="CHORE",
+                        help="of kill and disk: these commands only, by their names in tools/campaigns/chores.py")
     parser.add_argument("--output", type=Path, default=Path("output/campaign"), metavar="DIR",
                         help="for the work and the findings; a campaign's folder in it must not be there "
                              "(default: %(default)s)")
@@ -58,6 +60,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"no campaign {', '.join(sorted(unknown))}; there are {', '.join(CAMPAIGNS)}")
     if args.only is not None and len(args.names) != 1:
         parser.error("--only needs the name of one campaign")
+    if args.chores and not set(args.names or CAMPAIGNS) <= {"kill", "disk"}:
+        parser.error("--chores is for kill and disk")
     return args
 
 
@@ -70,7 +74,8 @@ def main() -> None:
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty: remove it, or name another --output")
         folder.mkdir(parents=True, exist_ok=True)
-        campaign = Campaign(name, folder, args.seed, args.seconds, args.only, args.quick)
+        campaign = Campaign(name, folder, args.seed, args.seconds, args.only, args.quick,
+                            tuple(args.chores))
         try:
             import_module(CAMPAIGNS[name].module).run_campaign(campaign)
         finally:  # what was found until an interruption is found

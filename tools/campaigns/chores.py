@@ -7,20 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tools.campaigns.commands import Ended, fault_of
-from tools.campaigns.tool_server import ROOT, Running, run_tool, start_tool
+from tools.campaigns.tool_server import ROOT, Running, import_in_server, run_tool, start_tool
 from tools.campaigns.watched import Watcher
 
 SIZES = {"ids": 6, "images": 5, "singles": 1, "shared": 1, "query-ids": 6, "query-images": 2, "gallery-images": 4,
          "distractors": 3, "distractor-images": 2, "cameras": 3, "height": 32, "width": 16}
 NET = "resnet18_ibn_b_w32"
 Content = dict[str, str | bytes]  # what is in each file, or what a command prints of it
-_SECONDS = 300  # a command that takes longer hangs
+_SECONDS = 900  # a command that takes longer hangs; run.sh takes minutes beside other work
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,12 @@ class Chore:
         again: more words for going on after a kill.
         start: copied into {at} before: {name there: place below {base}}.
         processes: how many work together, without torchrun.
-    env: put into the environment.
-    is_script: False: words are a command's, which is run as it is; it has a new interpreter.
+        env: put into the environment.
+        is_script: False: words are a command's, which is run as it is; it has a new interpreter.
         content: (tool, words) of a command that prints what its files, which hold times or an order of their own, hold.
+        has_stages: one that is killed need not do again what came before its last stage.
+        like: another chore whose results it must have; it need not be done undisturbed then.
+        imports: modules that take seconds to import, which is done once for all.
     """
 
     name: str
@@ -45,6 +48,9 @@ class Chore:
     env: dict[str, str] = field(default_factory=dict)
     is_script: bool = True
     content: tuple[tuple[str, ...], ...] = ()
+    has_stages: bool = False
+    like: str = ""
+    imports: tuple[str, ...] = ()
 
 
 def options(**changes: Any) -> tuple[str, ...]:
@@ -79,8 +85,9 @@ _UDA = options(SOLVER__EVAL_PERIOD=0, UDA__METHOD="agglomerative", UDA__THRESHOL
 _RECIPE = ("MODEL.NAME", NET, "MODEL.PRETRAIN_CHOICE", "none", "SOLVER.MAX_EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0",
            "SOLVER.STEPS", "[]", "SOLVER.IMS_PER_BATCH", "16", "DATALOADER.NUM_INSTANCE", "2")
 _PLACES = {"DATA_ROOT": "{base}/data", "OUTPUT_ROOT": "{at}", "PYTHON": sys.executable, "RECIPE": "demo"}
-# A campaign takes one of these once in so many cases, if at all.
-SLOW = {"run.sh": 97, "train, torchrun": 37, "run.sh, forked": 23}
+# A campaign that goes over the chores again and again takes these once in so many rounds.
+SLOW = {"run.sh": 12, "train, torchrun": 6, "run.sh, forked": 4, "pseudo rounds": 4, "train, 2 processes": 3,
+        "train, 2 workers": 3, "export": 3, "train": 2}
 CHORES = {chore.name: chore for chore in (
     Chore("demo", (*_DEMO, "{at}/data")),
     Chore("domains", (*_DOMAINS, "{at}", "--workers", "1")),
@@ -95,8 +102,10 @@ CHORES = {chore.name: chore for chore in (
     Chore("train, torchrun", (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
                               "{port}", str(ROOT / "tools" / "train.py"), *options()), ("--resume",),
           is_script=False),
-    Chore("run.sh", ("bash", str(ROOT / "run.sh"), *_RECIPE), env=_PLACES, is_script=False),
-    Chore("run.sh, forked", (str(ROOT / "tools/campaigns/forked_pipeline.py"), *_RECIPE), env=_PLACES),
+    Chore("run.sh", ("bash", str(ROOT / "run.sh"), *_RECIPE), env=_PLACES, is_script=False, has_stages=True,
+          like="run.sh, forked"),
+    Chore("run.sh, forked", (str(ROOT / "tools/campaigns/forked_pipeline.py"), *_RECIPE), env=_PLACES,
+          has_stages=True),
     Chore("test", ("test", "--save-distmat", *options(TEST__WEIGHT=_WEIGHT))),
     Chore("ensemble", ("ensemble", "--inputs", "{base}/tested", "{base}/tested", "--weights", "1", "2", "--output",
                        "{at}/submission.json")),
@@ -108,13 +117,14 @@ CHORES = {chore.name: chore for chore in (
                           "0.3", "0.6", "--output", "{at}")),
     Chore("pseudo labels", ("pseudo_label", "--data_dir_query", f"{_TEST}/query", "--data_dir_gallery",
                             f"{_TEST}/gallery", "--output", "{at}/labels", *options(
-                                TEST__WEIGHT=_WEIGHT, MODEL__THRESH=0.75))),
-    Chore("pseudo rounds", ("train_UDA", *_UDA)),
-    Chore("export", ("export", "--weight", _WEIGHT, "--output", "{at}/exported", "--format", "onnx")),
+                                TEST__WEIGHT=_WEIGHT, MODEL__THRESH=0.75)), imports=("sklearn.cluster",)),
+    Chore("pseudo rounds", ("train_UDA", *_UDA), has_stages=True, imports=("sklearn.cluster",)),
+    Chore("export", ("export", "--weight", _WEIGHT, "--output", "{at}/exported", "--format", "onnx"),
+          imports=("torch.onnx", "onnx", "onnxruntime")),
     Chore("import", ("import_weights", "{base}/backbone.pth", "--output", "{at}/imported", "--as",
                      "backbone")),
     Chore("calibrate", ("calibrate", "--run", "{base}/tested", "--model", "{at}/exported", "--fpr", "0.5"),
-          start={"exported": "exported"}),
+          start={"exported": "exported"}, imports=("sklearn.linear_model",)),
     Chore("visualize", ("visualize", "--run", "{at}/tested"), start={"tested": "tested"}),
     Chore("gallery add", _ADD, start={"gallery": "gallery_empty"}, content=_SCAN),
     Chore("gallery compact", ("gallery", "compact", "--gallery", "{at}/gallery"), start={"gallery": "gallery_full"},
@@ -145,8 +155,9 @@ class Household:
         self._do(*_DEMO, data)
         self._do(*_DOMAINS, data / "derived", "--workers", 1)
 
-    def need(self, chores: Iterable[Chore]) -> None:
+    def need(self, chores: Collection[Chore]) -> None:
         """Make what these read, as far as it is not there."""
+        import_in_server(*dict.fromkeys(module for chore in chores for module in chore.imports))
         text = " ".join(word for chore in chores for word in (*chore.words, *chore.start.values()))
         gallery = f"{self.base}/gallery_full"
         makers: dict[str, list[tuple]] = {
@@ -227,6 +238,8 @@ class Household:
             name = path.relative_to(self.at).as_posix()
             if _LITTER.search(name):
                 self.litter.add(chore.name)
+            elif name.endswith("training_curve.png"):
+                continue  # tool_server's is empty, so that it tells nothing
             elif path.is_file() and not _LOGS.search(name) and not (chore.content and name.startswith("gallery")):
                 found[name] = _without_times(name, path.read_bytes())
         for words in chore.content:
@@ -247,6 +260,18 @@ def _without_times(name: str, data: bytes) -> bytes:
     if not name.endswith((".json", ".jsonl")):
         return data
     return _TIME_FIELDS.sub("", data.decode("utf-8", "replace")).encode()
+
+
+def named(chores: Collection[str], wanted: Collection[str]) -> list[Chore]:
+    """Of the chores of these names those that are wanted, or all.
+
+    Raises:
+        ValueError: a wanted one is not among them; the message lists them.
+    """
+    unknown = sorted(set(wanted) - set(chores))
+    if unknown:
+        raise ValueError(f"--chores {', '.join(unknown)}: not of this campaign, which has {'; '.join(chores)}")
+    return [CHORES[name] for name in chores if name in wanted or not wanted]
 
 
 def ended(processes: list[Running]) -> subprocess.CompletedProcess:

@@ -6,6 +6,8 @@ leaves is compared with what an undisturbed one leaves.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
 import re
 import signal
@@ -16,15 +18,29 @@ from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
-from tools.campaigns.chores import CHORES, SLOW, Chore, Content, Household, difference, ended, fault_of_chore, stable
+from tools.campaigns.chores import (
+    CHORES,
+    SLOW,
+    Chore,
+    Content,
+    Household,
+    difference,
+    ended,
+    fault_of_chore,
+    named,
+    stable,
+)
 from tools.campaigns.record import Campaign
 from tools.campaigns.tool_server import Running
 from tools.campaigns.watched import MADE, Answer, Change, Watcher, can_watch
+
+logger = logging.getLogger(__name__)
 
 QUICK = ("domains", "pack")
 # What a chain is not tried on: to write one file and to be refused on it the second time is all that there is.
 _LEFT_OUT = ("validation", "ensemble", "import", "calibrate")
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+_SHARE = 0.5  # of a command of stages: where in it a signal falls at the latest, since the next one goes on from there
 _LENGTH = 10
 _BUSY = re.compile("another run is at work")
 _PATIENCE = 60  # seconds that what was begun by a killed command may go on
@@ -41,23 +57,43 @@ def run_campaign(campaign: Campaign) -> None:
     why_not = can_watch()
     if why_not:
         campaign.note(f"only moments by the clock, not those of a write: {why_not}")
-    household = Household(campaign.folder)
     names = [name for name in CHORES if name not in _LEFT_OUT and (not campaign.quick or name in QUICK)]
-    slow = [name for name in names if name in SLOW]
-    quick = [name for name in names if name not in SLOW]
+    chores = named(names, campaign.chores)
+    household = Household(campaign.folder)
     known: dict[str, Undisturbed] = {}
     for number, random in campaign.cases(1 if campaign.quick else None):
-        name = next((name for name in slow if number % SLOW[name] == SLOW[name] // 2), quick[number % len(quick)])
-        chore = CHORES[name]
-        if name not in known:
-            household.need([chore])
-            known[name], unlike = _undisturbed(household, chore)
-            if unlike:
-                campaign.found("differs", number, f"{name}, twice undisturbed", unlike)
-        for fault, tried, detail in _chain(campaign, household, chore, known[name], random, not why_not):
-            campaign.found(fault, number, f"{name}: {tried}", detail)
+        chore = _chore_of(number, chores)
+        start = time.monotonic()
+        whole = _known(campaign, household, chore, known, number)
+        middle = time.monotonic()
+        for fault, tried, detail in _chain(campaign, household, chore, whole, random, not why_not):
+            campaign.found(fault, number, f"{chore.name}: {tried}", detail)
+        logger.info("case %d, %s: %.0f s undisturbed, %.0f s its chain; %s", number, chore.name, middle - start,
+                    time.monotonic() - middle, ", ".join(f"{times} {what.partition(': ')[2]}" for what, times in
+                                                         campaign.tried.items() if what.startswith(f"{chore.name}: ")))
     if household.litter:
         campaign.note(f"hidden temporary files of killed ones were left beside {', '.join(sorted(household.litter))}")
+
+
+def _chore_of(number: int, chores: list[Chore]) -> Chore:
+    """Round by round, the last of the table first; the first round has all, the others only some of the slow ones."""
+    for count in itertools.count():
+        here = [chore for chore in reversed(chores) if count % SLOW.get(chore.name, 1) == 0]
+        if number < len(here):
+            return here[number]
+        number -= len(here)
+
+
+def _known(campaign: Campaign, household: Household, chore: Chore, known: dict[str, Undisturbed],
+           number: int) -> Undisturbed:
+    """What comes of the chore undisturbed, or of one that does the same; known holds it from then on."""
+    name = chore.like or chore.name
+    if name not in known:
+        household.need([CHORES[name]])
+        known[name], unlike = _undisturbed(household, CHORES[name])
+        if unlike:
+            campaign.found("differs", number, f"{name}, twice undisturbed", unlike)
+    return known[name]
 
 
 def _undisturbed(household: Household, chore: Chore) -> tuple[Undisturbed, str]:
@@ -73,8 +109,9 @@ def _chain(campaign: Campaign, household: Household, chore: Chore, whole: Undist
     household.restore(chore)
     tried: list[str] = []
     again = False
+    share = _SHARE if chore.has_stages else 1.0
     for turn in range(_LENGTH + 1):
-        blow = _Blow.drawn(random, whole, watches) if turn < _LENGTH else None
+        blow = _Blow.drawn(random, whole, watches, share) if turn < _LENGTH else None
         done = _attempt(household, chore, blow, again)
         if blow and blow.has_fallen:
             campaign.count(f"{chore.name}: {blow.number.name}")
@@ -120,10 +157,11 @@ class _Blow:
         self.has_fallen, self._running, self._is_aimed = False, [], threading.Event()
 
     @classmethod
-    def drawn(cls, random: Random, whole: Undisturbed, watches: bool) -> _Blow:
+    def drawn(cls, random: Random, whole: Undisturbed, watches: bool, share: float) -> _Blow:
+        """share: of the undisturbed seconds or changes, in which it is to fall."""
         number = random.choice(_SIGNALS)
-        seconds = random.uniform(0, whole.seconds) if not watches or random.random() < 0.4 else None
-        return cls(number, seconds, random.randint(1, max(whole.changes, 1)),
+        seconds = random.uniform(0, share * whole.seconds) if not watches or random.random() < 0.4 else None
+        return cls(number, seconds, random.randint(1, max(int(share * whole.changes), 1)),
                    random.choice(("before", "amid", "after")), random.random() < 0.7)
 
     def __str__(self) -> str:

@@ -45,6 +45,7 @@ class Campaign:
         seconds: no case begins later than this after the start.
         only: try this case alone; None: all of them.
         quick: a short run over the cheapest cases, for the tests.
+        chores: of the campaigns of many commands these alone; empty: all.
         tried: {what: how often}, in the words of the table of docs/reliability.md.
     """
 
@@ -54,6 +55,7 @@ class Campaign:
     seconds: float = 60.0
     only: int | None = None
     quick: bool = False
+    chores: tuple[str, ...] = ()
     tried: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

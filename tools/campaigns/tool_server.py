@@ -5,10 +5,11 @@ price: the first call starts a server, this file as a script, which imports what
 when it is asked to. The server itself never computes, because a process with threads at work must not be forked.
 
 It reads a line of JSON and answers with one: {"words": [script, word ...], "cwd": folder, "env": {name: value},
-"seconds": limit, "out": file, "err": file} and start_tool's limits with the new process' pid, and a pid with its exit
-code, null while it runs.
+"seconds": limit, "out": file, "err": file} and start_tool's limits with the new process' pid, a pid with its exit
+code, null while it runs, and {"import": [module ...]} when it has imported what there is of them.
 """
 import atexit
+import contextlib
 import ctypes
 import functools
 import gc
@@ -48,6 +49,11 @@ def start_tool(tool, *words, cwd=ROOT, env=None, seconds=_SECONDS, limits=None):
     """
     path = Path(tool) if "/" in str(tool) else ROOT / "tools" / f"{tool}.py"
     return _server().start([str(path), *map(str, words)], cwd, env or {}, seconds, limits or {})
+
+
+def import_in_server(*modules):
+    """Let all processes that begin from now on find these modules imported, if they are installed."""
+    _server().ask({"import": modules})
 
 
 def run_logged_by_server(command, log, cwd):
@@ -146,6 +152,12 @@ def _serve():
         if isinstance(request, int):
             pid, status = os.waitpid(request, os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
+        elif "import" in request:
+            for module in request["import"]:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(module)
+            gc.freeze()
+            answer = None
         else:
             answer = os.fork() or _run(request)
         print(json.dumps(answer), flush=True)
