@@ -1,12 +1,13 @@
 """The campaigns of kills and of failing disks: they find what is planted, and nothing in a short run's commands."""
 import errno
+import re
 import subprocess
 import sys
 
 import pytest
 
 from tools.campaigns import disk, kill
-from tools.campaigns.chores import CHORES, SLOW, Chore, Household, difference, named, stable
+from tools.campaigns.chores import CHORES, SLOW, Chore, Household, chore_of, difference, named, stable
 from tools.campaigns.record import Campaign
 from tools.campaigns.watched import MADE, Answer, Watcher, can_watch
 
@@ -78,8 +79,9 @@ def test_what_a_failing_disk_does_to_a_careless_command_is_found(planted, what, 
     household, chore = planted(what)
     whole, unlike = stable(household, chore)
     assert not unlike
-    trials = list(disk._trials_of(household, chore, disk.Random(0)))
-    found = [disk._try(household, trial, whole, list) for trial in trials if trial.kind == fault]
+    plan = disk._Plan(household, chore, 0)
+    trials = filter(None, (plan.trial(fault, index) for index in range(10)))
+    found = [disk._try(household, trial, whole, list) for trial in trials]
     assert ("traceback" if what == "a traceback" else "taken for whole") in {kind for kind, _ in filter(None, found)}
 
 
@@ -100,10 +102,23 @@ def test_what_two_folders_hold_is_compared_by_file():
 
 def test_the_first_round_has_every_command_and_slow_ones_come_seldom():
     chores = list(CHORES.values())
-    first = [kill._chore_of(number, chores).name for number in range(len(chores))]
-    assert first == list(CHORES)[::-1]
-    second = [kill._chore_of(number, chores).name for number in range(len(chores), 2 * len(chores) - len(SLOW))]
-    assert second == [name for name in first if name not in SLOW]
+    first = [chore_of(number, chores, SLOW) for number in range(len(chores))]
+    assert [chore.name for chore, _ in first] == list(CHORES)[::-1]
+    assert {count for _, count in first} == {0}
+    second = [chore_of(number, chores, SLOW) for number in range(len(chores), 2 * len(chores) - len(SLOW))]
+    assert [chore.name for chore, _ in second] == [chore.name for chore, _ in first if chore.name not in SLOW]
+    assert {count for _, count in second} == {1}
+
+
+@watching
+def test_each_kind_of_change_is_failed_once_before_any_is_failed_twice(planted):
+    household, chore = planted("what a kill left is in the way")
+    (household.base.parent.parent / "tool.py").write_text(WRITES_TWICE.replace('"b")', '"b", "b2", "b3")'))
+    plan = disk._Plan(household, chore, 0)
+    calls = [plan.trial("EIO", index).what for index in range(4)]  # b, b2 and b3 are one kind of file
+    assert sorted(re.sub(r"\d", "", what) for what in calls) == ["create a", "create b", "write a", "write b"]
+    assert plan.trial("EIO", 8) is None
+    assert plan.trial(disk.SMALL, 3) == plan.trial(disk.SMALL, 3)
 
 
 def test_commands_can_be_chosen_and_an_unknown_one_is_told():

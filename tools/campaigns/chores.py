@@ -1,13 +1,15 @@
 """The commands that campaigns disturb, each over a tiny demo set, and what of their results must be the same."""
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class Chore:
         env: put into the environment.
         is_script: False: words are a command's, which is run as it is; it has a new interpreter.
         content: (tool, words) of a command that prints what its files, which hold times or an order of their own, hold.
+        begins_others: commands that it begins speak on its stderr, too.
         has_stages: one that is killed need not do again what came before its last stage.
         like: another chore whose results it must have; it need not be done undisturbed then.
         imports: modules that take seconds to import, which is done once for all.
@@ -48,6 +51,7 @@ class Chore:
     env: dict[str, str] = field(default_factory=dict)
     is_script: bool = True
     content: tuple[tuple[str, ...], ...] = ()
+    begins_others: bool = False
     has_stages: bool = False
     like: str = ""
     imports: tuple[str, ...] = ()
@@ -101,11 +105,11 @@ CHORES = {chore.name: chore for chore in (
     Chore("train, 2 processes", ("train", *options()), ("--resume",), processes=2),
     Chore("train, torchrun", (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
                               "{port}", str(ROOT / "tools" / "train.py"), *options()), ("--resume",),
-          is_script=False),
-    Chore("run.sh", ("bash", str(ROOT / "run.sh"), *_RECIPE), env=_PLACES, is_script=False, has_stages=True,
-          like="run.sh, forked"),
+          is_script=False, begins_others=True),
+    Chore("run.sh", ("bash", str(ROOT / "run.sh"), *_RECIPE), env=_PLACES, is_script=False, begins_others=True,
+          has_stages=True, like="run.sh, forked"),
     Chore("run.sh, forked", (str(ROOT / "tools/campaigns/forked_pipeline.py"), *_RECIPE), env=_PLACES,
-          has_stages=True),
+          begins_others=True, has_stages=True),
     Chore("test", ("test", "--save-distmat", *options(TEST__WEIGHT=_WEIGHT))),
     Chore("ensemble", ("ensemble", "--inputs", "{base}/tested", "{base}/tested", "--weights", "1", "2", "--output",
                        "{at}/submission.json")),
@@ -139,12 +143,13 @@ class Household:
 
     Attributes:
         base: what is read; `at` is the folder of results, at the same place for every run: files hold its name.
+        seconds: that the last chore took which was done to its end.
         litter: chores that had come to their end where temporary files of killed ones still lay, which nobody reads.
     """
 
     def __init__(self, folder: Path):
         self.base, self.at = folder / "base", folder / "at"
-        self.temporary, self.litter = folder / "temporary", set[str]()
+        self.temporary, self.litter, self.seconds = folder / "temporary", set[str](), 0.0
         for path in (self.base, self.at, self.temporary):
             path.mkdir()
         self.prepare()
@@ -229,7 +234,10 @@ class Household:
 
     def finish(self, chore: Chore, watcher: Watcher | None = None, again: bool = False) -> subprocess.CompletedProcess:
         """Do the chore to its end; of several processes that of the first."""
-        return ended(self.begin(chore, watcher, again))
+        start = time.monotonic()
+        done = ended(self.begin(chore, watcher, again))
+        self.seconds = time.monotonic() - start
+        return done
 
     def content(self, chore: Chore) -> Content:
         """What the chore has left, by file, without times; of what has times in the middle, what a command prints."""
@@ -262,6 +270,9 @@ def _without_times(name: str, data: bytes) -> bytes:
     return _TIME_FIELDS.sub("", data.decode("utf-8", "replace")).encode()
 
 
+_OF_TORCHRUN = re.compile(r"Traceback \(most recent call last\):\n(?: .*\n)+torch\.distributed\.elastic\.")  # its own
+
+
 def named(chores: Collection[str], wanted: Collection[str]) -> list[Chore]:
     """Of the chores of these names those that are wanted, or all.
 
@@ -285,7 +296,8 @@ def ended(processes: list[Running]) -> subprocess.CompletedProcess:
 def fault_of_chore(done: subprocess.CompletedProcess) -> tuple[str, str] | None:
     """As fault_of."""
     is_hung = done.returncode == -signal.SIGALRM
-    return fault_of(Ended(tuple(done.args), done.returncode, done.stdout + done.stderr, _SECONDS, is_hung, 0))
+    output = _OF_TORCHRUN.sub("", done.stdout + done.stderr)
+    return fault_of(Ended(tuple(done.args), done.returncode, output, _SECONDS, is_hung, 0))
 
 
 def difference(first: Content, other: Content) -> str:
@@ -302,13 +314,34 @@ def free_port() -> int:
         return held.getsockname()[1]
 
 
+def undisturbed(household: Household, chore: Chore, watcher: Watcher | None = None) -> Content:
+    """What the chore leaves in an empty folder.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    household.need([chore])
+    household.restore(chore)
+    done = household.finish(chore, watcher)
+    if done.returncode:
+        raise RuntimeError(f"{chore.name} fails undisturbed: {done.stderr[-1500:]}")
+    return household.content(chore)
+
+
 def stable(household: Household, chore: Chore, watcher: Watcher | None = None) -> tuple[Content, str]:
     """The content of an undisturbed run, and in what a second one differs from it (it should not)."""
-    contents = []
-    for _ in range(2):
-        household.restore(chore)
-        done = household.finish(chore, watcher)
-        if done.returncode:
-            raise RuntimeError(f"{chore.name} fails undisturbed: {done.stderr[-1500:]}")
-        contents.append(household.content(chore))
-    return contents[0], difference(*contents)
+    first = undisturbed(household, chore, watcher)
+    return first, difference(first, undisturbed(household, chore, watcher))
+
+
+def chore_of(number: int, chores: Sequence[Chore], seldom: Mapping[str, int]) -> tuple[Chore, int]:
+    """The chore of a case, and its round.
+
+    Each round goes over the chores from the last to the first; the first has all of them, the others each of seldom
+    once in so many rounds.
+    """
+    for count in itertools.count():
+        here = [chore for chore in reversed(chores) if count % seldom.get(chore.name, 1) == 0]
+        if number < len(here):
+            return here[number], count
+        number -= len(here)

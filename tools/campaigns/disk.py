@@ -7,26 +7,41 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from tools.campaigns.chores import CHORES, Chore, Content, Household, difference, fault_of_chore, stable
+from tools.campaigns.chores import (
+    CHORES,
+    SLOW,
+    Chore,
+    Content,
+    Household,
+    chore_of,
+    difference,
+    fault_of_chore,
+    named,
+    undisturbed,
+)
 from tools.campaigns.record import Campaign
 from tools.campaigns.watched import MADE, Answer, Change, Watcher, can_watch
 
+logger = logging.getLogger(__name__)
+
 QUICK = ("domains",)
-_LEFT_OUT = ("run.sh", "train, torchrun", "run.sh, forked")
+_LEFT_OUT = ("run.sh",)  # its forked kin has the same stages
+# A share of the chores' rounds: a round tries each kind of fault at a chore, of these one alone.
+_DEAR = {"train, torchrun": 2, "run.sh, forked": 2, "pseudo rounds": 2}
 _NEEDS_ROOM = re.compile(r"p?write(v2?)?|sendfile|copy_file_range|create|mkdir|fallocate|link|symlink")
 _BY_CHANCE = re.compile(r"\d+\.[0-9a-f]{8}\.tmp|\d+")  # of the names of files
-_EACH = 2  # trials of a kind of fault at a kind of change of a kind of file
-_MOST = 150  # trials of a chore
-_SMALL = 8  # trials of a chore on a small file system
 _OF_SQLITE = ("disk I/O error", "database or disk is full", "unable to open database file")
+_UNFINISHED = "the results are whole without it"  # of the pipeline's page and model folders, which come the next time
 _LINE = re.compile(r"^error: .+", re.MULTILINE)
 
 # Kind of fault -> whether it can befall a change. "full": half of a write has room, and nothing after it.
@@ -48,55 +63,74 @@ class Trial(NamedTuple):
     what: str  # the change, in words
 
 
+class _Plan:
+    """What is tried of a chore: for each kind of fault, trials in a random order, of each kind of change one first.
+
+    content: what it leaves undisturbed.
+    """
+
+    def __init__(self, household: Household, chore: Chore, seed: int):
+        self._chore, self._seed = chore, f"disk {seed} {chore.name}"
+        with Watcher(household.at) as watcher:
+            self.content = undisturbed(household, chore, watcher)
+        self._size = sum(path.stat().st_size for path in household.at.rglob("*") if path.is_file())
+        self._trials = {kind: list(self._trials_of(kind, watcher.changes, household.at)) for kind in FAULTS}
+
+    def trial(self, kind: str, index: int) -> Trial | None:
+        """The trial of a kind and a number; None if it has not so many."""
+        if kind == SMALL:
+            room = Random(f"{self._seed} {index}").randint(4096, max(self._size, 8192))
+            return Trial(self._chore, SMALL, room, "")
+        return self._trials[kind][index] if index < len(self._trials[kind]) else None
+
+    def _trials_of(self, kind: str, changes: list[Change], at: Path) -> Iterator[Trial]:
+        random = Random(f"{self._seed} {kind}")
+        groups: dict[tuple[str, str], list[Change]] = {}
+        for change in changes:
+            if FAULTS[kind](change):
+                groups.setdefault((change.call, _BY_CHANCE.sub("", change.path)), []).append(change)
+        while groups:
+            for key in random.sample(list(groups), len(groups)):
+                change = groups[key].pop(random.randrange(len(groups[key])))
+                yield Trial(self._chore, kind, change.number, f"{change.call} {os.path.relpath(change.path, at)}")
+            groups = {key: left for key, left in groups.items() if left}
+
+
 def run_campaign(campaign: Campaign) -> None:
-    """Try each command's writes in a random order, as far as there is time."""
+    """Try each kind of fault at each command in turn, round by round, as long as there is time."""
+    chores = named([name for name in CHORES if name not in _LEFT_OUT and (not campaign.quick or name in QUICK)],
+                   campaign.chores)
     household = Household(campaign.folder)
-    chores = [chore for chore in CHORES.values() if chore.name not in _LEFT_OUT
-              and (not campaign.quick or chore.name in QUICK)]
-    household.need(chores)
-    contents: dict[str, Content] = {}
-    trials: list[Trial] = []
     reasons = {"writes cannot be failed one by one": can_watch(), "no small file system": _why_no_mount(household.at)}
     for what, why_not in reasons.items():
         if why_not:
             campaign.note(f"{what}: {why_not}")
     watches, mounts = (not why_not for why_not in reasons.values())
-    for chore in chores:
-        contents[chore.name], unlike = stable(household, chore)
-        if unlike:
-            campaign.found("differs", -1, f"{chore.name}, twice undisturbed", unlike)
-        random = Random(f"disk {campaign.seed} {chore.name}")
-        if mounts:
-            size = sum(path.stat().st_size for path in household.at.rglob("*") if path.is_file())
-            trials += [Trial(chore, SMALL, random.randint(4096, max(size, 8192)), "") for _ in range(_SMALL)]
-        if watches:
-            found = list(_trials_of(household, chore, random))
-            trials += random.sample(found, min(_MOST, len(found)))
-    Random(campaign.seed).shuffle(trials)
-    campaign.note(f"{len(trials)} trials were drawn")
-    for number, _ in campaign.cases(min(len(trials), 5 if campaign.quick else len(trials))):
-        trial = trials[number]
-        campaign.count(f"{trial.chore.name}: {trial.kind}")
-        is_small = trial.kind == SMALL
-        with _small_file_system(household.at, trial.at) if is_small else contextlib.nullcontext(list) as grow:
-            fault = _try(household, trial, contents[trial.chore.name], grow)
-        if fault:
-            campaign.found(fault[0], number, f"{trial.chore.name}: {trial.kind} at {trial.at} {trial.what}", fault[1])
+    kinds = [*FAULTS] * watches + [SMALL] * mounts
+    plans: dict[str, _Plan] = {}
+    for number, _ in campaign.cases((1 if campaign.quick else None) if kinds else 0):
+        chore, turn = chore_of(number, chores, _DEAR)
+        start = time.monotonic()
+        if chore.name not in plans:
+            plans[chore.name] = _Plan(household, chore, campaign.seed)
+        index, here = turn, kinds
+        if chore.name in SLOW:
+            index, which = divmod(turn // _DEAR.get(chore.name, 1), len(kinds))
+            here = kinds[which:which + 1]
+        tried = [trial for kind in here if (trial := plans[chore.name].trial(kind, index))]
+        for trial in tried:
+            fault = _try_alone(campaign, household, trial, plans[chore.name].content)
+            if fault:
+                campaign.found(fault[0], number, f"{chore.name}: {trial.kind} at {trial.at} {trial.what}", fault[1])
+        logger.info("case %d, %s: %s in %.0f s", number, chore.name, ", ".join(trial.kind for trial in tried),
+                    time.monotonic() - start)
 
 
-def _trials_of(household: Household, chore: Chore, random: Random) -> Iterator[Trial]:
-    """Some of each kind of change to each kind of file."""
-    household.restore(chore)
-    with Watcher(household.at) as watcher:
-        household.finish(chore, watcher)
-    groups: dict[tuple[str, str], list[Change]] = {}
-    for change in watcher.changes:
-        groups.setdefault((change.call, _BY_CHANCE.sub("", change.path)), []).append(change)
-    for changes in groups.values():
-        for kind, can_befall in FAULTS.items():
-            able = [change for change in changes if can_befall(change)]
-            for change in random.sample(able, min(_EACH, len(able))):
-                yield Trial(chore, kind, change.number, f"{change.call} {os.path.relpath(change.path, household.at)}")
+def _try_alone(campaign: Campaign, household: Household, trial: Trial, whole: Content) -> tuple[str, str] | None:
+    campaign.count(f"{trial.chore.name}: {trial.kind}")
+    is_small = trial.kind == SMALL
+    with _small_file_system(household.at, trial.at) if is_small else contextlib.nullcontext(list) as grow:
+        return _try(household, trial, whole, grow)
 
 
 def _try(household: Household, trial: Trial, whole: Content, grow: Callable[[], object]) -> tuple[str, str] | None:
@@ -112,13 +146,13 @@ def _try(household: Household, trial: Trial, whole: Content, grow: Callable[[], 
     fault = fault_of_chore(done)
     if fault:
         return fault
-    if not done.returncode:
+    if not done.returncode and _UNFINISHED not in done.stderr:
         unlike = difference(whole, household.content(trial.chore))
         return ("taken for whole", f"exit code 0, but {unlike}; {done.stderr[-1000:]}") if unlike else None
     if trial.kind == "short" or not has_befallen:
         return "exit code", f"{done.returncode} after a write of half: {done.stderr[-1000:]}"
     lines = _LINE.findall(done.stderr)
-    if len(lines) != 1 or not _tells(lines[0]):
+    if not lines or not any(map(_tells, lines)) or (len(lines) > 1 and not trial.chore.begins_others):
         return "unclear", done.stderr[-1000:]
     grow()
     done = household.finish(trial.chore, again=True)

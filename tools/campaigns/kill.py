@@ -6,7 +6,6 @@ leaves is compared with what an undisturbed one leaves.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from tools.campaigns.chores import (
     Chore,
     Content,
     Household,
+    chore_of,
     difference,
     ended,
     fault_of_chore,
@@ -62,7 +62,7 @@ def run_campaign(campaign: Campaign) -> None:
     household = Household(campaign.folder)
     known: dict[str, Undisturbed] = {}
     for number, random in campaign.cases(1 if campaign.quick else None):
-        chore = _chore_of(number, chores)
+        chore, _ = chore_of(number, chores, SLOW)
         start = time.monotonic()
         whole = _known(campaign, household, chore, known, number)
         middle = time.monotonic()
@@ -75,21 +75,11 @@ def run_campaign(campaign: Campaign) -> None:
         campaign.note(f"hidden temporary files of killed ones were left beside {', '.join(sorted(household.litter))}")
 
 
-def _chore_of(number: int, chores: list[Chore]) -> Chore:
-    """Round by round, the last of the table first; the first round has all, the others only some of the slow ones."""
-    for count in itertools.count():
-        here = [chore for chore in reversed(chores) if count % SLOW.get(chore.name, 1) == 0]
-        if number < len(here):
-            return here[number]
-        number -= len(here)
-
-
 def _known(campaign: Campaign, household: Household, chore: Chore, known: dict[str, Undisturbed],
            number: int) -> Undisturbed:
     """What comes of the chore undisturbed, or of one that does the same; known holds it from then on."""
     name = chore.like or chore.name
     if name not in known:
-        household.need([CHORES[name]])
         known[name], unlike = _undisturbed(household, CHORES[name])
         if unlike:
             campaign.found("differs", number, f"{name}, twice undisturbed", unlike)
@@ -98,9 +88,8 @@ def _known(campaign: Campaign, household: Household, chore: Chore, known: dict[s
 
 def _undisturbed(household: Household, chore: Chore) -> tuple[Undisturbed, str]:
     with Watcher(household.at) as watcher:
-        start = time.monotonic()
         content, unlike = stable(household, chore, watcher)
-    return Undisturbed(content, len(watcher.changes) // 2, (time.monotonic() - start) / 2), unlike
+    return Undisturbed(content, len(watcher.changes) // 2, household.seconds), unlike
 
 
 def _chain(campaign: Campaign, household: Household, chore: Chore, whole: Undisturbed, random: Random,

@@ -65,16 +65,42 @@ def run_logged_by_server(command, log, cwd):
 
 
 def run_logged_by_fork(command, log, cwd):
-    """The same in a process that the server has forked itself; a stage dies with it, as with run_logged."""
-    from utils.process import die_with_parent
+    """The same in a process that this one has forked itself; a signal, and a log without room, as with run_logged."""
+    from utils.process import HeldSignals, die_with_parent
 
     log.parent.mkdir(parents=True, exist_ok=True)
-    parent, child = os.getpid(), os.fork()
-    if not child:
-        die_with_parent(parent)
-        _run({"words": [str(Path(cwd) / command[1]), *command[2:]], "cwd": cwd, "env": {}, "seconds": _SECONDS,
-              "out": os.devnull, "err": log})
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with open(log, "wb", buffering=0) as kept, HeldSignals() as held:
+        parent, (reader, writer) = os.getpid(), os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                die_with_parent(parent)
+                for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL),
+                                        (signal.SIGHUP, signal.SIG_DFL)):
+                    signal.signal(number, handler)
+                os.close(reader)
+                _run({"words": [str(Path(cwd) / command[1]), *command[2:]], "cwd": cwd, "env": {},
+                      "seconds": _SECONDS, "out": f"/dev/fd/{writer}", "err": f"/dev/fd/{writer}", "leads": False})
+            finally:
+                os._exit(1)  # this copy of the pipeline goes no further, whatever is raised
+        os.close(writer)
+        try:
+            held.release()
+            _pass_on(reader, kept)
+        except BaseException:
+            os.kill(child, signal.SIGTERM)
+            _pass_on(reader, kept)
+            raise
+        finally:
+            os.close(reader)
+            status = os.waitpid(child, 0)[1]
+    return os.waitstatus_to_exitcode(status)
+
+
+def _pass_on(reader, kept):
+    while piece := os.read(reader, 1 << 16):
+        kept.write(piece)
+        sys.stderr.write(piece.decode("utf-8", "replace"))
 
 
 class Running:
@@ -193,7 +219,8 @@ def draw_no_curves(set_attribute):
 
 def _run(request):
     """What a forked process does, as a fresh interpreter would."""
-    os.setsid()  # a group of its own, for signals to all of it
+    if request.get("leads", True):
+        os.setsid()  # a group of its own, for signals to all of it
     signal.alarm(request["seconds"])
     for number, name in enumerate((os.devnull, request["out"], request["err"])):
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
