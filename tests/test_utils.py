@@ -434,3 +434,32 @@ def test_what_a_killed_process_left_of_a_new_folder_is_removed_by_the_next(tmp_p
     with new_folder(tmp_path / "set") as fresh:
         (fresh / "a").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == [ours.name, "set"]
+
+
+KILLED_IN_WRITING = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from utils.files import atomic_path
+writings = [atomic_path(os.path.join(sys.argv[2], name)) for name in ("set.json", "other.json")]
+for writing in writings:
+    writing.__enter__().write_text("half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_by_the_next_that_writes_it(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED_IN_WRITING, str(ROOT), str(tmp_path)])
+    left = {path.name.split(".")[1]: path for path in tmp_path.glob(".*.tmp")}
+    assert set(left) == {"set", "other"}
+    mark = left["set"].name.split(".")[-2][:4]
+    elsewhere = "0000" if mark != "0000" else "0001"  # a number of another host's or container's
+    kept = [f".set.json.{os.getppid()}.{mark}0000.tmp", f".set.json.{os.getpid()}.{mark}0000.tmp",
+            f".set.json.999999999.{elsewhere}0000.tmp", "set.json.999999999.01234567.tmp", left["other"].name]
+    old = f".set.json.999999999.{elsewhere}0001.tmp"
+    for name in (*kept, old):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / old, (0, 0))
+    write_json(tmp_path / "set.json", [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "set.json"])
+    write_json(tmp_path / "other.json", [])
+    assert not left["other"].exists()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import json
@@ -10,6 +11,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +26,13 @@ _GIVEN = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`; what was written there is fsynced and renamed to `path` on success.
 
-    On an exception the temporary file is removed and `path` stays as it was. Parent folders are made.
+    On an exception the temporary file is removed and `path` stays as it was. Parent folders are made. What killed
+    processes left of theirs for the same `path` is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{_mark_of_host()}{uuid.uuid4().hex[:4]}.tmp")
+    _remove_earlier(path)
     try:
         yield temporary
         with open(temporary, "rb") as written:
@@ -37,6 +41,47 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_A_DAY = 86400
+_earlier: dict[str, dict[str, list[tuple[str, int, str]]]] = {}  # of a folder: {name: what was to become it}
+
+
+def _remove_earlier(path: Path) -> None:
+    """Remove temporary files for `path` of processes that are dead, looking for them once in each folder.
+
+    Nobody else's: one that lives on another host or in another container, which has numbers of its own, may be at work
+    in the same folder, so that what it left stays for a day; and what bears our number for as long: a thread's.
+    """
+    folder = os.path.abspath(path.parent)
+    if folder not in _earlier:
+        _earlier[folder] = _temporary_files(folder)
+    for name, process, mark in _earlier[folder].pop(path.name, ()):
+        with contextlib.suppress(OSError):  # to tidy up is no reason to write nothing
+            is_ours = mark == _mark_of_host() and process != os.getpid()
+            file = os.path.join(folder, name)
+            if not _is_another(process) if is_ours else time.time() - os.lstat(file).st_mtime > _A_DAY:
+                os.unlink(file)
+
+
+def _temporary_files(folder: str) -> dict[str, list[tuple[str, int, str]]]:
+    """{name: [(temporary name for it, number of the process, mark of its host)]}."""
+    found: dict[str, list[tuple[str, int, str]]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = re.fullmatch(r"\.(.+)\.(\d+)\.([0-9a-f]{4})[0-9a-f]{4}\.tmp", entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                found.setdefault(match[1], []).append((entry.name, int(match[2]), match[3]))
+    return found
+
+
+@functools.cache
+def _mark_of_host() -> str:
+    """Four digits for the host, and its container if it is in one: where numbers of processes mean the same."""
+    numbers = ""
+    with contextlib.suppress(OSError):
+        numbers = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{os.uname().nodename} {numbers}".encode()).hexdigest()[:4]
 
 
 @contextlib.contextmanager
