@@ -93,6 +93,8 @@ _PLACES = {"DATA_ROOT": "{base}/data", "OUTPUT_ROOT": "{at}", "PYTHON": sys.exec
 SLOW = {"run.sh": 12, "train, torchrun": 6, "run.sh, forked": 4, "pseudo rounds": 4, "train, 2 processes": 3,
         "train, 2 workers": 3, "export": 3, "train": 2}
 CHORES = {chore.name: chore for chore in (
+    Chore("run.sh", ("bash", str(ROOT / "run.sh"), *_RECIPE), env=_PLACES, is_script=False, begins_others=True,
+          has_stages=True, like="run.sh, forked"),
     Chore("demo", (*_DEMO, "{at}/data")),
     Chore("domains", (*_DOMAINS, "{at}", "--workers", "1")),
     Chore("validation", ("split_validation", "--output", "{at}/validation.json", "--identities", "2", "--distractors",
@@ -106,8 +108,6 @@ CHORES = {chore.name: chore for chore in (
     Chore("train, torchrun", (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
                               "{port}", str(ROOT / "tools" / "train.py"), *options()), ("--resume",),
           is_script=False, begins_others=True),
-    Chore("run.sh", ("bash", str(ROOT / "run.sh"), *_RECIPE), env=_PLACES, is_script=False, begins_others=True,
-          has_stages=True, like="run.sh, forked"),
     Chore("run.sh, forked", (str(ROOT / "tools/campaigns/forked_pipeline.py"), *_RECIPE), env=_PLACES,
           begins_others=True, has_stages=True),
     Chore("test", ("test", "--save-distmat", *options(TEST__WEIGHT=_WEIGHT))),
@@ -337,11 +337,12 @@ def stable(household: Household, chore: Chore, watcher: Watcher | None = None) -
 def chore_of(number: int, chores: Sequence[Chore], seldom: Mapping[str, int]) -> tuple[Chore, int]:
     """The chore of a case, and its round.
 
-    Each round goes over the chores from the last to the first; the first has all of them, the others each of seldom
-    once in so many rounds.
+    Each round goes over the chores from the last to the first, and then over those of seldom; the first round has all
+    of these, the others each of them once in so many rounds.
     """
     for count in itertools.count():
-        here = [chore for chore in reversed(chores) if count % seldom.get(chore.name, 1) == 0]
+        here = sorted((chore for chore in reversed(chores) if count % seldom.get(chore.name, 1) == 0),
+                      key=lambda chore: seldom.get(chore.name, 0))
         if number < len(here):
             return here[number], count
         number -= len(here)

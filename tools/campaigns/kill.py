@@ -29,6 +29,7 @@ from tools.campaigns.chores import (
     fault_of_chore,
     named,
     stable,
+    undisturbed,
 )
 from tools.campaigns.record import Campaign
 from tools.campaigns.tool_server import Running
@@ -41,7 +42,7 @@ QUICK = ("domains", "pack")
 _LEFT_OUT = ("validation", "ensemble", "import", "calibrate")
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 _SHARE = 0.5  # of a command of stages: where in it a signal falls at the latest, since the next one goes on from there
-_LENGTH = 10
+_LENGTH, _LENGTH_SLOW = 10, 5
 _BUSY = re.compile("another run is at work")
 _PATIENCE = 60  # seconds that what was begun by a killed command may go on
 
@@ -82,12 +83,14 @@ def _known(campaign: Campaign, household: Household, chore: Chore, known: dict[s
     if name not in known:
         known[name], unlike = _undisturbed(household, CHORES[name])
         if unlike:
-            campaign.found("differs", number, f"{name}, twice undisturbed", unlike)
+            campaign.found("differs", number, f"{name}, undisturbed again", unlike)
     return known[name]
 
 
 def _undisturbed(household: Household, chore: Chore) -> tuple[Undisturbed, str]:
     with Watcher(household.at) as watcher:
+        if chore.name in SLOW:
+            return Undisturbed(undisturbed(household, chore, watcher), len(watcher.changes), household.seconds), ""
         content, unlike = stable(household, chore, watcher)
     return Undisturbed(content, len(watcher.changes) // 2, household.seconds), unlike
 
@@ -99,8 +102,9 @@ def _chain(campaign: Campaign, household: Household, chore: Chore, whole: Undist
     tried: list[str] = []
     again = False
     share = _SHARE if chore.has_stages else 1.0
-    for turn in range(_LENGTH + 1):
-        blow = _Blow.drawn(random, whole, watches, share) if turn < _LENGTH else None
+    length = _LENGTH_SLOW if chore.name in SLOW else _LENGTH
+    for turn in range(length + 1):
+        blow = _Blow.drawn(random, whole, watches, share) if turn < length else None
         done = _attempt(household, chore, blow, again)
         if blow and blow.has_fallen:
             campaign.count(f"{chore.name}: {blow.number.name}")
