@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tools.campaigns import disk, kill
-from tools.campaigns.chores import CHORES, SLOW, Chore, Household, chore_of, difference, named, stable
+from tools.campaigns.chores import CHORES, SLOW, Chore, Household, chore_of, difference, named, stable, without_gaps
 from tools.campaigns.record import Campaign
 from tools.campaigns.watched import MADE, Answer, Watcher, can_watch
 
@@ -126,3 +126,9 @@ def test_commands_can_be_chosen_and_an_unknown_one_is_told():
     assert [chore.name for chore in named(["pack", "doctor", "test"], ("test", "pack"))] == ["pack", "test"]
     with pytest.raises(ValueError, match="--chores packs: not of this campaign, which has pack; doctor"):
         named(["pack", "doctor"], ("packs",))
+
+
+def test_identities_are_compared_by_their_order_where_a_kill_may_leave_a_number_out():
+    text = '{"identity": "7", "camera": 7}\n{"identity": null}\n{"identity": "12"}\n{"identity": "7"}'
+    assert without_gaps(text) == text.replace('"7"', '"1"').replace('"12"', '"2"')
+    assert without_gaps(text) != without_gaps(text.replace('"12"', '"3"'))  # the other is first now

@@ -38,6 +38,7 @@ class Chore:
         is_script: False: words are a command's, which is run as it is; it has a new interpreter.
         content: (tool, words) of a command that prints what its files, which hold times or an order of their own, hold.
         begins_others: commands that it begins speak on its stderr, too.
+        leaves_gaps: a killed one has taken numbers of identities that nobody gets: they are compared by their order.
         has_stages: one that is killed need not do again what came before its last stage.
         like: another chore whose results it must have; it need not be done undisturbed then.
         imports: modules that take seconds to import, which is done once for all.
@@ -52,6 +53,7 @@ class Chore:
     is_script: bool = True
     content: tuple[tuple[str, ...], ...] = ()
     begins_others: bool = False
+    leaves_gaps: bool = False
     has_stages: bool = False
     like: str = ""
     imports: tuple[str, ...] = ()
@@ -134,7 +136,7 @@ CHORES = {chore.name: chore for chore in (
     Chore("gallery compact", ("gallery", "compact", "--gallery", "{at}/gallery"), start={"gallery": "gallery_full"},
           content=_SCAN),
     Chore("gallery link", ("gallery", "link", "--gallery", "{at}/gallery", "--threshold", "0.7"),
-          start={"gallery": "gallery_full"}, content=_SCAN),
+          start={"gallery": "gallery_full"}, content=_SCAN, leaves_gaps=True),
 )}
 
 
@@ -252,7 +254,8 @@ class Household:
                 found[name] = _without_times(name, path.read_bytes())
         for words in chore.content:
             done = run_tool(words[0], *map(self._placed, words[1:]), env=self.env)
-            found[" ".join(words[:2])] = _TIME_FIELDS.sub("", f"{done.returncode} {done.stdout}")
+            text = _TIME_FIELDS.sub("", f"{done.returncode} {done.stdout}")
+            found[" ".join(words[:2])] = without_gaps(text) if chore.leaves_gaps else text
         return found
 
 
@@ -268,6 +271,13 @@ def _without_times(name: str, data: bytes) -> bytes:
     if not name.endswith((".json", ".jsonl")):
         return data
     return _TIME_FIELDS.sub("", data.decode("utf-8", "replace")).encode()
+
+
+def without_gaps(text: str) -> str:
+    """JSON with the numbers of identities 1, 2, ... instead, in the same order."""
+    field = re.compile(r'"identity": "(\d+)"')
+    ranks = {number: rank for rank, number in enumerate(sorted(set(map(int, field.findall(text)))), 1)}
+    return field.sub(lambda match: f'"identity": "{ranks[int(match[1])]}"', text)
 
 
 _OF_TORCHRUN = re.compile(r"Traceback \(most recent call last\):\n(?: .*\n)+torch\.distributed\.elastic\.")  # its own
