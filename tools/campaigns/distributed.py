@@ -32,7 +32,7 @@ _EPOCHS = 4
 _SLACK = 60.0         # seconds beyond the timeout in which a process has to end, on a machine that does other work
 _LIMIT = 400.0
 _PORT = 29400
-_USUAL = 60.0         # SOLVER.DIST_TIMEOUT of what is compared, because a checkpoint holds its config
+_USUAL = 60.0         # SOLVER.DIST_TIMEOUT
 
 
 class Disturbance(NamedTuple):
@@ -262,6 +262,7 @@ class Trainings:
         self.campaign, self.folder = campaign, campaign.folder
         self._materials = Materials(self.folder / "materials")
         self.output = self.folder / "run"
+        self._whole: dict[float, tuple[dict[str, str], int]] = {}
         epochs = 1 if campaign.quick else _EPOCHS
         self._words = ["--config_file", self._materials.path("config.yml"), "DATASETS.ROOT_DIR",
                        self._materials.path("data"), "OUTPUT_DIR", self.output, "SOLVER.MAX_EPOCHS", epochs,
@@ -276,6 +277,21 @@ class Trainings:
         log = self.output / "train_log.txt"
         return log.read_text(encoding="utf-8", errors="replace").count("Iteration[") if log.exists() else 0
 
+    def undisturbed(self, hosts: Namespaces | Loopback, timeout: float) -> tuple[dict[str, str], int]:
+        """Checkpoints and steps of an undisturbed training of a time limit, which its checkpoints hold in their config.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        if timeout not in self._whole:
+            shutil.rmtree(self.output, ignore_errors=True)
+            members = self.start(hosts, timeout)
+            if not self.finish(members) or any(member.poll() for member in members):
+                raise RuntimeError("the undisturbed training failed:\n" +
+                                   "\n".join(member.output()[-2000:] for member in members))
+            self._whole[timeout] = checkpoints(self.output), self.steps()
+        return self._whole[timeout]
+
     def finish(self, members: list[Member]) -> bool:
         """Wait for all; those that take too long are killed, and False."""
         if wait_until(lambda: not sum(member.poll() is None for member in members), _LIMIT):
@@ -286,9 +302,10 @@ class Trainings:
         return False
 
 
-def _try(trainings: Trainings, hosts: Namespaces | Loopback, case: int, draw: random.Random, what: Disturbance,
-         whole: dict[str, str], steps: int) -> None:
+def _try(trainings: Trainings, hosts: Namespaces | Loopback, case: int, draw: random.Random,
+         what: Disturbance) -> None:
     campaign = trainings.campaign
+    whole, steps = trainings.undisturbed(hosts, what.timeout)
     shutil.rmtree(trainings.output, ignore_errors=True)
     at = draw.randrange(1, max(2, steps // 2))
     members = trainings.start(hosts, what.timeout)
@@ -308,7 +325,7 @@ def _try(trainings: Trainings, hosts: Namespaces | Loopback, case: int, draw: ra
     after = ", ".join(f"process {member.rank} {member.ended_at - begun:.1f} s" for member in members)
     if what.ends:
         campaign.note(f"case {case}: {tried}: ended after {after}")
-        members = trainings.start(hosts, _USUAL, "--resume")
+        members = trainings.start(hosts, what.timeout, "--resume")
         if not trainings.finish(members) or any(member.poll() for member in members):
             campaign.found("resume", case, tried, "\n".join(member.output()[-1500:] for member in members))
             return
@@ -316,16 +333,14 @@ def _try(trainings: Trainings, hosts: Namespaces | Loopback, case: int, draw: ra
     if (there := checkpoints(trainings.output)) != whole:
         differ = sorted(name for name in whole.keys() | there.keys() if whole.get(name) != there.get(name))
         campaign.found("differs", case, tried, f"other than undisturbed: {', '.join(differ)}")
+    else:
+        campaign.count("equal to the undisturbed")
 
 
 def run_campaign(campaign: Campaign) -> None:
-    """An undisturbed training, and as many disturbed ones as there is time for."""
+    """As many disturbed trainings as there is time for, beside undisturbed ones."""
     trainings = Trainings(campaign)
     with open_hosts(campaign) as hosts:
-        members = trainings.start(hosts, _USUAL)
-        if not trainings.finish(members) or any(member.poll() for member in members):
-            raise RuntimeError("the undisturbed training failed:\n" + "\n".join(m.output()[-2000:] for m in members))
-        whole, steps = checkpoints(trainings.output), trainings.steps()
         kinds = [kind for kind in (QUICK if campaign.quick else DISTURBANCES) if hosts.can_cut or kind.kind != "cut"]
         for case, draw in campaign.cases(len(kinds) if campaign.quick else None):
-            _try(trainings, hosts, case, draw, kinds[case % len(kinds)], whole, steps)
+            _try(trainings, hosts, case, draw, kinds[case % len(kinds)])
