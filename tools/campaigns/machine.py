@@ -5,25 +5,24 @@ machine.
 """
 from __future__ import annotations
 
-import os
 import random
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tools.campaigns.commands import ROOT, Ended, fault_of, run_command, tool
+from tools.campaigns.machine_alone import PASS, SPECIALS, MemoryGroup, shell
 from tools.campaigns.materials import Materials
 from tools.campaigns.paths import TRIALS, Place
 from tools.campaigns.record import Campaign
 
 _SECONDS = 200
 _ROOMS = ("configs", "datasets", "loss", "model", "processor", "solver", "utils")
-_PASS = 'exec "$@"'
 _NODES = " && ".join(f"mknod -m 666 /dev/{name} c 1 {number}" for name, number in
                      (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)))
 _CLOCK = r"""
@@ -51,11 +50,6 @@ int gettimeofday(struct timeval *t, void *zone) {
     return 0;
 }
 """
-
-
-def _shell(script: str, *before: str) -> list[str]:
-    """A wrapper: the command is "$@" of the script."""
-    return [*before, "bash", "-c", script, "bash"]
 
 
 def _our_warnings() -> str:
@@ -88,25 +82,25 @@ class Condition(NamedTuple):
     is_result_same: bool = True
 
 
-_TRAININGS = ("train", "train people")
+_TRAININGS = ("train", "train people", "train csv", "train packed", "train on validation")
 _WORKERS = ("DATALOADER.NUM_WORKERS", "2")
 CONDITIONS: dict[str, Condition] = {
     "HOME is not set": Condition(["env", "-u", "HOME", "-u", "XDG_CACHE_HOME"]),
     "HOME is empty text": Condition(env=(("HOME", ""), ("XDG_CACHE_HOME", ""))),
     "HOME is no folder": Condition(env=(("HOME", "/dev/null"), ("XDG_CACHE_HOME", "/dev/null/x"))),
     "HOME cannot be written": Condition(env=(("HOME", "/proc"), ("XDG_CACHE_HOME", "/proc/x"))),
-    "/dev/shm of 64 MB": Condition(_shell(f"mount -t tmpfs -o size=64m tmpfs /dev/shm && {_PASS}", "unshare", "-m"),
+    "/dev/shm of 64 MB": Condition(shell(f"mount -t tmpfs -o size=64m tmpfs /dev/shm && {PASS}", "unshare", "-m"),
                                    extra=_WORKERS, tools=_TRAININGS),
-    "/dev/shm of 4 KB": Condition(_shell(f"mount -t tmpfs -o size=4k tmpfs /dev/shm && {_PASS}", "unshare", "-m"),
+    "/dev/shm of 4 KB": Condition(shell(f"mount -t tmpfs -o size=4k tmpfs /dev/shm && {PASS}", "unshare", "-m"),
                                   extra=_WORKERS, tools=_TRAININGS, codes=(2,), message="/dev/shm"),
     "/dev/shm that cannot be written": Condition(
-        _shell(f"mount -t tmpfs -o ro tmpfs /dev/shm && {_PASS}", "unshare", "-m"),
+        shell(f"mount -t tmpfs -o ro tmpfs /dev/shm && {PASS}", "unshare", "-m"),
         extra=_WORKERS, tools=_TRAININGS, codes=(2,), message="/dev/shm"),
-    "no /dev/shm": Condition(_shell(f"mount -t tmpfs tmpfs /dev && {_NODES} && {_PASS}", "unshare", "-m"),
+    "no /dev/shm": Condition(shell(f"mount -t tmpfs tmpfs /dev && {_NODES} && {PASS}", "unshare", "-m"),
                              extra=_WORKERS, tools=_TRAININGS, codes=(2,), message="/dev/shm"),
     "no /dev/shm and no processes": Condition(
-        _shell(f"mount -t tmpfs tmpfs /dev && {_NODES} && {_PASS}", "unshare", "-m")),
-    "no /proc": Condition(_shell(f"mount -t tmpfs -o ro tmpfs /proc && {_PASS}", "unshare", "-m"),
+        shell(f"mount -t tmpfs tmpfs /dev && {_NODES} && {PASS}", "unshare", "-m")),
+    "no /proc": Condition(shell(f"mount -t tmpfs -o ro tmpfs /proc && {PASS}", "unshare", "-m"),
                           is_result_same=False),  # what the CPU can do is read there, so the precision may be another
     "one core": Condition(["taskset", "-c", "0"]),
     "locale C": Condition(env=(("LC_ALL", "C"),)),
@@ -115,22 +109,22 @@ CONDITIONS: dict[str, Condition] = {
     "a locale that is not there": Condition(env=(("LC_ALL", "xx_YY.UTF-8"), ("PYTHONUTF8", "0"))),
     "locale GB18030": Condition(env=(("LC_ALL", "zh_CN.GB18030"), ("LOCPATH", "{work}/locales"), ("PYTHONUTF8", "0"))),
     "ASCII streams": Condition(env=(("PYTHONIOENCODING", "ascii"),)),
-    "stdin closed": Condition(_shell(f"{_PASS} <&-")),
-    "stdout closed": Condition(_shell(f"{_PASS} >&-")),
-    "stderr closed": Condition(_shell(f"{_PASS} 2>&-")),
-    "all streams closed": Condition(_shell(f"{_PASS} <&- >&- 2>&-")),
-    "stdout full": Condition(_shell(f"{_PASS} >/dev/full"), codes=(2,), message="No space left"),
-    "stderr full": Condition(_shell(f"{_PASS} 2>/dev/full")),
-    "stdout's reader has gone": Condition(_shell('"$@" | true; exit ${PIPESTATUS[0]}'), codes=(141,)),
-    "both streams' reader has gone": Condition(_shell('"$@" 2>&1 | true; exit ${PIPESTATUS[0]}'), codes=(141,)),
-    "umask 077": Condition(_shell(f"umask 077; {_PASS}")),
-    "umask 777 of others": Condition(_shell(f"umask 027; {_PASS}")),
-    "a working directory that cannot be written": Condition(_shell(f"cd /proc; {_PASS}")),
-    "a working directory that is gone": Condition(_shell(f"d=$(mktemp -d); cd $d; rmdir $d; {_PASS}"),
+    "stdin closed": Condition(shell(f"{PASS} <&-")),
+    "stdout closed": Condition(shell(f"{PASS} >&-")),
+    "stderr closed": Condition(shell(f"{PASS} 2>&-")),
+    "all streams closed": Condition(shell(f"{PASS} <&- >&- 2>&-")),
+    "stdout full": Condition(shell(f"{PASS} >/dev/full"), codes=(2,), message="No space left"),
+    "stderr full": Condition(shell(f"{PASS} 2>/dev/full")),
+    "stdout's reader has gone": Condition(shell('"$@" | true; exit ${PIPESTATUS[0]}'), codes=(141,)),
+    "both streams' reader has gone": Condition(shell('"$@" 2>&1 | true; exit ${PIPESTATUS[0]}'), codes=(141,)),
+    "umask 077": Condition(shell(f"umask 077; {PASS}")),
+    "umask 777 of others": Condition(shell(f"umask 027; {PASS}")),
+    "a working directory that cannot be written": Condition(shell(f"cd /proc; {PASS}")),
+    "a working directory that is gone": Condition(shell(f"d=$(mktemp -d); cd $d; rmdir $d; {PASS}"),
                                               codes=(2,), message="working directory"),
     "TMPDIR is missing": Condition(env=(("TMPDIR", "/nowhere"),)),
     "no room in TMPDIR": Condition(
-        _shell(f"mount -t tmpfs -o size=4k tmpfs $TMPDIR; yes >$TMPDIR/full; {_PASS}", "unshare", "-m")),
+        shell(f"mount -t tmpfs -o size=4k tmpfs $TMPDIR; yes >$TMPDIR/full; {PASS}", "unshare", "-m")),
     "python -O": Condition(flags=("-O",)),
     "python -OO": Condition(flags=("-OO",)),
     "python -I": Condition(flags=("-I",)),
@@ -138,8 +132,8 @@ CONDITIONS: dict[str, Condition] = {
     "our warnings are errors": Condition(env=(("PYTHONWARNINGS", _our_warnings()),), flags=("-X", "dev")),
     "PYTHONHASHSEED": Condition(env=(("PYTHONHASHSEED", "1"),)),
     "another PYTHONHASHSEED": Condition(env=(("PYTHONHASHSEED", "4242"),)),
-    "files: 64 at a time": Condition(_shell(f"ulimit -n 64; {_PASS}")),
-    "nice 19, SIGHUP and SIGPIPE ignored": Condition(_shell(f"trap '' HUP PIPE; {_PASS}", "nice", "-n", "19")),
+    "files: 64 at a time": Condition(shell(f"ulimit -n 64; {PASS}")),
+    "nice 19, SIGHUP and SIGPIPE ignored": Condition(shell(f"trap '' HUP PIPE; {PASS}", "nice", "-n", "19")),
     "a terminal of 40 columns": Condition(),
     "a memory limit of 3 GB": Condition(),
     "a clock 10 years ahead": Condition(env=(("LD_PRELOAD", "{work}/clock.so"), ("CLOCK_SHIFT", "315360000"))),
@@ -154,23 +148,29 @@ QUICK_TOOLS = ("print config",)
 
 
 def run_campaign(campaign: Campaign) -> None:
-    """Walk over the conditions, each with a drawn tool; then the clock between two resume points, a closed terminal."""
+    """Walk round after round over the conditions, each time with another tool, and over what is tried by itself."""
     work = campaign.folder
+    if "/dev/shm" in str(work) and not campaign.quick:
+        raise ValueError(f"{work} cannot be seen where another /dev/shm is mounted: name an --output elsewhere")
     materials, plains = Materials(work / "materials"), {}
     if not campaign.quick:
         _make_clock(work / "clock.so")
         _make_locale(work / "locales", campaign)
-    names = list(QUICK if campaign.quick else CONDITIONS)
+    names = list(QUICK) if campaign.quick else [*CONDITIONS, *SPECIALS]
     random.Random(campaign.seed).shuffle(names)
     for number, rng in campaign.cases(len(QUICK) if campaign.quick else None):
-        condition_name = names[number % len(names)]
-        condition = CONDITIONS[condition_name]
-        name = rng.choice(QUICK_TOOLS if campaign.quick else condition.tools or tuple(TRIALS))
+        turn, place_of = divmod(number, len(names))
+        condition_name = names[place_of]
+        if condition_name in SPECIALS:
+            SPECIALS[condition_name](campaign, number, materials, rng)
+            continue
+        condition, name = CONDITIONS[condition_name], tool_of(condition_name, campaign, turn)
+        if (missing := unavailable(condition_name)):
+            campaign.note(f"case {number}: {condition_name}: {missing}")
+            continue
         key = name, bool(condition.extra)
         if key not in plains:
             plains[key] = _run_usual(work, materials, name, condition.extra)
-        if not campaign.quick and rng.random() < 0.03:
-            _SPECIALS[rng.randrange(len(_SPECIALS))](campaign, number, materials, rng)
         place = Place(work / "case", materials, TRIALS[name])
         ended = run_under(condition_name, place, work)
         campaign.count(condition_name)
@@ -180,22 +180,35 @@ def run_campaign(campaign: Campaign) -> None:
     shutil.rmtree(materials.folder, ignore_errors=True)
 
 
+def tool_of(condition_name: str, campaign: Campaign, turn: int) -> str:
+    """The trial that a condition is tried with in its n-th turn: none comes again before all have been there."""
+    tools = list(QUICK_TOOLS if campaign.quick else CONDITIONS[condition_name].tools or TRIALS)
+    again, turn = divmod(turn, len(tools))
+    random.Random(f"{campaign.seed} {condition_name} {again}").shuffle(tools)
+    return tools[turn]
+
+
+def unavailable(condition_name: str) -> str:
+    """Why a condition cannot be tried here, or ""."""
+    if condition_name == "a memory limit of 3 GB" and not MemoryGroup.is_there():
+        return "no memory cgroup can be made here"
+    return ""
+
+
 def run_under(name: str, place: Place, work: Path) -> Ended:
     """Run a place's command on an odd machine."""
     condition = CONDITIONS[name]
     tool_name, words, env = place.command()
     words = tool(tool_name, *words, *condition.extra)
     words[1:1] = condition.flags
-    wrapper, disturb = list(condition.wrapper), None
+    env |= {key: value.format(home=place.folder / "home", work=work) for key, value in condition.env}
+    how = {"seconds": _SECONDS, "env": {key: str(value) for key, value in env.items()}, "cwd": place.folder / "cwd"}
     if name == "a terminal of 40 columns":
-        import shlex
-
         words = ["script", "-qec", f"stty cols 40 rows 20; {shlex.join(words)}", "/dev/null"]
     if name == "a memory limit of 3 GB":
-        wrapper = _memory_limit(3 << 30)
-    env |= {key: value.format(home=place.folder / "home", work=work) for key, value in condition.env}
-    return run_command(words, seconds=_SECONDS, env={key: str(value) for key, value in env.items()},
-                       cwd=place.folder / "cwd", disturb=disturb, wrapper=wrapper)
+        with MemoryGroup(3 << 30) as group:
+            return run_command(words, wrapper=group.wrapper, **how)
+    return run_command(words, wrapper=condition.wrapper, **how)
 
 
 def judge(name: str, place: Place, ended: Ended, usual: tuple[int, dict[str, str]]) -> list[tuple[str, str]]:
@@ -244,94 +257,3 @@ def _make_locale(folder: Path, campaign: Campaign) -> None:
     done = subprocess.run(["localedef", "-f", "GB18030", "-i", "zh_CN", folder / "zh_CN.GB18030"], capture_output=True)
     if done.returncode:
         campaign.note("the locale zh_CN.GB18030 could not be made here")
-
-
-def _memory_limit(size: int) -> list[str]:
-    """A wrapper that runs the command in a memory cgroup (version 1) of its own, or () if there is none."""
-    group = Path("/sys/fs/cgroup/memory/campaign")
-    if not group.parent.is_dir():
-        return []
-    return _shell(f"mkdir -p {group} && echo {size} > {group}/memory.limit_in_bytes && echo $$ > {group}/cgroup.procs "
-                  f"&& {_PASS}")
-
-
-# ------------------------------------------------------------------ a training that is stopped, and goes on
-def _train(place: Place, *words: str, env: dict[str, str] | None = None,
-           disturb: Callable[[subprocess.Popen], None] | None = None) -> Ended:
-    name, own, usual = place.command()
-    usual = {key: str(value) for key, value in usual.items()} | (env or {})
-    command = tool(name, *own, "SOLVER.MAX_EPOCHS", "3", "SOLVER.LOG_PERIOD", "1", *words)
-    return run_command(command, seconds=_SECONDS, env=usual, cwd=place.folder / "cwd", disturb=disturb)
-
-
-def _try_clock(campaign: Campaign, number: int, materials: Materials, rng: random.Random) -> None:
-    """A training that is stopped and goes on with a clock that was set back ends with the same weights."""
-    place = Place(campaign.folder / "case", materials, TRIALS["train"])
-    _train(place)
-    whole = weights_digest(place.paths["out"])
-    place = Place(campaign.folder / "case", materials, TRIALS["train"])
-    clock = {"LD_PRELOAD": str(campaign.folder / "clock.so")}
-    runs, code = 0, 75
-    while code == 75 and runs < 12:
-        shift = {"CLOCK_SHIFT": str(rng.randrange(-10**8, 10**8))}
-        ended = _train(place, *["--resume"] * (runs > 0), env={**clock, **shift},
-                       disturb=_signal_after_iteration(place, signal.SIGTERM, runs))
-        code, runs = ended.code, runs + 1
-        if code != -signal.SIGTERM and (fault := fault_of(ended)):
-            campaign.found(fault[0], number, "a training whose clock jumps", fault[1])
-    campaign.count("a resume at another time", runs - 1)
-    if code != 0 or weights_digest(place.paths["out"]) != whole:
-        campaign.found("differs", number, "a training whose clock jumps", f"{code}: {ended.output[-1500:]}")
-
-
-def _try_closed_terminal(campaign: Campaign, number: int, materials: Materials, rng: random.Random) -> None:
-    """SIGHUP, as of a terminal that is closed: the checkpoint is written, and a resume ends with the same weights."""
-    place = Place(campaign.folder / "case", materials, TRIALS["train"])
-    _train(place)
-    whole = weights_digest(place.paths["out"])
-    place = Place(campaign.folder / "case", materials, TRIALS["train"])
-    ended = _train(place, disturb=_signal_after_iteration(place, signal.SIGHUP, 0))
-    campaign.count("a closed terminal")
-    if ended.code != 75:
-        campaign.found("exit code", number, "a training whose terminal is closed",
-                       f"{ended.code}: {ended.output[-900:]}")
-    ended = _train(place, "--resume")
-    if ended.code or weights_digest(place.paths["out"]) != whole:
-        campaign.found("differs", number, "a training whose terminal is closed", f"{ended.code}: {ended.output[-900:]}")
-
-
-def _signal_after_iteration(place: Place, number: int, runs: int) -> Callable[[subprocess.Popen], None]:
-    """Send a signal as soon as this run has logged a step; only the first two runs get one."""
-    def send(process: subprocess.Popen) -> None:
-        log = place.paths["out"] / "train_log.txt"
-        start = log.stat().st_size if log.exists() else 0
-        while process.poll() is None:
-            if log.exists() and b"Iteration[" in log.read_bytes()[start:]:
-                os.kill(process.pid, number)
-                return
-            time.sleep(0.05)
-
-    return send if runs < 2 else lambda process: None
-
-
-def weights_digest(folder: Path) -> str:
-    """Of the tensors of the newest checkpoint's network."""
-    import hashlib
-
-    import torch
-
-    state = torch.load(folder / "latest.pth", weights_only=True, map_location="cpu")
-    digest = hashlib.sha256()
-
-    def add(value: object) -> None:
-        if isinstance(value, torch.Tensor):
-            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, dict):
-            for name in sorted(value, key=str):
-                add(value[name])
-
-    add(state["model"])
-    return digest.hexdigest()
-
-
-_SPECIALS = (_try_clock, _try_closed_terminal)
