@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tools.campaigns.commands import ROOT, Ended, fault_of, run_command, tool
 from tools.campaigns.machine_alone import PASS, SPECIALS, MemoryGroup, shell
-from tools.campaigns.materials import Materials
+from tools.campaigns.materials import Materials, make_locales
 from tools.campaigns.paths import TRIALS, Place
 from tools.campaigns.record import Campaign
 
@@ -155,7 +155,7 @@ def run_campaign(campaign: Campaign) -> None:
     materials, plains = Materials(work / "materials"), {}
     if not campaign.quick:
         _make_clock(work / "clock.so")
-        _make_locale(work / "locales", campaign)
+        make_locales(work / "locales")
     names = list(QUICK) if campaign.quick else [*CONDITIONS, *SPECIALS]
     random.Random(campaign.seed).shuffle(names)
     for number, rng in campaign.cases(len(QUICK) if campaign.quick else None):
@@ -250,10 +250,3 @@ def _make_clock(path: Path) -> None:
     source = path.with_suffix(".c")
     source.write_text(_CLOCK, encoding="utf-8")
     subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", path, source, "-ldl"], check=True, capture_output=True)
-
-
-def _make_locale(folder: Path, campaign: Campaign) -> None:
-    folder.mkdir()
-    done = subprocess.run(["localedef", "-f", "GB18030", "-i", "zh_CN", folder / "zh_CN.GB18030"], capture_output=True)
-    if done.returncode:
-        campaign.note("the locale zh_CN.GB18030 could not be made here")

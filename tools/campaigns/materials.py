@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +131,19 @@ def _make_submission(materials: Materials, place: Path) -> None:
     shutil.copyfile(materials.path("run") / "submission.json", place)
 
 
+def make_locales(place: Path) -> None:
+    """A folder for LOCPATH with zh_CN.GB18030.
+
+    Raises:
+        OSError: localedef, or its sources, are not here.
+    """
+    place.mkdir()
+    done = subprocess.run(["localedef", "-f", "GB18030", "-i", "zh_CN", place / "zh_CN.GB18030"], capture_output=True,
+                          text=True)
+    if done.returncode:
+        raise OSError(f"zh_CN.GB18030 cannot be made here: {done.stderr.strip()}")
+
+
 MAKERS: dict[str, Callable[[Materials, Path], None]] = {
     "config.yml": lambda materials, place: place.write_text(CONFIG, encoding="utf-8") and None,
     "data": _make_data,
@@ -152,5 +166,6 @@ MAKERS: dict[str, Callable[[Materials, Path], None]] = {
         "split_validation", *_set_words(materials), "--output", place, "--identities", 2, "--distractors", 0,
         "--no-compare"),
     "picture.png": _make_picture,
+    "locales": lambda _, place: make_locales(place),
     "submission.json": _make_submission,
 }

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ LEGAL_NAMES = ("a b", "ä é ñ", "图片库", "😀", "..a", "a..b", "a:b", "a=
 # Names that cannot be written into a list, a log or a terminal as they are.
 ILLEGAL_NAMES = (b"a\nb", b"caf\xe9", "图片".encode("gbk"), b"a\x1b[31mb", b"\x7fa", b"a\rb", b"\xff\xfe", b"a\tb",
                  "a\u2028b".encode(), "a\u202eb".encode())
+# Names as a Chinese system of earlier days wrote them; those of two and of four bytes a letter.
+GB18030_NAMES = tuple(name.encode("gb18030") for name in ("图片", "张三", "行人 重识别", "𠀀䶮", "€", "é"))
 _LINE_NAMES = ("../../outside/secret.png", "/etc/passwd", "a\0b.png", "x" * 300 + ".png", "..", ".", "a/", "C:/a.png",
                "a\\b.png", "~/a.png", "a\u2028b.png", "a\u202eb.png", "\udce9.png", "./a.png", "//a.png",
                "a\x1b[1m.png", "/dev/zero", "/proc/self/mem", "con.png", "")
@@ -34,6 +37,7 @@ class Odd(NamedTuple):
         expected: FINE, REFUSED or ANY.
         name: which a message has to have, in printable form; "" if none has to.
         is_root: False: the command must not have root's powers, which open every door.
+        is_chinese: True: the command has a locale whose names are GB18030, and so a new interpreter.
     """
 
     what: str
@@ -41,6 +45,31 @@ class Odd(NamedTuple):
     expected: str
     name: str = ""
     is_root: bool = True
+    is_chinese: bool = False
+
+
+def mount(place: Path, *words: str) -> None:
+    """mount(8) at a place, with words before it."""
+    done = subprocess.run(["mount", *words, place], capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"{place} cannot be mounted: {done.stderr.strip()}")
+
+
+def release_mounts(folder: Path) -> None:
+    """Unmount all that is mounted below a folder, the innermost first."""
+    mounted = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        name = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), line.split(b" ")[4])
+        if name.startswith(os.fsencode(folder) + b"/"):
+            mounted.append(name)
+    for name in reversed(mounted):
+        subprocess.run(["umount", "--lazy", name], check=True)
+
+
+def _mount_read_only(path: Path) -> None:
+    """A file or a folder on a file system of its own, which takes no change."""
+    mount(path, "--bind", str(path))
+    mount(path, "-o", "remount,bind,ro")
 
 
 def _bytes_path(folder: Path, name: bytes) -> Path:
@@ -111,13 +140,21 @@ def odd_argument(path: Path, rng: random.Random, is_input: bool, is_changed: boo
 
 def _odd_input(path: Path, rng: random.Random, is_changed: bool) -> Odd:
     kind = rng.choice(("legal", "legal", "illegal", "link", "instead", "instead", "other kind", "closed", "read-only",
-                       "through a file", "too long"))
+                       "through a file", "too long", "mounted", "mounted", "GB18030", "Chinese"))
     if kind == "legal":
         name = rng.choice(LEGAL_NAMES)
         return Odd(f"an input called {name!r}", path.rename(path.parent / _suffixed(name, path)), FINE)
     if kind == "illegal":
         name = rng.choice(ILLEGAL_NAMES)
         return Odd(f"an input called {name!r}", path.rename(_bytes_path(path.parent, name + path.suffix.encode())), ANY)
+    if kind in ("GB18030", "Chinese"):
+        name = rng.choice(GB18030_NAMES)
+        return Odd(f"an input called {name!r}" + ", in a locale of GB18030" * (kind == "Chinese"),
+                   path.rename(_bytes_path(path.parent, name + path.suffix.encode())),
+                   FINE if kind == "Chinese" else ANY, is_chinese=kind == "Chinese")
+    if kind == "mounted":
+        _mount_read_only(path)
+        return Odd("an input that is mounted read-only", path, ANY if is_changed else FINE)
     if kind == "link":
         path.symlink_to(path.rename(aside(path)))
         return Odd("a link to an input", path, FINE)
@@ -163,13 +200,21 @@ def _make_read_only(path: Path) -> None:
 
 def _odd_output(path: Path, rng: random.Random) -> Odd:
     kind = rng.choice(("legal", "legal", "legal", "illegal", "linked parent", "instead", "wrong kind", "closed parent",
-                       "through a file", "too long", "proc", "deep"))
+                       "through a file", "too long", "proc", "deep", "mounted", "mounted", "read-only",
+                       "mounted itself", "link to a mount", "GB18030", "Chinese"))
     if kind == "legal":
         name = rng.choice(LEGAL_NAMES)
         return Odd(f"an output called {name!r}", path.parent / _with_suffix_of(name, path), FINE)
     if kind == "illegal":
         name = rng.choice(ILLEGAL_NAMES)
         return Odd(f"an output called {name!r}", _bytes_path(path.parent, name + path.suffix.encode()), ANY)
+    if kind in ("GB18030", "Chinese"):
+        name = rng.choice(GB18030_NAMES)
+        return Odd(f"an output called {name!r}" + ", in a locale of GB18030" * (kind == "Chinese"),
+                   _bytes_path(path.parent, name + path.suffix.encode()), FINE if kind == "Chinese" else ANY,
+                   is_chinese=kind == "Chinese")
+    if kind in ("mounted", "read-only", "mounted itself", "link to a mount"):
+        return _odd_file_system(path, kind)
     if kind == "linked parent":
         (path.parent / "elsewhere").mkdir()
         (path.parent / "link").symlink_to("elsewhere")
@@ -197,6 +242,21 @@ def _odd_output(path: Path, rng: random.Random) -> Odd:
     return Odd("an output of many folders that are not there", path.parent / "a" / "b" / "c" / path.name, FINE)
 
 
+def _odd_file_system(path: Path, kind: str) -> Odd:
+    """An output on a file system of its own, which is in memory."""
+    place = path if kind == "mounted itself" and not path.suffix else path.parent / "mounted"
+    place.mkdir()
+    mount(place, "-t", "tmpfs", "-o", f"size=64m{',ro' if kind == 'read-only' else ''}", "tmpfs")
+    if kind == "read-only":
+        return Odd("an output on a file system that is read-only", place / path.name, REFUSED, "mounted")
+    if kind == "link to a mount":
+        path.symlink_to(place / path.name)
+        return Odd("an output that is a link to another file system", path, ANY)
+    if place == path:
+        return Odd("an output that is a file system itself, and empty", path, ANY)
+    return Odd("an output on another file system", place / path.name, FINE)
+
+
 def _with_suffix_of(name: str, path: Path) -> str:
     room = 255 - len(path.suffix.encode())
     return name.encode()[:room].decode("utf-8", "ignore") + path.suffix
@@ -211,12 +271,12 @@ def odd_entry(folder: Path, outside: Path, rng: random.Random) -> Odd:
     entries = sorted(folder.rglob("*"))
     entry = rng.choice(entries)
     kind = rng.choice(("rename", "rename", "extra", "extra", "instead", "instead", "out", "inside", "closed", "line",
-                       "line", "twin", "other kind"))
+                       "line", "twin", "other kind", "mounted"))
     if kind == "line":
         return _odd_line(folder, rng)
     where = f"{entry.relative_to(folder)}"
     legal = rng.random() < 0.5
-    name = os.fsencode(rng.choice(LEGAL_NAMES)) if legal else rng.choice(ILLEGAL_NAMES)
+    name = os.fsencode(rng.choice(LEGAL_NAMES)) if legal else rng.choice((*ILLEGAL_NAMES, *GB18030_NAMES))
     name = name[:255 - len(entry.suffix)] + entry.suffix.encode()
     if kind == "rename":
         entry.rename(_bytes_path(entry.parent, name))
@@ -236,6 +296,9 @@ def odd_entry(folder: Path, outside: Path, rng: random.Random) -> Odd:
             {**_INSTEAD, "a file": _empty,
              "a picture": lambda path: shutil.copyfile(outside / "secret.png", path)}[what](place)
         return Odd(f"{what} called {name!r} beside {where}", folder, ANY)
+    if kind == "mounted":
+        _mount_read_only(entry)
+        return Odd(f"{where} is mounted read-only", folder, ANY)
     if kind == "closed":
         _close(entry)
         return Odd(f"{where} may not be read", folder, ANY, is_root=False)
