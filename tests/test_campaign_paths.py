@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from tools.campaigns import paths
+from tools.campaigns import oddities, paths
 from tools.campaigns.commands import Ended
 from tools.campaigns.materials import Materials
-from tools.campaigns.oddities import FINE, REFUSED, Odd, odd_argument, odd_entry
+from tools.campaigns.oddities import FINE, REFUSED, Odd, can_mount, odd_argument, odd_entry
 from tools.campaigns.record import Campaign
 
 
@@ -67,6 +67,17 @@ def test_a_change_outside_of_the_output_is_noticed(deed, tmp_path, materials):
     assert faults(place, odd, before=before) == ["changed"]
 
 
+@pytest.mark.skipif(not can_mount(), reason="nothing may be mounted here")
+def test_an_input_that_is_mounted_read_only_cannot_be_written_by_root_and_is_released(tmp_path, materials):
+    place, _ = make_place(tmp_path, materials)
+    picture = min(place.paths["pictures"].glob("*.png"))
+    oddities._mount_read_only(place.paths["pictures"])
+    with pytest.raises(OSError, match="Read-only"):
+        picture.write_bytes(b"x")
+    paths.open_doors(place.folder)
+    picture.write_bytes(b"x")
+
+
 def test_a_seed_repeats_its_oddities(tmp_path, materials):
     whats = []
     for run in range(2):
@@ -76,6 +87,7 @@ def test_a_seed_repeats_its_oddities(tmp_path, materials):
             rng = random.Random(seed)
             drawn += [odd_entry(place.paths["pictures"], place.outside, rng).what,
                       odd_argument(place.paths["frames"], rng, is_input=True).what]
+            paths.open_doors(place.folder)
         whats.append(drawn)
     assert whats[0] == whats[1]
     assert len(set(whats[0])) > 12

@@ -1,6 +1,7 @@
 """What a path may be in bad luck: names, links, pipes, devices, folders where files belong, and closed doors."""
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
@@ -8,6 +9,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +55,17 @@ def mount(place: Path, *words: str) -> None:
     done = subprocess.run(["mount", *words, place], capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{place} cannot be mounted: {done.stderr.strip()}")
+
+
+@functools.cache
+def can_mount() -> bool:
+    """Whether this process may mount something."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mount(Path(folder), "-t", "tmpfs", "-o", "size=4k", "tmpfs")
+        except OSError:
+            return False
+        return subprocess.run(["umount", folder], capture_output=True).returncode == 0
 
 
 def release_mounts(folder: Path) -> None:
@@ -152,10 +165,10 @@ def _odd_input(path: Path, rng: random.Random, is_changed: bool) -> Odd:
         return Odd(f"an input called {name!r}" + ", in a locale of GB18030" * (kind == "Chinese"),
                    path.rename(_bytes_path(path.parent, name + path.suffix.encode())),
                    FINE if kind == "Chinese" else ANY, is_chinese=kind == "Chinese")
-    if kind == "mounted":
+    if kind == "mounted" and can_mount():
         _mount_read_only(path)
         return Odd("an input that is mounted read-only", path, ANY if is_changed else FINE)
-    if kind == "link":
+    if kind in ("link", "mounted"):
         path.symlink_to(path.rename(aside(path)))
         return Odd("a link to an input", path, FINE)
     if kind == "other kind":
@@ -213,9 +226,9 @@ def _odd_output(path: Path, rng: random.Random) -> Odd:
         return Odd(f"an output called {name!r}" + ", in a locale of GB18030" * (kind == "Chinese"),
                    _bytes_path(path.parent, name + path.suffix.encode()), FINE if kind == "Chinese" else ANY,
                    is_chinese=kind == "Chinese")
-    if kind in ("mounted", "read-only", "mounted itself", "link to a mount"):
+    if kind in ("mounted", "read-only", "mounted itself", "link to a mount") and can_mount():
         return _odd_file_system(path, kind)
-    if kind == "linked parent":
+    if kind in ("linked parent", "mounted", "read-only", "mounted itself", "link to a mount"):
         (path.parent / "elsewhere").mkdir()
         (path.parent / "link").symlink_to("elsewhere")
         return Odd("an output through a link", path.parent / "link" / path.name, FINE)
@@ -250,6 +263,8 @@ def _odd_file_system(path: Path, kind: str) -> Odd:
     if kind == "read-only":
         return Odd("an output on a file system that is read-only", place / path.name, REFUSED, "mounted")
     if kind == "link to a mount":
+        if not path.suffix:
+            (place / path.name).mkdir()
         path.symlink_to(place / path.name)
         return Odd("an output that is a link to another file system", path, ANY)
     if place == path:
@@ -296,13 +311,13 @@ def odd_entry(folder: Path, outside: Path, rng: random.Random) -> Odd:
             {**_INSTEAD, "a file": _empty,
              "a picture": lambda path: shutil.copyfile(outside / "secret.png", path)}[what](place)
         return Odd(f"{what} called {name!r} beside {where}", folder, ANY)
-    if kind == "mounted":
+    if kind == "mounted" and can_mount():
         _mount_read_only(entry)
         return Odd(f"{where} is mounted read-only", folder, ANY)
     if kind == "closed":
         _close(entry)
         return Odd(f"{where} may not be read", folder, ANY, is_root=False)
-    if kind == "inside":
+    if kind in ("inside", "mounted"):
         entry.symlink_to(entry.rename(aside(entry)).name)
         return Odd(f"{where} is a link beside it", folder, ANY)
     is_folder = entry.is_dir()

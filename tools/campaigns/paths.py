@@ -131,7 +131,7 @@ class Place:
     """A case's own folder: in/ with the materials, out/, a working directory, HOME, TMPDIR, and what lies outside."""
 
     def __init__(self, folder: Path, materials: Materials, trial: Trial):
-        _open_doors(folder)
+        open_doors(folder)
         shutil.rmtree(folder, ignore_errors=True)
         for name in ("in", "out", "cwd", "home", "tmp", "outside/pictures"):
             (folder / name).mkdir(parents=True)
@@ -211,7 +211,7 @@ def _ended(running, begun: float) -> Ended:
     return Ended(tuple(running.words), code, running.stdout() + running.stderr(), seconds, code == -14, 0)
 
 
-def _open_doors(folder: Path) -> None:
+def open_doors(folder: Path) -> None:
     """Let what a case has closed be removed by one who is not root; and what it has mounted."""
     release_mounts(folder)
     for path, _, _ in os.walk(folder):
@@ -288,7 +288,7 @@ def run_campaign(campaign: Campaign) -> None:
         campaign.count(kind_of(odd))
         for fault, detail in judge(place, odd, ended, errors, before, plains[name]):
             campaign.found(fault, number, f"{name}: {odd.what}", detail)
-    _open_doors(campaign.folder)
+    open_doors(campaign.folder)
     shutil.rmtree(campaign.folder / "case", ignore_errors=True)
     shutil.rmtree(materials.folder, ignore_errors=True)
 
