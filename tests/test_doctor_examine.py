@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from doctor_data import SETS, add_image, add_line, copy_image, images_of, list_of, make_naic, picture, png
 
-from processor.doctor import checks
+from processor.doctor import checks, duplicates
 from processor.doctor.checks import MIN_SIDE
 from processor.doctor.examine import RECORDS, DoctorOptions, examine
 from processor.doctor.findings import KINDS, SEVERITIES, STOPS, Findings, Picture
@@ -221,6 +221,20 @@ def test_near_duplicates_are_findings_unless_of_one_identity(data, where):
     report = examined(data, near_bits=10)
     assert report.near == (where == "same identity")
     assert len(texts_of(report).get("near-duplicate", ())) == (where != "same identity")
+
+
+def test_the_report_says_that_too_many_pictures_were_too_much_alike(data, monkeypatch, caplog):
+    monkeypatch.setattr(duplicates, "_MOST", 0)
+    monkeypatch.setattr(duplicates, "_MOST_EACH", 0)
+    for number in range(3):  # of one picture, each a little darker in a corner
+        image = picture(12_345)
+        image[:4 * number, :4] //= 2
+        add_image(data, "2020_cs", f"near{number}.png", 7, png(image))
+    report = examined(data, near_bits=10)
+    assert report.uncompared.pictures >= 3
+    line = f"{report.uncompared.pictures} pictures are so much alike that not all of their "
+    assert line in format_text(report)
+    assert line in caplog.text
 
 
 def test_an_unlabelled_folder_is_looked_at_without_identities(data):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection
@@ -12,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.files.image_header import FORMATS, MODES, RGB, SUFFIXES
-from processor.doctor.duplicates import equal_groups, near_pairs
+from processor.doctor.duplicates import Uncompared, equal_groups, near_pairs
 from processor.doctor.findings import Findings
 from processor.doctor.inspection import Inspected
 from processor.doctor.inventory import NO_IDENTITY, Inventory
 
+logger = logging.getLogger(__name__)
 MIN_SIDE = 16               # pixels; a backbone divides a side by 16 or 32
 MAX_TIMES = 4.0             # a side that is so many times the median of its set, or a fraction of it, is odd
 MAX_SHAPE = 2.5             # likewise of the ratio of the sides
@@ -202,16 +204,17 @@ def _count(pictures: int) -> str:
 
 # --------------------------------------------------------------------------------------------- nearly equal images
 def check_near(inventory: Inventory, inspected: Inspected, most_bits: int, findings: Findings,
-               progress: bool = True) -> int:
+               progress: bool = True) -> tuple[int, Uncompared]:
     """Check pictures that are nearly, but not pixel for pixel, the same: of two identities, or of training and test.
 
     Returns:
-        How many near pairs there are of the same identity, or of a set without identities: no fault.
+        How many near pairs there are of the same identity, or of a set without identities: no fault; and what was not
+        compared, because too many pictures are alike.
     """
-    records, nearest = inspected.records, _NearestPairs(findings.kept)
+    records, nearest, uncompared = inspected.records, _NearestPairs(findings.kept), Uncompared()
     people = inventory.identity_of.astype(np.int64)
     harmless = 0
-    for pairs, bits in near_pairs(records["near"], most_bits, progress):
+    for pairs, bits in near_pairs(records["near"], most_bits, progress, uncompared):
         a, b = pairs.T
         equal = (records["pixels"][a] == records["pixels"][b]).all(1)
         leak = inventory.in_test[a] != inventory.in_test[b]
@@ -223,7 +226,15 @@ def check_near(inventory: Inventory, inspected: Inspected, most_bits: int, findi
         text = f"{inventory.key(a)} ~ {inventory.key(b)}, {bits} of 256 bits differ"
         findings.add("near-duplicate", text, (inventory.picture(a), inventory.picture(b)))
     findings.count_more("near-duplicate", nearest.count - len(nearest.rows))
-    return harmless
+    if uncompared.pictures:
+        logger.warning("near-duplicates: %s", describe_uncompared(uncompared))
+    return harmless, uncompared
+
+
+def describe_uncompared(uncompared: Uncompared) -> str:
+    """A line about what was not compared."""
+    return (f"{uncompared.pictures:,} pictures are so much alike that not all of their {uncompared.pairs:,} pairs were "
+            "compared, so that there may be more; fewer bits (--near-duplicates BITS) compare more of them")
 
 
 class _NearestPairs:
@@ -241,4 +252,8 @@ class _NearestPairs:
         """Take in [n, 2] pairs and the [n] bits in which they differ."""
         self.count += len(pairs)
         rows = np.concatenate([self.rows, np.column_stack([pairs, bits])])
-        self.rows = rows[np.lexsort((rows[:, 1], rows[:, 0], rows[:, 2]))[:self.most]]
+        order = rows[:, 2] << 58 | rows[:, 0] << 29 | rows[:, 1]  # bits below 16; images below half a billion
+        if len(rows) > self.most:  # there may be millions of pairs, and sorting them all takes longer
+            chosen = np.argpartition(order, self.most)[:self.most]
+            rows, order = rows[chosen], order[chosen]
+        self.rows = rows[np.argsort(order)]

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from utils.progress import progress as show_progress
 MAX_BITS = 15      # more would leave bands of few bits, and so nearly all pairs to be compared
 _BITS = 256        # of a hash
 _CHUNK = 1 << 20   # pairs compared at a time
+_SPLIT = 1 << 12   # images that agree in a band; more of them are dealt by their other bits, too
+_MOST = 1 << 29    # pairs compared at the most, a minute's work or, if all are near, some; or, if that is more, …
+_MOST_EACH = 1 << 10  # … so many for each image
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +41,31 @@ def equal_groups(digests: np.ndarray, which: np.ndarray) -> Iterator[np.ndarray]
         yield indices[starts[group]:ends[group]]
 
 
-def near_pairs(hashes: np.ndarray, most_bits: int, progress: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+@dataclass
+class Uncompared:
+    """What near_pairs left out: `pairs`, at the most, among `pictures`."""
+
+    pairs: int = 0
+    pictures: int = 0
+
+
+def near_pairs(hashes: np.ndarray, most_bits: int, progress: bool = True,
+               uncompared: Uncompared | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pairs of images whose perceptual hashes differ in at most `most_bits` bits.
 
     Exact: the bits are dealt into one band more than there may be differences, so that one band at least has none, and
-    only images that agree in a band are compared. Equal hashes count as pairs of neighbours in a chain (n images give
-    n - 1 pairs, not n² / 2), and only the first of them is compared with others.
+    only images that agree in a band are compared. Where many agree in one, their other bits are dealt likewise. Equal
+    hashes count as pairs of neighbours in a chain (n images give n - 1 pairs, not n² / 2), and only the first of them
+    is compared with others.
+
+    Thousands of hashes that are all nearly one agree in all bands, and their pairs are n² / 2: of a band no more are
+    compared than a share of _MOST or of _MOST_EACH times N, those of the largest groups are left out.
 
     Args:
         hashes: [N, 4] uint64; a hash of 0 stands for no picture and is passed over.
         most_bits: 0 … MAX_BITS.
         progress: True: show how far it is.
+        uncompared: takes up what was left out.
     Returns:
         ([n, 2] int64, lower index first; [n] number of different bits), piece by piece; each pair once.
     """
@@ -57,27 +75,90 @@ def near_pairs(hashes: np.ndarray, most_bits: int, progress: bool = True) -> Ite
     order = indices[np.lexsort(hashes[indices].T)]
     same = (hashes[order[1:]] == hashes[order[:-1]]).all(1)
     yield np.stack([order[:-1][same], order[1:][same]], 1), np.zeros(same.sum(), np.int64)
+    if not most_bits:
+        return
     firsts = np.sort(order[np.concatenate([[True], ~same])[:len(order)]])
     chosen = np.ascontiguousarray(hashes[firsts])
-    bands = _bands(chosen, most_bits + 1)
+    bands = _bands(chosen, most_bits + 1, range(_BITS))
+    is_compared = np.ones(bands.shape, bool)
+    share = max(_MOST, _MOST_EACH * len(chosen)) // len(bands)
     numbers = range(len(bands))
     for band in (show_progress(numbers, "near-duplicates", "band") if progress else numbers):
-        for a, b in _agreeing_pairs(bands[band]):
-            bits = _differing_bits(chosen, a, b, most_bits)
-            kept = bits <= most_bits
-            a, b, bits = a[kept], b[kept], bits[kept]
-            new = ~(bands[:band, a] == bands[:band, b]).any(0)  # the others are pairs of an earlier band
-            yield np.stack([firsts[a[new]], firsts[b[new]]], 1), bits[new]
+        chosen_groups, left_out = _choose(chosen, bands[band], band, most_bits, share)
+        for members in left_out:
+            is_compared[band, members] = False
+        for a, b, bits in chosen_groups:
+            for earlier in range(band):  # what agrees in one that was compared was found there
+                new = (bands[earlier, a] != bands[earlier, b]) | ~is_compared[earlier, a]
+                a, b, bits = a[new], b[new], bits[new]
+            yield np.stack([firsts[a], firsts[b]], 1), bits
+    if uncompared is not None and not is_compared.all():
+        uncompared.pictures = int((~is_compared).any(0).sum())
+        uncompared.pairs = uncompared.pictures * (uncompared.pictures - 1) // 2
 
 
-def _bands(hashes: np.ndarray, number: int) -> np.ndarray:
-    """[number, N] uint32: of each hash every number-th bit, from the first, the second, … on; 32 bits at most."""
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # positions a < b, and in how many bits their hashes differ
+
+
+def _choose(hashes: np.ndarray, keys: np.ndarray, band: int, most_bits: int,
+            share: int) -> tuple[Iterator[Found], list[np.ndarray]]:
+    """The near pairs of a band, as far as about `share` comparisons go, and the members of the groups without."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], keys[order[1:]] != keys[order[:-1]]])[:len(order)])
+    sizes = np.diff(np.append(starts, len(order)))
+    costs = sizes * (sizes - 1) // 2
+    dealt: dict[int, np.ndarray] = {}
+    for group in np.flatnonzero(sizes > _SPLIT):
+        members = order[starts[group]:starts[group] + sizes[group]]
+        inner = _bands(hashes[members], most_bits + 1, [bit for bit in range(_BITS) if bit % (most_bits + 1) != band])
+        cost = sum(map(_count_agreeing, inner))
+        if cost < costs[group]:
+            dealt[int(group)], costs[group] = inner, cost
+    cheapest = np.argsort(costs, kind="stable")
+    is_taken = np.zeros(len(sizes), bool)
+    is_taken[cheapest[np.cumsum(costs[cheapest]) <= share]] = True
+    left_out = [order[starts[group]:starts[group] + sizes[group]] for group in np.flatnonzero(~is_taken)]
+    is_whole = is_taken.copy()
+    is_whole[list(dealt)] = False
+
+    def find() -> Iterator[Found]:
+        yield from _near_of(hashes, keys, order[np.repeat(is_whole, sizes)], most_bits)
+        for group, inner in dealt.items():
+            members = order[starts[group]:starts[group] + sizes[group]]
+            for number, inner_keys in enumerate(inner if is_taken[group] else ()):
+                for a, b, bits in _near_of(hashes[members], inner_keys, np.arange(len(members)), most_bits):
+                    for earlier in range(number):
+                        new = inner[earlier, a] != inner[earlier, b]
+                        a, b, bits = a[new], b[new], bits[new]
+                    yield members[a], members[b], bits
+
+    return find(), left_out
+
+
+def _near_of(hashes: np.ndarray, keys: np.ndarray, members: np.ndarray, most_bits: int) -> Iterator[Found]:
+    """The near pairs of the members with equal keys."""
+    members = np.sort(members)
+    for a, b in _agreeing_pairs(keys[members]):
+        a, b = members[a], members[b]
+        bits = _differing_bits(hashes, a, b, most_bits)
+        kept = bits <= most_bits
+        yield a[kept], b[kept], bits[kept]
+
+
+def _bands(hashes: np.ndarray, number: int, bits: Sequence[int]) -> np.ndarray:
+    """[number, N] uint32: of these bits every number-th one, from the first, the second, … on; 32 bits at most."""
     bands = np.zeros((number, len(hashes)), np.uint32)
     for band in range(number):
-        for place, bit in enumerate(range(band, _BITS, number)[:32]):
+        for place, bit in enumerate(bits[band::number][:32]):
             ones = hashes[:, bit // 64] >> np.uint64(bit % 64) & np.uint64(1)
             bands[band] |= ones.astype(np.uint32) << np.uint32(place)
     return bands
+
+
+def _count_agreeing(keys: np.ndarray) -> int:
+    """How many pairs have equal keys."""
+    sizes = np.unique(keys, return_counts=True)[1]
+    return int((sizes * (sizes - 1) // 2).sum())
 
 
 def _agreeing_pairs(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -137,10 +137,11 @@ def _inspect(inventory: Inventory, output: Path, options: DoctorOptions) -> Insp
 def _compare(inventory: Inventory, inspected: Inspected | None, findings: Findings, options: DoctorOptions) -> Report:
     """Check the images and compare them; None: only the lists were read."""
     sets = len(inventory.sets)
-    shared, near = np.zeros((sets, sets), np.int64), None
+    shared, near, uncompared = np.zeros((sets, sets), np.int64), None, None
     if inspected is not None:
         check_images(inventory, inspected, findings)
         shared = check_equal(inventory, inspected, findings)
         if options.near_bits is not None:
-            near = check_near(inventory, inspected, options.near_bits, findings, options.progress)
-    return Report(str(inventory.data), set_figures(inventory, inspected), findings, inspected is not None, shared, near)
+            near, uncompared = check_near(inventory, inspected, options.near_bits, findings, options.progress)
+    return Report(str(inventory.data), set_figures(inventory, inspected), findings, inspected is not None, shared, near,
+                  uncompared)

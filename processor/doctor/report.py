@@ -9,7 +9,9 @@ import numpy as np
 
 from datasets.files.image_header import FORMATS, MODES
 from datasets.naic import list_label
+from processor.doctor.checks import describe_uncompared
 from processor.doctor.clean_lists import CleanList
+from processor.doctor.duplicates import Uncompared
 from processor.doctor.findings import KINDS, SEVERITIES, SPOILS, STOPS, Findings
 from processor.doctor.inspection import RECORD, Inspected
 from processor.doctor.inventory import NO_IDENTITY, ImageSet, Inventory
@@ -32,6 +34,7 @@ class Report:
         images_opened: False: only the lists were read.
         shared: [S, S] images of one set whose picture is in another, too (processor.doctor.checks.check_equal).
         near: pairs of nearly equal pictures of one identity, which are no fault; None: not compared.
+        uncompared: pictures whose pairs were not all compared.
         clean_lists: those that were written.
     """
 
@@ -41,6 +44,7 @@ class Report:
     images_opened: bool
     shared: np.ndarray
     near: int | None = None
+    uncompared: Uncompared | None = None
     clean_lists: list[CleanList] = field(default_factory=list)
 
     @property
@@ -72,6 +76,7 @@ def format_text(report: Report, max_items: int = MAX_ITEMS) -> str:
     lines += [*set_table(report), *_shared_table(report)]
     if report.near is not None:
         lines += ["", f"near-duplicates of one identity, no fault: {report.near:,} pairs"]
+        lines += [describe_uncompared(report.uncompared)] if report.uncompared.pictures else []
     for severity in SEVERITIES:
         kinds = list(report.findings.kinds(severity))
         if kinds:
@@ -132,7 +137,8 @@ def _shared_table(report: Report) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------------ JSON
 def report_dict(report: Report) -> dict:
-    """The report for JSON. `count` is exact; `items` may be the first of them."""
+    """The report for JSON. `count` is exact (but that of near-duplicates where pictures were not all compared); `items`
+    may be the first of them."""
     return {
         "data": report.data,
         "stops_a_training": report.stops,
@@ -141,6 +147,8 @@ def report_dict(report: Report) -> dict:
         "sets": [asdict(row) for row in report.figures],
         "shared_images": {"sets": [row.name for row in report.figures], "rows": report.shared.tolist()},
         "near_duplicates_of_one_identity": report.near,
+        **({"pictures_not_all_compared": report.uncompared.pictures}
+           if report.uncompared and report.uncompared.pictures else {}),
         "findings": [{
             "kind": kind, **KINDS[kind]._asdict(), "count": report.findings.counts[kind],
             "items": [{"text": item.text, "pictures": [picture._asdict() for picture in item.pictures]}
