@@ -419,3 +419,16 @@ def test_links_and_hard_links_lead_to_one_file_and_copies_do_not(tmp_path):
     assert copy != first
     assert (gone, other) == ("one/gone.png", "two/gone.png")  # in a pack, perhaps
     assert pair_up([gone, copy], [first, gone, gone]).tolist() == [[0, 1], [0, 2]]
+
+
+@pytest.mark.parametrize(("query", "gallery", "kinds"), [(40, 60, 9), (30, 50, 1), (0, 5, 3), (5, 0, 3), (20, 20, 500)])
+def test_equal_identities_are_paired_up(query, gallery, kinds):
+    rng = np.random.default_rng(query)
+    sides = [[("file", int(number)) for number in rng.integers(0, kinds, count)] for count in (query, gallery)]
+    expected = [[row, place] for row, one in enumerate(sides[0]) for place, two in enumerate(sides[1]) if one == two]
+    assert pair_up(*sides).tolist() == expected
+
+
+def test_one_file_for_all_queries_and_all_images_is_refused():
+    with pytest.raises(ValueError, match=r"25,000,000 pairs .* lead to one file, more than 16,777,216: 5,000 gallery"):
+        pair_up(["a"] * 5000, ["a"] * 5000)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.retrieval.metrics import RankAccumulator
-from processor.retrieval.submission import score_submission, submission_problems, write_submission
+from processor.retrieval.submission import LeftOut, score_submission, submission_problems, write_submission
 from utils.files import read_json
 
 QUERIES, GALLERY = ["q0.png", "q1.png"], ["g0.png", "g1.png", "g2.png"]
@@ -220,4 +220,4 @@ def test_what_cannot_be_scored_is_refused(answer, message):
 
 def test_matches_that_do_not_count_are_not_denied():
     with pytest.raises(ValueError, match="in the gallery that counts by the set's protocol"):
-        score_submission({"q0": ["g0"]}, {"q0": "a"}, {"g0": "a"}, 5, {"q0": {"g0"}})
+        score_submission({"q0": ["g0"]}, {"q0": "a"}, {"g0": "a"}, 5, {"q0": LeftOut(({"g0"},), 0)})

@@ -1,14 +1,17 @@
 """The check of a submission against a test folder: what it takes, what it refuses, and how it says so."""
 import json
+import random
 import shutil
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from set_files import IMAGES, load_naic, write_set
 
-from datasets.bases import Places
+from datasets.bases import Places, QueryGallery, ReIDData, Sample
 from datasets.registry import ChosenSets, parse_names
-from processor.evaluation.submission_check import validate_ranking, validate_submission
+from processor.evaluation.submission_check import _left_out, validate_ranking, validate_submission
 from processor.retrieval.submission import write_submission
 from tools.campaigns.tool_server import run_tool
 
@@ -195,6 +198,67 @@ def test_the_lists_of_several_sets_name_images_of_their_own_gallery(check_rankin
     kinds = {problem.kind for problem in check_ranking({**answer, "x.jpg": [], query: ["y.jpg"]}, "market1501+dukemtmc"
                                                        ).problems}
     assert kinds == {"unknown query", "unknown gallery name", "wrong length"}
+
+
+class Files:
+    """A source of 7 files for any number of images."""
+
+    def __init__(self, folder, number=7):
+        self.paths = [folder / f"{place}.png" for place in range(number)]
+        for path in self.paths:
+            path.touch()
+
+    def path(self, key):
+        return self.paths[sum(key.encode()) % len(self.paths)]
+
+
+def samples_of(rng, part, count, pids, camids):
+    return [Sample(f"{part}{number}.png", rng.randrange(pids), rng.randrange(camids)) for number in range(count)]
+
+
+@pytest.mark.parametrize("drop", [True, False])
+@pytest.mark.parametrize(("pids", "camids"), [(1, 1), (1, 3), (5, 2), (30, 4)])
+def test_what_is_left_out_is_what_a_comparison_of_all_pairs_leaves_out(drop, pids, camids, tmp_path):
+    rng, files = random.Random(pids), Files(tmp_path)
+    sides = [samples_of(rng, part, count, pids, camids) for part, count in (("q", 30), ("g", 80))]
+    names = [[sample.key for sample in side] for side in sides]
+    left_out = _left_out(QueryGallery(*sides, has_truth=True, drop_same_camera=drop), *names, files)
+    assert list(left_out) == names[0]
+    for query in sides[0]:
+        dropped = {image.key for image in sides[1] if files.path(image.key) == files.path(query.key)
+                   or (drop and (image.pid, image.camid) == (query.pid, query.camid))}
+        assert set().union(*left_out[query.key].names) == dropped
+        assert left_out[query.key].matches == sum(image.pid == query.pid and image.key not in dropped
+                                                  for image in sides[1])
+
+
+class OneEvaluation:
+    """What load_sets gives, of samples that are there."""
+
+    def __init__(self, pair, files):
+        self.pair, self.files = pair, files
+
+    def load(self, train):
+        return ReIDData([], 0, [], {"all": self.pair}), self.files, None
+
+
+def test_time_and_memory_of_a_ranking_of_one_person_are_in_proportion_to_its_images(tmp_path):
+    """4,000 queries and 20,000 images of one person and camera in 7 files: 80 million pairs, which nobody makes."""
+    rng = random.Random(0)
+    sides = [samples_of(rng, part, count, 1, 1) for part, count in (("q", 4000), ("g", 20_000))]
+    (tmp_path / "submission.json").write_text(json.dumps({query.key: [sides[1][0].key] for query in sides[0]}))
+    sets = OneEvaluation(QueryGallery(*sides, has_truth=True, drop_same_camera=True), Files(tmp_path))
+    begun = time.process_time()
+    tracemalloc.start()
+    try:
+        report = validate_ranking(tmp_path / "submission.json", sets, 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert report.lines()[0].startswith("valid: 4,000 queries × 1 names of 20,000, ")
+    assert report.figures == {}  # nobody has a match
+    assert peak < 30e6
+    assert time.process_time() - begun < 20
 
 
 def test_the_tool_checks_against_what_a_config_tests_on(tiny_data, perfect, tmp_path):

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from datasets.bases import QueryGallery, names_of_results
 from datasets.files.images import FileSource, is_safe_path, list_images
-from datasets.files.same_file import identify, pair_up
+from datasets.files.same_file import identify
 from datasets.naic import TEST_DIR, data_root
 from datasets.registry import ChosenSets
 from datasets.sets.domains import DOMAINS, PARTS
 from datasets.sets.naic_test import read_domains, read_truth
 from processor.retrieval.metrics import format_figures
-from processor.retrieval.submission import Problem, score_submission, submission_problems
+from processor.retrieval.submission import LeftOut, Problem, score_submission, submission_problems
 from utils.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -117,37 +117,56 @@ def validate_ranking(path: str | os.PathLike, sets: ChosenSets, top_k: int = 200
     name_of = names_of_results(data.eval_sets)
     gallery_of: dict[str, set[str]] = {}
     pids: list[dict[str, tuple[str, int]]] = [{}, {}]  # of queries, of gallery images
-    ignored: dict[str, set[str]] = {}
+    left_out: dict[str, LeftOut] = {}
+    gallery: dict[str, None] = {}
     for domain, pair in data.eval_sets.items():
         names = [[name_of(domain, sample.key) for sample in side] for side in (pair.query, pair.gallery)]
         searched = set(names[1])
+        gallery |= dict.fromkeys(names[1])
         gallery_of.update((query, searched) for query in names[0])
         if pair.has_truth:
             for known, side, samples in zip(pids, names, (pair.query, pair.gallery), strict=True):
                 known |= {name: (domain, sample.pid) for name, sample in zip(side, samples, strict=True)}
-            ignored |= _ignored(pair, *names, files)
-    gallery = list(dict.fromkeys(name for names in gallery_of.values() for name in names))
+            left_out |= _left_out(pair, *names, files)
     fewest = {query: min(top_k, len(names)) for query, names in gallery_of.items()}
-    problems = list(submission_problems(path, list(gallery_of), gallery, top_k, fewest))
+    problems = list(submission_problems(path, list(gallery_of), list(gallery), top_k, fewest))
     answer = {} if problems else read_json(path)
     problems += [Problem("foreign gallery", f"query {query!r}: {min(other)!r} is of another set's gallery")
                  for query, names in answer.items() if (other := set(names) - gallery_of[query])]
     if problems:
         return SubmissionReport(problems)
-    return SubmissionReport(about=_describe(answer, path, len(gallery)), figures=_score(answer, *pids, top_k, ignored),
+    return SubmissionReport(about=_describe(answer, path, len(gallery)), figures=_score(answer, *pids, top_k, left_out),
                             protocol=_OWN_PROTOCOL)
 
 
-def _ignored(pair: QueryGallery, query: list[str], gallery: list[str], files: FileSource) -> dict[str, set[str]]:
-    """{query: the gallery images that its evaluation leaves out}: its own file, and its person from its camera."""
-    ignored: dict[str, set[str]] = defaultdict(set)
-    sides = pair.query, pair.gallery
-    same = pair_up(*(identify(files, (sample.key for sample in side)) for side in sides)).tolist()
+def _left_out(pair: QueryGallery, query: list[str], gallery: list[str], files: FileSource) -> dict[str, LeftOut]:
+    """{query: what its evaluation leaves out}: its own file, and, where the set says so, its person from its camera.
+
+    The queries of a person and a camera share a set, because all may be of one: memory is of images, not of pairs.
+    """
+    q_files, g_files = (identify(files, (sample.key for sample in side)) for side in (pair.query, pair.gallery))
+    of_file, of_camera = _sets_by(g_files, gallery), {}
     if pair.drop_same_camera:
-        same += pair_up(*([(sample.pid, sample.camid) for sample in side] for side in sides)).tolist()
-    for row, place in same:
-        ignored[query[row]].add(gallery[place])
-    return ignored
+        of_camera = _sets_by([(sample.pid, sample.camid) for sample in pair.gallery], gallery)
+    searched = list(zip(pair.gallery, g_files, strict=True))
+    by_pid = Counter(sample.pid for sample in pair.gallery)
+    by_file = Counter((file, sample.pid) for sample, file in searched)
+    by_both = Counter((file, sample.pid, sample.camid) for sample, file in searched)
+    left_out = {}
+    for name, (_, pid, camid, *_), file in zip(query, pair.query, q_files, strict=True):
+        of_query = of_file.get(file), of_camera.get((pid, camid))
+        both = by_both[file, pid, camid] if pair.drop_same_camera else 0
+        matches = by_pid[pid] - by_file[file, pid] - len(of_query[1] or ()) + both
+        left_out[name] = LeftOut(tuple(names for names in of_query if names), matches)
+    return left_out
+
+
+def _sets_by(labels: list[Hashable], names: list[str]) -> dict[Hashable, set[str]]:
+    """{label: the names that have it}."""
+    sets: dict[Hashable, set[str]] = defaultdict(set)
+    for label, name in zip(labels, names, strict=True):
+        sets[label].add(name)
+    return sets
 
 
 def _check_arguments(path: str | os.PathLike, top_k: int) -> Path:
@@ -201,12 +220,12 @@ def _find_domains(folder: Path, images: dict[str, list[str]], path: Path,
 
 
 def _score(answer: dict[str, list[str]], query_pids: Mapping[str, Hashable], gallery_pids: Mapping[str, Hashable],
-           top_k: int, ignored: Mapping[str, set[str]] | None = None) -> dict[str, float | int]:
+           top_k: int, left_out: Mapping[str, LeftOut] | None = None) -> dict[str, float | int]:
     """The figures of a valid answer, {} without a truth to compare it with; see `score_submission`."""
     if not query_pids:
         return {}
     try:
-        return score_submission(answer, query_pids, gallery_pids, top_k, ignored)
+        return score_submission(answer, query_pids, gallery_pids, top_k, left_out)
     except ValueError as error:  # no query has a match: that is a fault of the truth, not of the answer
         logger.warning("no score: %s", error)
         return {}

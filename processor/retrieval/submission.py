@@ -5,7 +5,7 @@ import codecs
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,9 +139,21 @@ def _list_problems(query: str, names: Any, gallery: set[str], least: int, most: 
         yield Problem(kind, f"{query}, {texts[0]}{more}")
 
 
+class LeftOut(NamedTuple):
+    """Of a query.
+
+    Attributes:
+        names: sets of gallery images that count neither as a match nor as a mistake; queries may share them.
+        matches: images of its identity that are in none of these.
+    """
+
+    names: tuple[Set[str], ...]
+    matches: int
+
+
 def score_submission(
     answer: Mapping[str, Sequence[str]], query_pids: Mapping[str, Hashable], gallery_pids: Mapping[str, Hashable],
-    k: int, ignored: Mapping[str, Collection[str]] | None = None,
+    k: int, left_out: Mapping[str, LeftOut] | None = None,
 ) -> dict[str, float | int]:
     """Rank-1, mAP@k and the NAIC score of an answer, from its lists alone.
 
@@ -152,7 +164,7 @@ def score_submission(
         answer: {query: gallery names, nearest first}, none of them twice.
         query_pids, gallery_pids: {image name: identity} of all images.
         k: ranks looked at.
-        ignored: {query: names that count neither as a match nor as a mistake}.
+        left_out: {query: what counts neither as a match nor as a mistake}; None: nothing.
     Returns:
         rank1, mAP@k and naic_score, their mean, in 0..1; num_valid and num_queries.
     Raises:
@@ -164,18 +176,20 @@ def score_submission(
     missing = query_pids.keys() - answer.keys()
     if missing:
         raise ValueError(f"{len(missing)} of {len(query_pids)} queries have no list, among them {min(missing)!r}")
-    matches = Counter(gallery_pids.values())
+    of_identity = Counter(gallery_pids.values())
     firsts, precisions = [], []
     for query, pid in query_pids.items():
-        out = (ignored or {}).get(query, ())
-        number = matches[pid] - sum(gallery_pids.get(name) == pid for name in out)
+        ignored, number = (left_out or {}).get(query, ((), of_identity[pid]))
         if number:
-            names = [name for name in answer[query] if name not in out][:k]
+            names = answer[query]
+            for others in ignored:
+                names = [name for name in names if name not in others]
+            names = names[:k]
             hits = [rank for rank, name in enumerate(names, start=1) if gallery_pids.get(name) == pid]
             firsts.append(hits[:1] == [1])
             precisions.append(sum(n / rank for n, rank in enumerate(hits, start=1)) / min(number, k))
     if not firsts:
-        counted = " that counts by the set's protocol" if any(matches[pid] for pid in query_pids.values()) else ""
+        counted = " that counts by the set's protocol" if any(of_identity[pid] for pid in query_pids.values()) else ""
         raise ValueError(f"none of the {len(query_pids)} queries has an image of its identity in the gallery{counted}")
     rank1, mean_ap = float(np.mean(firsts)), float(np.mean(precisions))
     return {"rank1": rank1, f"mAP@{k}": mean_ap, "naic_score": (rank1 + mean_ap) / 2, "num_valid": len(firsts),
