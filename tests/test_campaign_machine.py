@@ -40,3 +40,11 @@ def test_what_must_not_be_is_noticed(condition, code, output, expected, place):
 def test_other_results_are_noticed(place):
     ended = Ended((), 0, "", 1.0, False, 0)
     assert [fault for fault, _ in machine.judge("one core", place, ended, (0, {"a.npy": "1"}))] == ["differs"]
+
+
+def test_a_condition_meets_every_command_before_one_again(tmp_path):
+    campaign = Campaign("machine", tmp_path, seed=3)
+    names = [machine.tool_of("one core", campaign, turn) for turn in range(2 * len(paths.TRIALS))]
+    assert set(names[:len(paths.TRIALS)]) == set(names[len(paths.TRIALS):]) == set(paths.TRIALS)
+    assert names[:len(paths.TRIALS)] != names[len(paths.TRIALS):]
+    assert sum(name in machine._LIGHT for name in names[:9]) == 6

@@ -82,6 +82,8 @@ class Condition(NamedTuple):
     is_result_same: bool = True
 
 
+_LIGHT = ("doctor", "doctor lists", "doctor people", "split_domains", "split_validation", "print config", "pipeline",
+          "demo", "compare", "validate", "dry run", "gallery verify", "gallery compact")  # most do without torch
 _TRAININGS = ("train", "train people", "train csv", "train packed", "train on validation")
 _WORKERS = ("DATALOADER.NUM_WORKERS", "2")
 CONDITIONS: dict[str, Condition] = {
@@ -181,11 +183,19 @@ def run_campaign(campaign: Campaign) -> None:
 
 
 def tool_of(condition_name: str, campaign: Campaign, turn: int) -> str:
-    """The trial that a condition is tried with in its n-th turn: none comes again before all have been there."""
+    """The trial that a condition is tried with in its n-th turn: none comes again before all have been there.
+
+    Two of three are light as long as there are any, because a machine is tried with several in the time of one other.
+    """
     tools = list(QUICK_TOOLS if campaign.quick else CONDITIONS[condition_name].tools or TRIALS)
     again, turn = divmod(turn, len(tools))
     random.Random(f"{campaign.seed} {condition_name} {again}").shuffle(tools)
-    return tools[turn]
+    light, other = ([name for name in tools if (name in _LIGHT) == is_light] for is_light in (True, False))
+    ordered = []
+    while light or other:
+        ordered += light[:2] + other[:1]
+        light, other = light[2:], other[1:]
+    return ordered[turn]
 
 
 def unavailable(condition_name: str) -> str:
