@@ -47,3 +47,12 @@ def test_what_must_not_be_is_noticed(what, code, output, seconds, expected):
         member.rank, member.ended_at = rank, begun + (seconds if rank == 0 else 1)
     faults = distributed.judge(what, members, members[1], begun)
     assert [fault for fault, _ in faults] == expected
+
+
+@pytest.mark.parametrize(("what", "expected"), [(LONG, []), (KILL, []), (Disturbance("cut", 30, 15), ["no name"])])
+def test_a_stopped_process_that_its_torchrun_has_ended_names_nobody(what, expected):
+    members = [Member(Ended(2, NAMED)), Member(Ended(1, "torch.distributed... RendezvousConnectionError: the store"))]
+    begun = time.monotonic() - 40
+    for rank, member in enumerate(members):
+        member.rank, member.ended_at = rank, begun + 16
+    assert [fault for fault, _ in distributed.judge(what, members, members[1], begun)] == expected

@@ -11,7 +11,7 @@ def test_a_short_run_finds_nothing(tmp_path):
     campaign.folder.mkdir()
     scale.run_campaign(campaign)
     assert campaign.findings == []
-    assert sum(campaign.tried.values()) == 7
+    assert sum(campaign.tried.values()) == 9
 
 
 def used(cpu: float = 1.0, peak: int = 1 << 20, code: int = 0, output: str = "", is_hung: bool = False) -> scale.Used:

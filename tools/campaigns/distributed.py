@@ -236,10 +236,12 @@ def judge(what: Disturbance, members: list[Member], victim: Member, begun: float
             faults.append(("exit code", f"{name} ended with 0"))
         if member is victim and what.kind == "kill":
             continue
+        # While it stood still its torchrun may have lost the store of the other, which had ended, and ended it, too.
+        is_ended_by_torchrun = member is victim and what.kind == "stop" and "RendezvousConnectionError" in output
         lines = [line for line in output.splitlines() if "error: process" in line]
         others = [other.rank for other in members if other is not member]
-        if not any(re.search(rf"(nothing was heard of |: )process {rank} \(", line) for line in lines
-                   for rank in others):
+        if not is_ended_by_torchrun and not any(re.search(
+                rf"(nothing was heard of |: )process {rank} \(", line) for line in lines for rank in others):
             faults.append(("no name", f"{name} named no lost process: {output[-1500:]}"))
         if (fault := fault_of(Ended((), 1, output, 0, False, 0))) and fault[0] == "traceback" \
                 and "torch/distributed/" not in output[output.index("Traceback"):][:400]:
