@@ -44,7 +44,7 @@ def test_a_plan_stays_within_the_memory_it_is_given():
 
 
 def test_less_memory_gives_a_smaller_tile_or_strip():
-    work = work_for(num_gallery=4000, dim=4096)
+    work = work_for(num_gallery=8192, dim=2048)
     least = smallest(work)
     plans = [plan_search(work, "float32", memory) for memory in (100 * least, 2 * least, least)]
     assert plans[0].tile == max(budget.TILES["cpu"])

@@ -15,6 +15,7 @@ from processor.retrieval.distance import l2_normalize
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k, re_ranking
 from processor.retrieval.search import budget, encoding, rows, search
 from processor.retrieval.search import feature_rows as features
+from processor.retrieval.search.certified_top_k import CertifiedNearest
 from processor.retrieval.search.encoding import jaccard_distance
 from processor.retrieval.search.rows import PairDistances, row_block, squared_euclidean
 from processor.retrieval.search.tiles import Tiles
@@ -337,6 +338,33 @@ def test_few_distances_are_computed_beyond_the_nearest(monkeypatch, precision):
         counted.append(len(left)), compute(self, left, right))[1])
     ranker.top_k(10, 3, 0.3)
     assert 10 * 60 <= sum(counted) < 20 * 60
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("lambda_value", [0.05, 0.3, 0.9])
+def test_queries_are_multiplied_with_the_gallery_once(monkeypatch, lambda_value, precision):
+    """The search's lists prove the nearest; without them the products give the same bits."""
+    monkeypatch.setattr(budget, "FULL_ROWS_BELOW", 0)
+    inputs = people(60, 900, dim=64, identities=60)
+    again, compute = [], CertifiedNearest._searched
+    monkeypatch.setattr(CertifiedNearest, "_searched", lambda self, rows: (again.append(rows), compute(self, rows))[1])
+    once = re_ranked_top_k(*inputs, 10, 3, lambda_value, 20, precision=precision)
+    assert not again
+    monkeypatch.setattr(budget.Work, "longer", 0)
+    twice = re_ranked_top_k(*inputs, 10, 3, lambda_value, 20, precision=precision)
+    assert again
+    for left, right in zip(once, twice, strict=True):
+        assert np.array_equal(left, right)
+
+
+def test_what_no_list_proves_is_taken_from_products(monkeypatch):
+    """With lambda 0 all images that share no neighbour are equally far: the first of the gallery come, not the near."""
+    monkeypatch.setattr(budget, "FULL_ROWS_BELOW", 0)
+    query, gallery = people(60, 900, dim=64, identities=60)
+    again, compute = [], CertifiedNearest._searched
+    monkeypatch.setattr(CertifiedNearest, "_searched", lambda self, rows: (again.append(rows), compute(self, rows))[1])
+    assert_top_k_as_the_oracle(query, gallery, 10, 3, [0], 200)
+    assert again
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])

@@ -256,8 +256,8 @@ class ReRanker:
         """indices [Q, k] and distances [Q, k], with the top_k of the constructor as k."""
         assert self.k is not None, "made without top_k"
         index, num_query = self.index(k1, k2), self.features.num_query
-        certified = CertifiedNearest(self._tiles, self._bounds, self.pairs, index, self.neighbours.farthest,
-                                     lambda_value, self.k)
+        certified = CertifiedNearest(self._tiles, self._bounds, self.pairs, index, self.neighbours, lambda_value,
+                                     self.k)
         keys = torch.zeros(num_query, self.k, dtype=torch.int64, device=self.features.device)
 
         def rank(rows: slice) -> None:

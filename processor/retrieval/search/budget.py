@@ -54,19 +54,31 @@ class Work:
         """Whether the nearest of a query come from its full row. It must not depend on the plan: the bits differ."""
         return self.features.num_gallery < FULL_ROWS_BELOW
 
+    @property
+    def longer(self) -> int:
+        """Nearest images to keep of each query, so that nearly always `k` of the gallery are among them; 0: do not.
+
+        Of the nearest G / N are of the gallery, more or less; and lists of a quarter of all images spare nothing.
+        """
+        wanted = 16 + 11 * self.k * len(self.features) // (10 * self.features.num_gallery)
+        return 0 if self.by_full_rows or not self.k or 4 * wanted > len(self.features) else wanted
+
     def bytes(self, plan: SearchPlan) -> int:
         """Memory above the features at its peak, of one process; an estimate."""
         size, dim, gallery = len(self.features), self.features.dim, self.features.num_gallery
         operand = torch.empty(0, dtype=plan.precision.dtype).element_size() * (dim + 32)
         kept_operands = operand * (size + plan.tile) if plan.keep else 0
         lists = 8 * (room_of(plan.width) + room_of(FARTHEST)) * (size + plan.tile)
+        longer = 8 * plan.longer[1] * self.features.num_query
+        if longer:
+            lists += 8 * room_of(plan.longer[1]) * (self.features.num_query + plan.tile)
         operands = (plan.strip + (0 if plan.keep else 2 * plan.threads)) * plan.tile * operand
         searching = lists + operands + plan.threads * 14 * plan.tile**2
         neighbours, codes = size * (self.k1 + 1) * 24 + 24 * size, 8 * ENTRIES * size
         # Of a block: the distances, a copy to select from or to give out, and a few rows of Jaccard's and of marks.
         block = (8 * (QUERY_ROWS if self.by_full_rows or not self.k else 64) + 24 * plan.queries) * gallery
         ranking = 2 * codes + plan.threads * block
-        return (FIXED + kept_operands + plan.threads * 2 * plan.pairs * dim * 4
+        return (FIXED + kept_operands + longer + plan.threads * 2 * plan.pairs * dim * 4
                 + max(searching, neighbours + codes * 5 // 2, neighbours + ranking))
 
     def seconds(self, plan: SearchPlan) -> float:
@@ -124,16 +136,17 @@ def plan_search(work: Work, precision: str, memory: int | None, workers: Workers
     # Processes may measure different speeds and free memory, and must not differ in what they do.
     measured = (chosen.name, seconds, memory, thread_count(device))
     name, seconds, memory, threads = workers.gather_objects(measured)[0]
-    others = min(work.k1, size - 1)
-    width = others + 20 if name == "float32" else others * 3 // 2 + 18
+    others, longer = min(work.k1, size - 1), work.longer
+    width, longer_width = (wanted + 20 if name == "float32" else wanted * 3 // 2 + 18 for wanted in (others, longer))
     pairs = max(GATHERED[kind] // (4 * work.features.dim), 16)
     plan = SearchPlan(PRECISIONS[name], largest, STRIPS[0], pairs, width, QUERIES[kind], threads)
     fewer_threads = [2**power for power in range(threads.bit_length() - 1, -1, -1)]
     keeps = (True, False) if plan.precision.dtype == torch.bfloat16 else (False,)
-    plans = [replace(plan, tile=tile, strip=strip, threads=count, keep=keep,
+    longers = ((longer, longer_width), (0, 0)) if longer > others else ((0, 0),)
+    plans = [replace(plan, tile=tile, strip=strip, threads=count, keep=keep, longer=lists,
                      product_seconds=seconds * (tile / largest) ** 2)
              for tile in TILES[kind] if tile <= largest for strip in STRIPS
-             for count in dict.fromkeys((threads, *fewer_threads)) for keep in keeps]
+             for count in dict.fromkeys((threads, *fewer_threads)) for keep in keeps for lists in longers]
     for plan in plans:
         if work.bytes(plan) <= memory:
             return plan

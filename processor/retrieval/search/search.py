@@ -25,6 +25,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from processor.retrieval.search.bounds import Bounds, typical_distance
 from processor.retrieval.search.feature_rows import ROWS_AT_ONCE, FeatureRows
 from processor.retrieval.search.precision import PRECISIONS, Precision
 from processor.retrieval.search.rows import PairDistances
-from processor.retrieval.search.shortlists import Shortlists
+from processor.retrieval.search.shortlists import Shortlist, Shortlists
 from processor.retrieval.search.tiles import Tiles
 from processor.retrieval.search.top_k import NO_KEY, key_table, rank_keys, split_keys, worst_distance
 from utils.dist import ALONE, Workers
@@ -49,6 +50,21 @@ class InexactProducts(FloatingPointError):
     """A candidate's distance lies outside what was proven of its searched value: the device adds in too few bits."""
 
 
+class Longer(NamedTuple):
+    """Lists of the queries, longer than those of their nearest images, as the search found them.
+
+    indices: [Q, W] int32, -1 in empty places.
+    searched: [Q, W] float32 searched values (see `Bounds`), ascending, infinite in empty places.
+    limits: [Q] float32, no image that is not listed was searched to be nearer.
+    shift: what the searched values are less by.
+    """
+
+    indices: Tensor
+    searched: Tensor
+    limits: Tensor
+    shift: float
+
+
 @dataclass
 class Neighbours:
     """The nearest images of every image among query and gallery: itself, then by distance, then by index.
@@ -56,11 +72,13 @@ class Neighbours:
     indices: [N, k] int32, query images first, then the gallery's.
     distances: [N, k] float32, squared Euclidean.
     farthest: [N] float32, the largest squared distance of the row; 1 if all images coincide.
+    longer: the queries' longer lists, where the plan has them.
     """
 
     indices: Tensor
     distances: Tensor
     farthest: Tensor
+    longer: Longer | None = None
 
     def first(self, k: int) -> Neighbours:
         """The same for a smaller k."""
@@ -81,6 +99,7 @@ class SearchPlan:
         threads: pieces of work at a time, on the CPU.
         keep: hold the rounded features, of two bytes a number, as long as there are products.
         product_seconds: what the product of a tile takes, for the prediction.
+        longer: nearest images that are kept of each query, and the length of the lists that keep them; 0 = none.
     """
 
     precision: Precision
@@ -92,6 +111,7 @@ class SearchPlan:
     threads: int = 1
     keep: bool = False
     product_seconds: float = 0.0
+    longer: tuple[int, int] = (0, 0)
 
 
 def _scan(tiles: Tiles, lists: Shortlists, strip: int, threads: int, workers: Workers) -> None:
@@ -260,7 +280,7 @@ def search(features: FeatureRows, k: int, plan: SearchPlan, workers: Workers = A
     tiles = tiles or Tiles(features, bounds, plan.tile, plan.keep)
     bounds = bounds.shifted(typical_distance(features, others) if plan.precision.result_share else 0.0)
     pairs = PairDistances(features, plan.pairs, plan.threads)
-    lists = Shortlists(tiles, bounds, others, max(plan.width, others))
+    lists = Shortlists(tiles, bounds, others, max(plan.width, others), plan.longer)
     _scan(tiles, lists, plan.strip, plan.threads, workers)
     refiner = _Refiner(bounds, pairs, others)
     refined = _refine(refiner, tiles, lists, plan.threads, workers)
@@ -275,23 +295,28 @@ def search(features: FeatureRows, k: int, plan: SearchPlan, workers: Workers = A
         torch.cat([images.to(torch.int32), indices.to(torch.int32)], 1),
         torch.cat([torch.zeros_like(distances[:, :1]), distances], 1),
         torch.where(refined.farthest > 0, refined.farthest, 1),
+        refined.longer and Longer(*refined.longer, bounds.shift),
     )
 
 
 @dataclass
 class _Refined:
-    """keys [N, others], farthest [N] and proven [N] of all rows; each process fills those of its tiles."""
+    """keys [N, others], farthest [N] and proven [N] of all rows; each process fills those of its tiles.
+
+    longer: of the queries, the first three of `Longer`; empty if the plan has none.
+    """
 
     keys: Tensor
     farthest: Tensor
     proven: Tensor
+    longer: tuple[Tensor, ...]
 
 
 def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, threads: int, workers: Workers) -> _Refined:
     """Gather each tile's shortlists at its owner, tile i at process i modulo their number, and refine them."""
     count, device = len(tiles.features), tiles.features.device
     refined = _Refined(torch.full((count, refiner.others), NO_KEY, device=device), torch.zeros(count, device=device),
-                       torch.ones(count, dtype=torch.bool, device=device))
+                       torch.ones(count, dtype=torch.bool, device=device), _no_longer(tiles, lists))
     if workers.size > 1:
         for i in range(tiles.count):
             lists.near[i].collect(workers, owner=i % workers.size, begun=tiles.rows_of(i))
@@ -304,12 +329,36 @@ def _refine(refiner: _Refiner, tiles: Tiles, lists: Shortlists, threads: int, wo
         rows = torch.cat([torch.arange(part.start, part.stop, device=device) for part in parts])
         for kind, refine, out in ((lists.near, refiner.nearest, refined.keys),
                                   (lists.far, refiner.farthest, refined.farthest)):
-            cut = in_threads(lambda i, kind=kind: kind[i].take(tiles.rows_of(i)), chunk, threads)
+            cut = in_threads(lambda i, kind=kind: _taken(kind, i, tiles, lists, refined.longer), chunk, threads)
             out[rows], proven = refine(rows, *(torch.cat(table) for table in zip(*cut, strict=True)))
             refined.proven[rows] &= proven
         for i in chunk:
             lists.near[i] = lists.far[i] = None
     return refined
+
+
+def _no_longer(tiles: Tiles, lists: Shortlists) -> tuple[Tensor, ...]:
+    """Places for the first three of `Longer`, if the queries have longer lists."""
+    width, num_query, device = lists.near[0].width, tiles.features.num_query, tiles.features.device
+    if width == lists.width:
+        return ()
+    return (torch.full((num_query, width), -1, dtype=torch.int32, device=device),
+            torch.full((num_query, width), torch.inf, device=device),
+            torch.full((num_query,), torch.inf, device=device))
+
+
+def _taken(kind: list[Shortlist], i: int, tiles: Tiles, lists: Shortlists,
+           longer: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a shortlist of tile i holds, cut to the length of all; a longer one's is entered in `longer` first."""
+    taken = indices, values, limits = kind[i].take(tiles.rows_of(i))
+    if kind is lists.far or kind[i].width == lists.width:
+        return taken
+    first = i * tiles.size
+    for table, part in zip(longer, taken, strict=True):
+        rows = table[first : first + len(part)]
+        rows.copy_(part[: len(rows)])
+    limits = torch.minimum(limits, values[:, lists.width])  # what is cut off was not searched to be nearer than this
+    return indices[:, : lists.width], values[:, : lists.width], limits
 
 
 def _finish(features: FeatureRows, pairs: PairDistances, refined: _Refined, plan: SearchPlan, workers: Workers) -> None:
@@ -322,5 +371,6 @@ def _finish(features: FeatureRows, pairs: PairDistances, refined: _Refined, plan
         refined.keys[rows], refined.farthest[rows] = keys, farthest
     for i, start in enumerate(range(0, len(features), plan.tile)):
         part = slice(start, start + plan.tile)
-        for table in (refined.keys, refined.farthest):
-            workers.broadcast(table[part], i % workers.size)
+        for table in (refined.keys, refined.farthest, *refined.longer):
+            if start < len(table):
+                workers.broadcast(table[part], i % workers.size)

@@ -198,6 +198,7 @@ class Shortlists:
     Args:
         others: how many nearest images are wanted of each, beside itself.
         width: length of the lists of the nearest.
+        longer: of the tiles that begin with a query there are longer lists of the nearest: (of how many, their length).
 
     Three images at 0, 1 and 3 on a line, all in the one tile (0, 0):
 
@@ -212,7 +213,7 @@ class Shortlists:
     ([[1], [0], [1]], [2, 2, 0])
     """
 
-    def __init__(self, tiles: Tiles, bounds: Bounds, others: int, width: int):
+    def __init__(self, tiles: Tiles, bounds: Bounds, others: int, width: int, longer: tuple[int, int] = (0, 0)):
         self.tiles, self.bounds, self.width = tiles, bounds, width
         self.near: list[Shortlist | None] = []
         self.far: list[Shortlist | None] = []
@@ -220,8 +221,10 @@ class Shortlists:
         for i in range(tiles.count):
             first = i * tiles.size
             rows = torch.arange(first, first + tiles.size, device=device).clamp_(max=len(tiles.features) - 1)
-            limits = _Limits(bounds.of(rows), others)
-            self.near.append(Shortlist(tiles.size, width, device, limits.near))
+            begins_with_query = first < tiles.features.num_query
+            wanted, length = longer if longer[0] > others and begins_with_query else (others, width)
+            limits = _Limits(bounds.of(rows), wanted)
+            self.near.append(Shortlist(tiles.size, length, device, limits.near))
             self.far.append(Shortlist(tiles.size, FARTHEST, device, limits.far))
 
     def begin(self, i: int, tile: Tensor) -> None:
