@@ -4,6 +4,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import logging
 import multiprocessing.queues
 import os
@@ -21,15 +22,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datasets.bases import Sample
+from datasets.batch_memory import BatchMemory, open_batch_memory
 from datasets.files.images import ImageSource, decode
 from datasets.sampler import EpochBatchSampler, Item
-from utils.process import LostWorker, Stopped
+from utils.process import LostWorker, Stopped, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
 _SHARED = "/dev/shm"  # where torch lays the tensors that a process sends to another; 64 MiB in a container of Docker
 _AHEAD = 2  # batches of each process that are made or wait to be taken
+_IN_USE = 2  # batches of one process that were taken: the one that was asked for last, and the one before
 _CURE = "a container gets more by docker run --shm-size=8g or --ipc=host; DATALOADER.NUM_WORKERS 0 needs none"
+
+
+_lay: Callable[[Sequence[np.ndarray]], tuple | None] | None = None  # in a process that loads images: `BatchMemory.lay`
 
 
 class Batch(NamedTuple):
@@ -62,23 +68,34 @@ def collate(items: list[tuple[np.ndarray, Sample, int]]) -> Batch:
     """A batch of the items of `DecodedImages`."""
     images, samples, positions = zip(*items, strict=True)
     keys, *labels = zip(*samples, strict=True)
-    to_tensor = torch.from_numpy if get_worker_info() is None else _Sent
-    labels = [to_tensor(np.array(label, np.int64)) for label in labels]  # pids, camids, viewids
-    return Batch(to_tensor(np.stack(images)), *labels, list(keys), np.array(positions))
+    stack = _stack if get_worker_info() is None else _Sent
+    labels = [stack(np.array(label, np.int64)) for label in labels]  # pids, camids, viewids
+    return Batch(stack(images), *labels, list(keys), np.array(positions))
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(arrays))
 
 
 class _Sent:
-    """An array that arrives as a tensor in the process that it is sent to: by shared memory, or else by the pipe."""
+    """Arrays that arrive as a tensor, their stack, in the process that they are sent to.
 
-    def __init__(self, array: np.ndarray):
-        self.array = array
+    It goes by the loader's memory (`BatchMemory`), or else by fresh shared memory, or else by the pipe.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self.arrays = arrays
 
     def __reduce__(self) -> tuple[Callable, tuple]:
         # What fails here, in a thread of the sender's queue, torch and Python drop, and the receiver waits for ever.
-        if 2**16 <= self.array.nbytes <= _free_shared() // 2:  # less is as fast in the pipe; others need room, too
+        nbytes = len(self.arrays) * self.arrays[0].nbytes
+        if nbytes >= 2**16 and _lay is not None and (laid := _lay(self.arrays)):  # less is as fast in the pipe
+            return laid
+        array = np.stack(self.arrays)
+        if 2**16 <= nbytes <= _free_shared() // 2:  # others need room, too
             with contextlib.suppress(RuntimeError, OSError):  # it is taken, too many files are open, no TMPDIR, ...
-                return pickle.loads, (bytes(ForkingPickler.dumps(torch.from_numpy(self.array))),)
-        return torch.from_numpy, (self.array,)
+                return pickle.loads, (bytes(ForkingPickler.dumps(torch.from_numpy(array))),)
+        return torch.from_numpy, (array,)
 
 
 def _free_shared() -> float:
@@ -150,7 +167,15 @@ def _ignore_deaths() -> None:
 
 
 class ImageLoader(DataLoader):
-    """A DataLoader; if its processes cannot be started or one of them dies, LostWorker is what comes of it."""
+    """A DataLoader; if its processes cannot be started or one of them dies, LostWorker is what comes of it.
+
+    Args:
+        batch_bytes: of the images of the largest batch.
+    """
+
+    def __init__(self, *args: Any, batch_bytes: int = 0, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.batch_bytes = batch_bytes
 
     def __iter__(self) -> Iterator[Any]:
         with naming_lost_workers():
@@ -168,6 +193,9 @@ class ImageLoader(DataLoader):
         try:
             if self.num_workers and self._iterator is None:
                 multiprocessing.Event()  # takes a file in _SHARED; without room, torch would leave a traceback, too
+                # Processes that are no more may have taken places: those that begin now get memory of their own.
+                memory = open_batch_memory(self.num_workers, _AHEAD + _IN_USE, self.batch_bytes)
+                self.worker_init_fn = functools.partial(_worker_init, memory)
             return super().__iter__()
         except ConnectionError:
             raise
@@ -185,7 +213,11 @@ class ImageLoader(DataLoader):
             iterator._shutdown = True  # or torch would wait for each, and for the rest of what it was sending
 
 
-def _worker_init(_: int) -> None:
+def _worker_init(memory: BatchMemory | None, number: int) -> None:
+    global _lay
+    _lay = functools.partial(memory.lay, number) if memory else None
+    keep_freed_memory()
+    gc.freeze()  # what came with the fork is in use: looking through it would copy the pages that hold it
     cv2.setNumThreads(0)  # a worker is one process of several: OpenCV's own threads would fight over the cores
     # A signal to all processes of a terminal or a batch job is for the main one, which finishes its step with the
     # workers' batches. They end when it asks them to, ends itself or is gone.
@@ -225,14 +257,15 @@ def open_loader(source: ImageSource, samples: list[Sample], size: Sequence[int],
         make: ImageLoader or what takes its arguments.
     """
     workers = min(workers, os.cpu_count() or 1)  # more would only wait for a core
+    batch_bytes = batches.width * 3 * size[0] * size[1]
     if workers:
         _end_workers_at_exit()
         together = workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        wanted, free = together * (_AHEAD + 1) * batches.width * 3 * size[0] * size[1], _free_shared()
-        if wanted > free and os.environ.get("LOCAL_RANK", "0") == "0":
+        wanted, free = together * (_AHEAD + 1) * batch_bytes, _free_shared()
+        if wanted > free and os.environ.get("LOCAL_RANK", "0") == "0" and not open_batch_memory(1, 1, 1):
             _warn_of_slow_batches(int(free) >> 20, wanted >> 20)
     return make(
         DecodedImages(source, samples, tuple(size)), batch_sampler=batches, num_workers=workers, collate_fn=collate,
-        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_worker_init,
-        prefetch_factor=_AHEAD if workers else None,
+        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
+        prefetch_factor=_AHEAD if workers else None, batch_bytes=batch_bytes,
     )

@@ -8,6 +8,7 @@ pixels of one image after the other instead (augment/cpu_steps.py), which is twi
 """
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -138,7 +139,9 @@ class TrainAugment(Normalize):
         threads = thread_count(images.device)
         if images.device.type == "cpu" and recipe.is_lineage():
             work = partial(self._pixel_steps(crops, (height, width), draw).run, images.numpy(), out.numpy())
-            slices = np.array_split(np.arange(batch), threads)
+            # A thread takes one image after the other: other processes may slow it down.
+            rows = deque([*range(batch), *[None] * threads])
+            slices = [iter(rows.popleft, None)] * threads
         else:
             work = self._planes_worker(flip_and_crop(images, crops, recipe.padding), out, draw)
             slices = self._slices(images, draw)

@@ -87,6 +87,8 @@ def test_processor_time_is_that_of_the_workers_too(pictures):
 
 def test_endless_epochs_follow_one_another():
     class Sampler:
+        width = 1
+
         def set_epoch(self, epoch: int) -> None:
             self.epoch = epoch
 

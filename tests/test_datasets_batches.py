@@ -1,6 +1,8 @@
 """Batches come from other processes whole or not at all, however little shared memory there is, and waiting ends."""
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -12,9 +14,11 @@ import torch
 
 from datasets import batches
 from datasets.bases import Sample
+from datasets.batch_memory import BatchMemory
 from datasets.batches import SequentialBatches, open_loader
 from utils.process import LostWorker, Stopped, StopRequest
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files without names")
 SIZE = (128, 64)  # a batch is more than goes through a pipe anyway
 
 
@@ -34,9 +38,9 @@ class Silent:
             time.sleep(100)
 
 
-def loader_of(source, workers):
-    return open_loader(source, [Sample(str(number), number, 0) for number in range(15)], SIZE,
-                       SequentialBatches(15, 6), workers)
+def loader_of(source, workers, size=15):
+    return open_loader(source, [Sample(str(number), number, 0) for number in range(size)], SIZE,
+                       SequentialBatches(size, 6), workers)
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +54,14 @@ def fail(error):
     return failing
 
 
-@pytest.mark.parametrize("lacks", ["nothing", "room", "room at the last moment", "a folder for sockets"])
+@pytest.mark.parametrize("lacks", ["nothing", "memory of the loader's own", "room", "room at the last moment",
+                                   "a folder for sockets"])
 def test_batches_are_the_same_however_they_travel(lacks, monkeypatch, caplog):
+    if lacks != "nothing":
+        monkeypatch.setattr("os.memfd_create", fail(OSError("not permitted")))
     if lacks == "room":
         monkeypatch.setattr(batches, "_free_shared", lambda: 0)
-    elif lacks != "nothing":
+    elif "room" in lacks or "sockets" in lacks:
         error = RuntimeError("no space left") if "room" in lacks else OSError("AF_UNIX path too long")
         monkeypatch.setattr(batches, "ForkingPickler", SimpleNamespace(dumps=fail(error)))
     for sent, here in zip(loader_of(Noise(), 1), loader_of(Noise(), 0), strict=True):
@@ -62,10 +69,64 @@ def test_batches_are_the_same_however_they_travel(lacks, monkeypatch, caplog):
         assert torch.equal(sent.pids, here.pids)
         assert (sent.keys, sent.positions.tolist()) == (here.keys, here.positions.tolist())
         sent.images.add_(1)  # it can be written to
-        assert sent.images.is_shared() == (lacks == "nothing")
+        assert sent.images.is_shared() == (lacks == "memory of the loader's own")
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == (lacks == "room")
     assert all("/dev/shm has 0 MiB free" in text and "--shm-size" in text for text in warnings)
+
+
+@linux
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_stays_as_it_was_while_others_come(workers):
+    loader, here = loader_of(Noise(), workers, 60), list(loader_of(Noise(), 0, 60))
+    for _ in range(2):  # the second epoch's batches find places taken by those of the first
+        kept = list(loader)
+        views = [batch.images[1:, 5] for batch in kept]
+        assert any(batch.images.is_shared() for batch in kept)  # there was no place left for those
+        del kept
+        assert all(torch.equal(view, batch.images[1:, 5]) for view, batch in zip(views, here, strict=True))
+
+
+@linux
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_that_is_gone_leaves_its_place_to_others(workers):
+    loader = loader_of(Noise(), workers, 120)
+    for _ in range(2):
+        addresses = set()
+        for batch in loader:
+            assert not batch.images.is_shared()
+            addresses.add(batch.images.data_ptr())
+        assert len(addresses) <= 4 * workers < len(loader)
+        time.sleep(0.01)
+
+
+@linux
+def test_a_place_that_the_system_has_no_memory_for_is_not_used(monkeypatch):
+    memory = BatchMemory(workers=2, places=1, size=8)
+    monkeypatch.setattr("os.posix_fallocate", fail(OSError(28, "No space left on device")))
+    assert memory.lay(1, [np.zeros(8, np.uint8)]) is None
+    monkeypatch.undo()
+    assert memory.lay(1, [np.zeros(memory._size + 1, np.uint8)]) is None  # it would reach into the next
+    build, arguments = memory.lay(1, [np.arange(8, dtype=np.uint8)])
+    assert memory.lay(1, [np.zeros(8, np.uint8)]) is None
+    batch = build(*arguments)
+    del memory
+    assert batch.tolist() == [list(range(8))]  # memory lasts as long as what lies in it
+
+
+def _lay(memory, connection):
+    connection.send(memory.lay(0, [np.uint8(7), np.uint8(8)]))
+
+
+@linux
+def test_a_process_that_is_not_forked_has_the_same_memory():
+    memory, context = BatchMemory(workers=1, places=1, size=2), multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_lay, args=(memory, there))
+    process.start()
+    build, arguments = here.recv()
+    process.join()
+    assert build(*arguments).tolist() == [7, 8]
 
 
 def test_a_batch_that_cannot_be_sent_ends_the_run_with_the_cure(monkeypatch, capfd):

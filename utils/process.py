@@ -25,6 +25,17 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2
            "MALLOC_TOP_PAD_": str(2**28)}
 
 
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
+
+
+def keep_freed_memory(most: int = 2**28) -> None:
+    """Keep so many bytes of what this process frees for its next allocations (glibc); see _MALLOC."""
+    with contextlib.suppress(AttributeError, OSError):  # another library
+        libc = ctypes.CDLL(None)
+        for option, value in ((_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, most)):
+            libc.mallopt(option, value)
+
+
 class LostWorker(RuntimeError):
     """A process that works for this one, or beside it, has died or gone away."""
 

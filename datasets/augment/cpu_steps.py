@@ -6,6 +6,7 @@ rectangles.py make of the same draws, but for the last bits; OpenCV 4 scales wit
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -37,24 +38,28 @@ class PixelSteps:
     zoom: np.ndarray | None = None
     erased: np.ndarray | None = None
 
-    def run(self, images: np.ndarray, out: np.ndarray, rows: np.ndarray) -> None:
+    def run(self, images: np.ndarray, out: np.ndarray, rows: Iterable[int]) -> None:
         """Write images [B, H, W, 3] uint8 of these rows into out [B, 3, H, W] float32."""
         height, width = images.shape[1:3]
         padded = np.zeros((height + 2 * self.padding, width + 2 * self.padding, 3), np.uint8)
         inside = padded[self.padding:self.padding + height, self.padding:self.padding + width]
         # Once, because the system hands out such pieces slowly. OpenCV scales four channels in two thirds of three's
         # time.
-        x, (wide, scaled) = np.empty((height, width, 3), np.float32), np.empty((2, height, width, 4), np.float32)
+        x, spare = np.empty((2, height, width, 3), np.float32)
+        wide, scaled = np.empty((2, height, width, 4), np.float32)
         unused = np.empty((height, width), np.float32)
         normalize = np.hstack([np.diag(1 / self.std), -(self.mean / self.std)[:, None]]).astype(np.float32)
         grey = (normalize @ [GRAY, GRAY, GRAY, 1]).tolist()
         for row in rows:
-            inside[:] = images[row, :, ::-1] if self.crops.flips[row] else images[row]
+            if self.crops.flips[row]:
+                cv2.flip(images[row], 1, dst=inside)  # numpy would take 25 times as long, pixel after pixel
+            else:
+                inside[:] = images[row]
             top, left = self.crops.tops[row], self.crops.lefts[row]
             np.multiply(padded[top:top + height, left:left + width], np.float32(1 / 255), out=x)
             if self.jitter is not None:
-                _jitter_(x, self.jitter.turns[row], self.jitter.weights[row], self.jitter.shifts[row])
-            cv2.transform(x, normalize, dst=x)
+                x, spare = _jitter(x, spare, self.jitter.turns[row], self.jitter.weights[row], self.jitter.shifts[row])
+            x, spare = cv2.transform(x, normalize, dst=spare), x  # in place it would take half as long again
             if self.zoom is None:
                 cv2.split(x, list(out[row]))
             else:
@@ -65,25 +70,28 @@ class PixelSteps:
                 out[row, :, top:bottom, left:right] = 0
 
 
-def _jitter_(x: np.ndarray, turn: int, weights: np.ndarray, shift: float) -> None:
-    """`color_jitter_` of one image [H, W, 3], in place."""
-    for number in range(3):
+def _jitter(x: np.ndarray, spare: np.ndarray, turn: int, weights: np.ndarray,
+            shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """`color_jitter_` of one image [H, W, 3]; the result, in x or in spare, and the other of the two."""
+    for number, blend in enumerate(weights.tolist()):
         if number == turn:
             _shift_hue_(x, shift)
-        _blend_(x, *weights[number].tolist())
+        x, spare = _blend(x, spare, *blend), x
     if turn == 3:
         _shift_hue_(x, shift)
+    return x, spare
 
 
-def _blend_(x: np.ndarray, kept: float, grey: float, mean: float) -> None:
+def _blend(x: np.ndarray, out: np.ndarray, kept: float, grey: float, mean: float) -> np.ndarray:
     matrix = np.zeros((3, 4), np.float32)
     matrix[:, :3] = kept * _EYE + grey * _LUMA
     if mean:
         matrix[:, 3] = mean * (_LUMA @ cv2.mean(x)[:3])
-    cv2.transform(x, matrix, dst=x)
+    cv2.transform(x, matrix, dst=out)
     if kept > 1:  # otherwise all weights are shares, and the result lies between what is blended
-        cv2.threshold(x, 1, 0, cv2.THRESH_TRUNC, dst=x)
-        cv2.threshold(x, 0, 0, cv2.THRESH_TOZERO, dst=x)
+        cv2.threshold(out, 1, 0, cv2.THRESH_TRUNC, dst=out)
+        cv2.threshold(out, 0, 0, cv2.THRESH_TOZERO, dst=out)
+    return out
 
 
 def _shift_hue_(x: np.ndarray, shift: float) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.bases import Problems, format_names
 from datasets.files import jpeg, png
-from datasets.files.image_header import read_header
+from datasets.files.image_header import Header, read_header
 from utils.logger import printable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm",
@@ -228,10 +228,12 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> 
         BadImage: the file is empty, of another kind, cut off or damaged, or has more than MAX_PIXELS.
     """
     place = f"{name}: " if name else ""
-    problem = _find_problem(data) or _find_excess(data)
-    if problem:
+    if problem := _find_problem(data):
         raise BadImage(f"{place}{problem}")
-    flag, is_gif = _read_flag(data, size), data.startswith(_GIF)
+    header = read_header(data)
+    if header.width * header.height > MAX_PIXELS:
+        raise BadImage(f"{place}{header.width * header.height:,} pixels; more than {MAX_PIXELS:,} are not decoded")
+    flag, is_gif = _read_flag(header, size), data.startswith(_GIF)
     if data.startswith(png.SIGNATURE):
         data = png.inflate(png.close(data))
     elif data.startswith(jpeg.SIGNATURE):
@@ -271,12 +273,11 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def _read_flag(data: bytes, size: tuple[int, int] | None) -> int:
+def _read_flag(header: Header, size: tuple[int, int] | None) -> int:
     """OpenCV's flag for the smallest size that a JPEG can be decoded at and that has at least `size` both ways."""
-    if size is not None and data.startswith(jpeg.SIGNATURE):
-        height, width = jpeg.read_header(data)[:2]
+    if size is not None and header.format == "JPEG":
         for factor, flag in _REDUCED.items():
-            if -(-height // factor) >= size[0] and -(-width // factor) >= size[1]:
+            if -(-header.height // factor) >= size[0] and -(-header.width // factor) >= size[1]:
                 return flag
     return _WHOLE
 
@@ -297,13 +298,6 @@ def _find_problem(data: bytes) -> str | None:
         return None
     kind = "HEIC, AVIF or a video" if data[4:8] == b"ftyp" else f"it begins with {data[:8]!r}"
     return f"not a {KINDS} file ({kind})"
-
-
-def _find_excess(data: bytes) -> str | None:
-    """Why a file is too large, by what its header promises, or None."""
-    header = read_header(data)
-    pixels = header.width * header.height
-    return f"{pixels:,} pixels; more than {MAX_PIXELS:,} are not decoded" if pixels > MAX_PIXELS else None
 
 
 def _decode_gif(data: bytes) -> np.ndarray | None:

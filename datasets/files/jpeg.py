@@ -71,7 +71,7 @@ def find_problem(data: bytes) -> str | None:
 
 def close(data: bytes) -> bytes:
     """The file with an end mark, for a whole one: OpenCV leaves out the last rows of a file without."""
-    return data if data.rfind(_END, read_header(data).scan) >= 0 else _trim(data) + _END
+    return data if data.endswith(_END) or data.rfind(_END, read_header(data).scan) >= 0 else _trim(data) + _END
 
 
 def _trim(data: bytes) -> bytes:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 
 from datasets.bases import format_names
 from datasets.files.images import BadImage, ImageSource, decode
+from datasets.files.png import crc32
 from utils.files import read_array, read_json, sha256_of
 
 FORMAT = 1
@@ -108,7 +108,7 @@ class PackedSource:
         if shard >= len(self._shards):
             raise OSError(f"{key}: damaged in {self.folder} (no shard {shard}); pack the set again")
         data = self._shards[shard][offset:offset + length]
-        if zlib.crc32(data) != checksum:
+        if crc32(data) != checksum:
             raise OSError(f"{key}: damaged in {self.folder / shard_name(shard)} (checksum); pack the set again")
         return data
 

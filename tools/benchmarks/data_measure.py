@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from configs import load_cfg
+from datasets.batches import open_loader
 from datasets.files.images import decode
 from datasets.make_dataloader import DataLoaders, make_dataloader, make_sets
 from tools.benchmarks import data_baseline as lineage
@@ -58,7 +59,7 @@ class Endless:
     """A sampler's epochs one after the other, so that no epoch's end is measured."""
 
     def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
+        self.sampler, self.width = sampler, sampler.width
 
     def __iter__(self) -> Iterator[list]:
         for epoch in itertools.count(1):
@@ -122,10 +123,8 @@ def load(setting: Setting, augmented: bool = False) -> Steps:
     """The loader alone: uint8 batches in the main process; or augmented there."""
     loaders = setting.loaders()
     augment = _augmentation(setting, loaders) if augmented else None
-    train = loaders.train
-    endless = DataLoader(
-        train.dataset, batch_sampler=Endless(loaders.sampler), num_workers=train.num_workers,
-        collate_fn=train.collate_fn, worker_init_fn=train.worker_init_fn, pin_memory=train.pin_memory)
+    images = loaders.train.dataset
+    endless = open_loader(images.source, images.samples, images.size, Endless(loaders.sampler), setting.workers)
     for batch in endless:
         if augment is not None:
             augment(batch.images, loaders.sampler.epoch, batch.positions)
