@@ -2,12 +2,14 @@
 import json
 import math
 import re
+import threading
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import quick_options
+from processes import longest_file
 from trainings import board_of
 
 from configs import load_cfg
@@ -16,6 +18,7 @@ from processor.trainer import do_train
 from processor.training.curves import draw_curves, means_between_lines
 from processor.training.metrics_log import MetricsLog, loss_terms, read_lines
 from processor.training.step import train_step
+from utils.logger import user_message
 
 
 def texts(folder):
@@ -28,6 +31,21 @@ def test_what_is_no_number_is_null(tmp_path):
     log.write(1, 1, loss=math.nan, id=math.inf, triplet=-math.inf, lr=0.5)
     log.close()
     assert texts(tmp_path) == ['{"epoch": 1, "step": 1, "loss": null, "id": null, "triplet": null, "lr": 0.5}']
+
+
+def test_a_full_disk_of_the_board_is_told_once_and_without_its_thread_s_traceback(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: seen.append(failure.exc_value))
+    log = MetricsLog(tmp_path, 0, 0)
+    with longest_file(200), pytest.raises(OSError, match="File too large") as told:
+        log.write(1, 1, loss=0.5, id=0.25, triplet=0.25, lr=0.5)  # a line of 82 bytes, and more for the board
+    log.board.file_writer.event_writer._async_writer._worker.join(10)
+    assert seen == []
+    assert user_message(told.value) == f"{tmp_path}/tensorboard: File too large"
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in seen] == [ZeroDivisionError]
 
 
 def written(folder):

@@ -463,3 +463,14 @@ def test_what_a_killed_process_left_of_a_file_is_removed_by_the_next_that_writes
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "set.json"])
     write_json(tmp_path / "other.json", [])
     assert not left["other"].exists()
+
+
+def test_a_full_disk_is_told_with_the_file_that_finds_no_room(tmp_path):
+    path = tmp_path / "file"
+    for write, what in ((write_json, [0] * 9999), (write_array, np.zeros(9999))):
+        with longest_file(40), pytest.raises(OSError, match="File too large") as told:
+            write(path, what)
+        assert user_message(told.value) == f"{path}: File too large"
+        assert not list(tmp_path.iterdir())
+    bytes_name = OSError(28, "No space left on device", os.fsencode(path))
+    assert user_message(bytes_name) == f"{path}: No space left on device"

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import glob
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 # What a shell or a caller has opened for the command to read: <(...) and -; it comes to an end.
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _GIVEN = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 
 @contextlib.contextmanager
@@ -34,13 +36,25 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{_mark_of_host()}{uuid.uuid4().hex[:4]}.tmp")
     _remove_earlier(path)
     try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Within: what a disk says of a write, which names no file, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_A_DISK and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+        raise
 
 
 _A_DAY = 86400

@@ -97,11 +97,12 @@ def user_message(error: BaseException) -> str:
                 "it that is")
     if isinstance(error, MemoryError):
         return f"out of memory ({error})" if str(error) else "out of memory"
-    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
-        if isinstance(error, FileExistsError) and not os.path.isdir(error.filename):
-            return f"{printable(error.filename)}: not a folder, and one is needed there"
-        place = " (the system lets nobody make files there)" * error.filename.startswith(("/proc/", "/sys/"))
-        return f"{printable(error.filename)}: {error.strerror}{place}"
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | bytes):
+        name = os.fsdecode(error.filename)  # TensorBoard's are bytes
+        if isinstance(error, FileExistsError) and not os.path.isdir(name):
+            return f"{printable(name)}: not a folder, and one is needed there"
+        place = " (the system lets nobody make files there)" * name.startswith(("/proc/", "/sys/"))
+        return f"{printable(name)}: {error.strerror}{place}"
     text = str(error).strip() or type(error).__name__
     if "Original Traceback" in text:
         text = text.rsplit("\n", 1)[-1].split(": ", 1)[-1]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from utils.dist import Workers
-from utils.files import make_mapped_array, read_array, read_object, write_json
+from utils.files import make_mapped_array, naming, read_array, read_object, write_json
 from utils.process import RunLock
 
 ROWS = ""  # the name of an array that is the only one
@@ -153,13 +153,14 @@ class RowsFile:
     def _flush(self) -> None:
         """The rows before the bytes that say that they are there."""
         if self._pending:
-            with open(self.partial / f"problems.{self._workers.rank}", "a", encoding="utf-8") as file:
-                # A line break first, because a kill may have cut off the line before.
-                file.writelines(f"\n{json.dumps(problem)}\n" for problem in self._problems)
-            for array in self._arrays.values():
-                array.flush()
-            self._done[self._pending] = 1
-            self._done.flush()
+            with naming(self.partial):
+                with open(self.partial / f"problems.{self._workers.rank}", "a", encoding="utf-8") as file:
+                    # A line break first, because a kill may have cut off the line before.
+                    file.writelines(f"\n{json.dumps(problem)}\n" for problem in self._problems)
+                for array in self._arrays.values():
+                    array.flush()
+                self._done[self._pending] = 1
+                self._done.flush()
         self._pending, self._problems, self._flushed = [], [], time.monotonic()
 
     def _read_problems(self) -> Problems:

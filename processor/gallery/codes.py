@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.files import atomic_path
+from utils.files import atomic_path, naming
 from utils.parallel import in_threads, thread_count
 
 UNIT = 2.0**-24       # float32 rounds by this share at most
@@ -231,7 +231,7 @@ def append_codes(path: Path, dim: int, vectors: Callable[[slice], np.ndarray], s
         return
     _, errors_start, codes_start, _ = rows.starts
     errors_middle = (errors_start + codes_start) // 2
-    with open(path, "r+b") as file:
+    with naming(path), open(path, "r+b") as file:
         firsts = range(len(rows), stop, ROWS_AT_ONCE)
         coded = in_threads(lambda first: rows.basis.encode(vectors(slice(first, min(first + ROWS_AT_ONCE, stop)))),
                            firsts, thread_count(torch.device("cpu")))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from processor.gallery.contract import Where, check_vectors
-from utils.files import sync_folder
+from utils.files import naming, sync_folder
 
 if TYPE_CHECKING:
     from processor.gallery.codes import CodedRows
@@ -58,7 +58,7 @@ def append_bytes(path: Path, size: int, data: memoryview | bytes) -> None:
 
 def wipe_bytes(path: Path, spans: Iterable[tuple[int, int]]) -> None:
     """Overwrite (start, length) spans of a file with zeros; durable on return."""
-    with open(path, "r+b") as file:
+    with naming(path), open(path, "r+b") as file:
         for start, length in spans:
             file.seek(start)
             file.write(bytes(length))

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils.files import write_text
+from utils.files import naming, write_text
 
 _BOARD_IMAGES = 16
 _NO_TERMS = ("epoch", "step", "loss", "acc", "grad_norm", "lr", "skipped", "images_per_second", "data_wait", "gpu_gib")
@@ -31,6 +33,8 @@ class MetricsLog:
         kept = [line for line in read_lines(self.path)
                 if line["epoch"] <= epochs or ("loss" in line and line["step"] <= steps)]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        if not isinstance(threading.excepthook, _ThreadHook):
+            threading.excepthook = _ThreadHook(threading.excepthook)
         # A board forgets whole steps: what is kept of the last one is written again.
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps)
         for line in kept:
@@ -40,25 +44,39 @@ class MetricsLog:
     def write(self, step: int, epoch: int, **figures: float) -> None:
         """Add a line; a figure that is not finite is null, because JSON has no such number."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        with open(self.path, "a", encoding="utf-8") as out:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as out:
             out.write(json.dumps({"epoch": epoch, "step": step, **finite}, allow_nan=False) + "\n")
         self._add_to_board({"epoch": epoch, "step": step, **figures})
 
     def _add_to_board(self, line: dict[str, Any]) -> None:
-        for name, value in line.items():
-            if name not in ("epoch", "step") and value is not None:
-                self.board.add_scalar(name, value, line["step"])
-        self.board.flush()
+        with naming(self.board.log_dir):
+            for name, value in line.items():
+                if name not in ("epoch", "step") and value is not None:
+                    self.board.add_scalar(name, value, line["step"])
+            self.board.flush()
 
     def add_images(self, images: torch.Tensor, mean: list[float], std: list[float]) -> None:
         """Put the first images of a batch on the board, as the model gets them. images: [B, 3, H, W], normalised."""
         images = images[:_BOARD_IMAGES].detach().float().cpu()
         images = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-        self.board.add_images("batch", images.clamp(0, 1), 0)  # before step 1, so that no resumed run forgets it
-        self.board.flush()
+        with naming(self.board.log_dir):
+            self.board.add_images("batch", images.clamp(0, 1), 0)  # before step 1, so that no resumed run forgets it
+            self.board.flush()
 
     def close(self) -> None:
         self.board.close()
+
+
+class _ThreadHook:
+    """threading.excepthook without what the board's thread cannot write: our next flush raises that, too."""
+
+    def __init__(self, before: Callable[[Any], Any]):
+        self._before = before
+
+    def __call__(self, failure: Any) -> None:
+        is_of_board = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (is_of_board and isinstance(failure.exc_value, OSError)):
+            self._before(failure)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
