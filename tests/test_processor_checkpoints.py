@@ -181,6 +181,36 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
     assert refused > len(whole) // 3 // 3
 
 
+def doubled(times):
+    value = ["x"]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(("make", "reason"), [
+    (lambda: torch.zeros(1).expand(2**40), "again and again"),
+    (lambda: torch.zeros(1, 1).expand(9, 2**40), "again and again"), (lambda: doubled(60), "again and again"),
+    (lambda: [torch.zeros(2**20).expand(19, -1) for _ in range(9)], "again and again"),
+    (lambda: torch.eye(3).to_sparse(), "a sparse_coo cpu tensor"),
+    (lambda: torch.zeros(2**40, device="meta"), "a strided meta tensor"),
+    (lambda: torch.eye(3).to_sparse_csr(), "a sparse_csr cpu tensor"),
+    (lambda: torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8), "a quantised tensor")])
+@pytest.mark.filterwarnings("ignore:.*(quantize|Sparse CSR|sparse tensor|TypedStorage)")
+def test_tensors_without_numbers_of_their_own_are_refused_and_take_no_memory(tmp_path, make, reason):
+    torch.save({"model": {"a": torch.ones(3), "b": make()}, CHECKSUM: "x"}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=f"a.pth: holds .*{reason}"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_tensors_that_share_their_numbers_are_read(tmp_path):
+    shared = torch.arange(12.0)
+    save_checkpoint(tmp_path / "a.pth", {"rows": shared.view(3, 4).t(), "one": shared[:1].expand(5000), "all": shared})
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert read["rows"].tolist() == shared.view(3, 4).t().tolist()
+    assert read["one"].shape == (5000,)
+
+
 def test_another_configuration_is_refused_by_its_keys(tiny_data, folder):
     cfg = cfg_of(tiny_data, folder, "SOLVER.BASE_LR", 0.5, "SOLVER.EMA_DECAY", 0.8)
     for resume in ("auto", str(folder / OF_EPOCH.format(1))):

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_MOST_VALUES = 4_000_000  # of a file: a model of the largest has a thousandth of it
+_SHARED, _MOST_BYTES = 4, 1 << 28  # so often may a file's numbers be in it, and as many bytes more
 _PLAIN = re.compile(r"[<>|=]?([biufc]\d{1,2}|U\d{1,6})")
 
 
@@ -113,14 +115,46 @@ def stand_ins() -> Iterator[None]:
 
 
 def as_plain(value: Any) -> Any:
-    """A value that was read within `stand_ins`, with dicts for Namespaces and tensors for numpy arrays."""
-    if isinstance(value, _NDArray):
-        return torch.from_numpy(value.array)
-    if isinstance(value, _Namespace):
-        return {key: as_plain(inner) for key, inner in value.items()}
-    if isinstance(value, dict):
-        for key in value:
-            value[key] = as_plain(value[key])
-    elif type(value) in (list, tuple):
-        return type(value)(as_plain(inner) for inner in value)
-    return value
+    """A value that was read within `stand_ins`, with dicts for Namespaces and tensors for numpy arrays.
+
+    Raises:
+        NotPlain: it holds tensors without numbers of their own, or a small file's references make far more of it than
+            the file holds.
+    """
+    return _Walk().plain(value)
+
+
+class _Walk:
+    """Through a value, counting what it would be if nothing in it were shared."""
+
+    def __init__(self) -> None:
+        self.values = self.size = 0
+        self.storages: dict[int, int] = {}  # address -> bytes
+
+    def plain(self, value: Any) -> Any:
+        self.values += 1
+        if isinstance(value, torch.Tensor):
+            value = self._tensor(value)
+        elif isinstance(value, _NDArray):
+            value = torch.from_numpy(value.array)
+        elif isinstance(value, _Namespace):
+            value = {key: self.plain(inner) for key, inner in value.items()}
+        elif isinstance(value, dict):
+            for key in value:
+                value[key] = self.plain(value[key])
+        elif type(value) in (list, tuple):
+            value = type(value)(self.plain(inner) for inner in value)
+        elif isinstance(value, (str, bytes)):
+            self.size += len(value)
+        if self.values > _MOST_VALUES or self.size > _SHARED * sum(self.storages.values()) + _MOST_BYTES:
+            raise NotPlain("holds the same values and numbers again and again: more than memory holds, were they whole")
+        return value
+
+    def _tensor(self, value: torch.Tensor) -> torch.Tensor:
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            kind = "a quantised" if value.is_quantized else f"a {value.layout} {value.device}".replace("torch.", "")
+            raise NotPlain(f"holds {kind} tensor, expected whole ones of plain numbers")
+        self.size += value.numel() * value.element_size()
+        storage = value.untyped_storage()
+        self.storages[storage.data_ptr()] = storage.nbytes()
+        return value.resolve_conj().resolve_neg()
