@@ -85,6 +85,18 @@ def test_lines_that_are_none_are_passed_over(tmp_path):
     assert read_lines(tmp_path / "nothing.jsonl") == []
 
 
+@pytest.mark.parametrize("line", [
+    b'{"epoch": 1, "step": 1, "loss": 1.0, "' + b"(" * 200_000 + b'": 1.0}', b'{"epoch": 1, "step": 1, "loss": "1"}',
+    b'{"epoch": 1, "step": 1, "loss": NaN}', b'{"epoch": 1, "step": 1, "loss": 1' + b"0" * 400 + b"}",
+    b'{"epoch": 0, "step": 1, "loss": 1.0}', b'{"epoch": 1, "step": 1e300, "loss": 1.0}', b"[" * 200_000,
+    b'{"epoch": 1, "step": 1, "loss\xff": 1.0' + b', "a": {}}'])
+def test_a_damaged_line_is_left_out_and_told_and_the_rest_is_drawn(tmp_path, caplog, line):
+    (tmp_path / "metrics.jsonl").write_bytes(line + b'\n{"epoch": 1, "step": 2, "loss": 0.5, "lr": 0.1}\n')
+    assert draw_curves(tmp_path).stat().st_size < 200_000
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [2]
+    assert "metrics.jsonl: 1 lines are left out" in caplog.text
+
+
 # ------------------------------------------------------------------ of a training
 @pytest.mark.usefixtures("tiny_backbone")
 def test_a_training_leaves_its_figures_and_one_batch_as_the_model_saw_it(tiny_data, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 CURVES = "training_curve.png"
 # Okabe and Ito, Color Universal Design, 2008: everyone can tell them apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MOST = 24  # curves of one kind; with more nobody could read the legend
 _INK, _PALE = "#222222", "#AAAAAA"
 _FIGURES_OF_NOW = ("epoch", "step", "lr", "skipped", "images_per_second", "data_wait", "gpu_gib")
 
@@ -73,7 +74,7 @@ def means_between_lines(steps: list[dict], per_epoch: float) -> list[dict]:
 # ------------------------------------------------------------------ the three parts
 def _draw_loss(axes: Any, steps: list[dict]) -> None:
     losses = [{"epochs": line["epochs"], "loss": line["loss"], **loss_terms(line)} for line in steps]
-    names = dict.fromkeys(name for line in losses for name in line if name not in ("epochs", "loss"))
+    names = list(dict.fromkeys(name for line in losses for name in line if name not in ("epochs", "loss")))[:_MOST]
     _curve(axes, losses, "loss", color=_INK, linewidth=2.2, zorder=3)
     for name, color in zip(names, _COLORS * len(names), strict=False):
         _curve(axes, losses, name, color=color, linewidth=1.3)
@@ -89,7 +90,8 @@ def _draw_loss(axes: Any, steps: list[dict]) -> None:
 
 
 def _draw_accuracy(axes: Any, steps: list[dict], tests: list[dict]) -> None:
-    domains = dict.fromkeys(name.partition("/")[0] for line in tests for name in line if name.endswith("/mAP"))
+    domains = list(dict.fromkeys(name.partition("/")[0] for line in tests for name in line
+                                 if name.endswith("/mAP")))[:_MOST]
     for domain, color in zip(domains, _COLORS * len(domains), strict=False):
         for metric, style in (("mAP", "-"), ("rank1", ":")):
             _curve(axes, tests, f"{domain}/{metric}", color=color, linewidth=1.8 if domain == "all" else 1.1,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from typing import Any
 
 import torch
 
-from utils.files import naming, write_text
+from utils.files import naming, read_file, write_text
 
+logger = logging.getLogger(__name__)
 _BOARD_IMAGES = 16
+_MOST_FIGURES, _LONGEST_NAME = 1000, 100  # of a line
+_MOST, _MOST_STEPS = 1e100, 1 << 53  # an absolute value, a step
 _NO_TERMS = ("epoch", "step", "loss", "acc", "grad_norm", "lr", "skipped", "images_per_second", "data_wait", "gpu_gib")
 
 
@@ -80,15 +84,29 @@ class _ThreadHook:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl; a line that a kill cut off is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    """The whole lines of metrics.jsonl; a line that a kill cut off, or that is no line of figures, is left out."""
+    lines, left_out = [], 0
+    for text in read_file(path).decode("utf-8", "replace").split("\n") if path.is_file() else []:
         try:
             line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if _has_figures(line):
             lines.append({**line, "step": int(line["step"]), "epoch": int(line["epoch"])})
-        except (ValueError, KeyError, TypeError):
-            continue
+        else:
+            left_out += bool(text.strip())
+    if left_out:
+        logger.warning("%s: %d lines are left out, because they are cut off or damaged", path, left_out)
     return lines
+
+
+def _has_figures(line: Any) -> bool:
+    """Whether a value of JSON may be a line: an epoch, a step, and some figures with short names."""
+    if not isinstance(line, dict) or not {"epoch", "step"} <= line.keys() or len(line) > _MOST_FIGURES:
+        return False
+    return all(len(name) <= _LONGEST_NAME and (value is None or (type(value) in (int, float) and abs(value) < _MOST))
+               for name, value in line.items()) and all(
+                   line[name] is not None and 0 < line[name] < _MOST_STEPS for name in ("epoch", "step"))
 
 
 def loss_terms(figures: dict[str, Any]) -> dict[str, float]:
