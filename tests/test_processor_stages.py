@@ -13,6 +13,7 @@ from configs import dump_cfg, load_cfg
 from processor import pipeline
 from processor.pipeline import Recipe, Settings, StageFailed, plan, run, survey
 from processor.stages import facts, running
+from processor.stages.stage import Stage, assess, write_done
 from tools import pipeline as command_line
 from tools.campaigns.tool_server import run_logged_by_server, run_tool
 from utils.checkpoint import read_checkpoint, save_checkpoint
@@ -391,3 +392,11 @@ def test_a_record_says_what_a_stage_depended_on(done):
     assert record["outputs"].keys() == {f"tiny/{NET}_4.pth"}
     assert record["facts"]["SOLVER.BASE_LR"] == 0.0003
     assert not [key for key in record["facts"] if key.startswith("TEST.T")]
+
+
+@pytest.mark.parametrize("record", [{"facts": {}, "outputs": []}, {"facts": [], "outputs": {}}, {"facts": 3}, []])
+def test_a_record_with_values_of_other_types_is_none(tmp_path, record):
+    stage = Stage("test_a", [], [tmp_path / "a" / "metrics.json"], {})
+    write_done(stage, tmp_path, {}, 1.0)
+    (tmp_path / "stages" / "test_a.done.json").write_text(json.dumps(record))
+    assert assess(stage, tmp_path).why == "not done yet"

@@ -72,7 +72,9 @@ def read_record(stage: Stage, out: Path, kind: str) -> dict:
         record = read_json(_record_path(stage, out, kind))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    return record if all(isinstance(record.get(name, {}), dict) for name in ("facts", "outputs")) else {}
 
 
 def write_begun(stage: Stage, out: Path, facts: Facts) -> None:
