@@ -1,4 +1,5 @@
 """What is kept of an image: header, digests, perceptual hash; and a store that lets a killed run go on."""
+import contextlib
 import io
 import os
 import sqlite3
@@ -105,6 +106,15 @@ def test_a_file_that_asks_for_gigabytes_is_not_decoded(kind, monkeypatch):
     record, problem = inspect_image(huge(kind))
     assert problem.endswith("1,600,000,000 pixels; more than 50,000,000 are not decoded")
     assert not record["good"]
+
+
+def test_a_jpeg_of_thousands_of_scans_over_many_pixels_is_not_decoded():
+    data = saved(Image.new("L", (8, 8)), "JPEG", progressive=True)
+    frame, scan = data.index(b"\xff\xc2"), data.rindex(b"\xff\xda")
+    many = data[:frame + 5] + b"\x1b\x58" * 2 + data[frame + 9:scan] + data[scan:-2] * 200 + data[-2:]
+    assert inspect_image(many)[1].endswith("scans over 49,000,000 pixels; a whole JPEG has some tens")
+    small = data[:scan] + data[scan:-2] * 200 + data[-2:]
+    assert "scans over" not in inspect_image(small)[1]
 
 
 def test_a_header_that_no_reader_expects_is_unknown_and_no_error(monkeypatch):
@@ -224,6 +234,16 @@ def test_a_file_from_before_1970_is_a_file(folder, monkeypatch):
     read = count_reads(monkeypatch)
     inspect(folder)
     assert read == []
+
+
+def test_records_whose_table_is_an_endless_query_are_begun_anew(folder, caplog):
+    before = inspect(folder)
+    with contextlib.closing(sqlite3.connect(folder / "records.sqlite")) as db:
+        db.execute("DROP TABLE images")
+        db.execute("CREATE VIEW images AS WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) "
+                   "SELECT x AS key, x AS record, x AS problem FROM c")
+    assert inspect(folder).records.tobytes() == before.records.tobytes()
+    assert "records.sqlite is damaged or no record store" in caplog.text
 
 
 def test_another_run_reads_only_what_is_new_or_has_changed(folder, monkeypatch):

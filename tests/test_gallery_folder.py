@@ -1,7 +1,9 @@
 """The gallery in a folder: whole commits whatever happens, and nothing is left of the erased."""
+import contextlib
 import os
 import re
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -465,6 +467,40 @@ def test_a_compaction_that_the_disk_breaks_off_leaves_what_was(gallery, monkeypa
     assert sorted(path.name for path in gallery.folder.glob("vectors*")) == names
     assert content(gallery) == before
     assert gallery.compact() == 2 * DIM * 4
+
+
+@pytest.mark.parametrize("statements", [
+    ["DROP TABLE segments", "CREATE VIEW segments AS WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) "
+                            "SELECT x AS slot, x AS count FROM c"],
+    ["CREATE TRIGGER t AFTER INSERT ON rows BEGIN DELETE FROM rows; END"],
+    ["CREATE INDEX i ON rows (name || data)"], ["ALTER TABLE rows ADD COLUMN more GENERATED ALWAYS AS (id) VIRTUAL"],
+    ["CREATE VIRTUAL TABLE more USING fts4(x)"], ["DROP INDEX rows_changed"]])
+def test_tables_that_are_not_as_they_were_made_are_named_and_never_read(gallery, statements):
+    add(gallery, range(4))
+    with gallery._db.writing() as db:
+        db.execute("CREATE TABLE mine (x)")  # which nothing reads
+    with open_gallery(gallery.folder) as again:
+        assert again.count() == 4
+    with gallery._db.writing() as db:
+        for statement in statements:
+            db.execute(statement)
+    with pytest.raises(OSError, match=r"gallery.sqlite: damaged, or of another program: not the tables and indices"):
+        open_gallery(gallery.folder)
+
+
+@pytest.mark.parametrize(("name", "statement"), [
+    ("gallery", "UPDATE setting SET value='x' WHERE key='dim'"), ("gallery", "UPDATE setting SET value=-4e16"),
+    ("gallery", "DELETE FROM setting"), ("ledger", "DELETE FROM setting"), ("ledger", "UPDATE setting SET value=NULL"),
+    ("gallery", "UPDATE segments SET count=x'00'"), ("gallery", "UPDATE rows SET place='x'"),
+    ("gallery", "UPDATE rows SET place=1 << 40"), ("gallery", "UPDATE rows SET camera=x'ff'"),
+    ("gallery", "INSERT INTO dead VALUES (-1, NULL, NULL, 0, 9)")])
+def test_values_that_nobody_wrote_are_told_with_the_file(gallery, name, statement):
+    add(gallery, range(4))
+    gallery.close()
+    with contextlib.closing(sqlite3.connect(gallery.folder / f"{name}.sqlite", isolation_level=None)) as db:
+        db.execute(statement)
+    with pytest.raises(OSError, match=f"{name}.sqlite: damaged"), open_gallery(gallery.folder) as again:
+        again.count()
 
 
 def test_a_later_versions_gallery_is_refused(gallery):

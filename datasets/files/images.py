@@ -34,6 +34,7 @@ _GIF = (b"GIF87a", b"GIF89a")
 _SELF_CHECKED = (b"II*\0", b"MM\0*", *(b"P%d%c" % (kind, blank) for kind in range(1, 7) for blank in b" \t\r\n"),
                  b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 MAX_PIXELS = 50_000_000  # more is not decoded: a file of some kilobytes can ask for gigabytes
+_MOST_SCANNED = 100 * MAX_PIXELS  # a progressive JPEG goes over its pixels once for each scan, however short that is
 KINDS = "PNG, JPEG, BMP, WebP, TIFF, GIF, JPEG 2000 or PNM"
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
@@ -228,11 +229,9 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> 
         BadImage: the file is empty, of another kind, cut off or damaged, or has more than MAX_PIXELS.
     """
     place = f"{name}: " if name else ""
-    if problem := _find_problem(data):
+    problem, header = _find_problem(data), read_header(data)
+    if problem := problem or _find_excess(header, data):
         raise BadImage(f"{place}{problem}")
-    header = read_header(data)
-    if header.width * header.height > MAX_PIXELS:
-        raise BadImage(f"{place}{header.width * header.height:,} pixels; more than {MAX_PIXELS:,} are not decoded")
     flag, is_gif = _read_flag(header, size), data.startswith(_GIF)
     if data.startswith(png.SIGNATURE):
         data = png.inflate(png.close(data))
@@ -298,6 +297,17 @@ def _find_problem(data: bytes) -> str | None:
         return None
     kind = "HEIC, AVIF or a video" if data[4:8] == b"ftyp" else f"it begins with {data[:8]!r}"
     return f"not a {KINDS} file ({kind})"
+
+
+def _find_excess(header: Header, data: bytes) -> str | None:
+    """Why a file is too large, by what its header promises, or None."""
+    pixels = header.width * header.height
+    if pixels > MAX_PIXELS:
+        return f"{pixels:,} pixels; more than {MAX_PIXELS:,} are not decoded"
+    # A scan takes ten bytes at least: nearly no file need be searched for them.
+    if pixels * len(data) > 10 * _MOST_SCANNED and pixels * jpeg.count_scans(data) > _MOST_SCANNED:
+        return f"{jpeg.count_scans(data):,} scans over {pixels:,} pixels; a whole JPEG has some tens"
+    return None
 
 
 def _decode_gif(data: bytes) -> np.ndarray | None:

@@ -20,6 +20,7 @@ _CONTINUATIONS = tuple(b"".join(bytes([first, *range(first % 7, 251), 0xFF, rest
 _PADDING = 8  # zeros at the end of a file are no data if there are so many
 _SILENT = threading.RLock()  # threads would take each other's standard error; one may listen while it listens
 _SCAN = 0xDA
+_SCAN_MARK = bytes([0xFF, _SCAN])  # FF in a scan is followed by 00 or a restart
 _DAMAGE = (b"Corrupt JPEG data", b"Premature end of JPEG", b"Inconsistent progression", b"Invalid SOS parameters")
 _WORDS = (*_DAMAGE, b"Unknown Adobe color transform", b"Warning: unknown JFIF revision", b"Application transferred")
 # Markers that begin a frame: all of C0 … CF but the Huffman tables, JPG and the arithmetic conditioning.
@@ -58,6 +59,11 @@ def read_header(data: bytes) -> JpegHeader:
         # FF may be repeated as padding; every other segment before the scan has a length.
         position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2:position + 4], "big")
     return header
+
+
+def count_scans(data: bytes) -> int:
+    """How often a decoder goes over a JPEG's pixels, those of its thumbnail counted in; 0 for another file."""
+    return data.count(_SCAN_MARK) if data.startswith(SIGNATURE) else 0
 
 
 def find_problem(data: bytes) -> str | None:

@@ -23,6 +23,7 @@ from datasets.files.images import BadImage, FileSource, decode
 from datasets.sets.domains import domain_of
 from utils.parallel import in_processes
 from utils.progress import progress as show_progress
+from utils.sqlite_schema import check_schema
 
 RECORD = np.dtype([
     ("file", "<u8", 2),     # digest of the file's bytes
@@ -40,6 +41,9 @@ NEAR_SIDE = 16           # the perceptual hash has NEAR_SIDE ** 2 bits
 _SECONDS_BETWEEN_SAVES = 2.0
 # In what SQLite says where the disk or another process is at fault, and not the file.
 _NOT_DAMAGE = ("unable to open", "readonly", "locked", "full", "disk I/O", "permission")
+
+_SCHEMA = """CREATE TABLE made_for (text TEXT);
+CREATE TABLE images (key TEXT PRIMARY KEY, record BLOB, problem TEXT) WITHOUT ROWID"""
 
 logger = logging.getLogger(__name__)
 
@@ -226,9 +230,9 @@ class RecordStore:
     def _open(self) -> None:
         self._connection = sqlite3.connect(self.path)
         self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute("CREATE TABLE IF NOT EXISTS made_for (text TEXT)")
-        self._connection.execute("CREATE TABLE IF NOT EXISTS images (key TEXT PRIMARY KEY, record BLOB, problem TEXT) "
-                                 "WITHOUT ROWID")
+        for statement in _SCHEMA.split(";"):
+            self._connection.execute(statement.replace("TABLE", "TABLE IF NOT EXISTS", 1))
+        check_schema(self._connection, _SCHEMA)
         row = self._connection.execute("SELECT text FROM made_for").fetchone()
         if row is None:
             self._connection.execute("INSERT INTO made_for VALUES (?)", (self._made_for,))

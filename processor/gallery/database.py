@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from utils.sqlite_schema import check_schema
+
 WAIT = 30  # seconds for another process that writes
 FORMAT = 1  # of the tables
 AT_ONCE = 900  # values of one query; old SQLites take 999
@@ -35,9 +37,10 @@ class Database:
                         for statement in schema.split(";"):
                             db.execute(statement)
                         db.execute(f"PRAGMA user_version={FORMAT}")
+            if self._format() > FORMAT:
+                raise ValueError(f"{path}: written by a later version of this project; update it to read this gallery")
+            check_schema(self._writer, schema)
             self._reader = self.connect()
-        if self._format() > FORMAT:
-            raise ValueError(f"{path}: written by a later version of this project; update it to read this gallery")
 
     def _format(self) -> int:
         return self._writer.execute("PRAGMA user_version").fetchone()[0]

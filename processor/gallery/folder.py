@@ -79,8 +79,7 @@ class FolderGallery:
         folder.mkdir(parents=True, exist_ok=True)
         self._db = Database(folder / DATABASE, SCHEMA.format(dim=dim, vectors=vectors or DTYPES[0]))
         with self._db.reading() as db:
-            settings = dict(db.execute("SELECT key, value FROM setting"))
-        self.dim, self.vectors = settings["dim"], settings["vectors"]
+            self.dim, self.vectors = read_setting(db, "dim"), read_setting(db, "vectors")
         for name, wanted, held in (("dimension", dim, self.dim), ("dtype", vectors, self.vectors)):
             if wanted not in (None, held):
                 raise ValueError(f"{folder}: a gallery of {name} {held}, not {wanted}")

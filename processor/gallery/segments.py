@@ -26,6 +26,7 @@ SLOT_BITS = 32  # a row's place is slot << SLOT_BITS | its row in the slot's fil
 DTYPES = ("float32", "float16")
 READ = 2**16  # rows whose columns are read at a time
 CODE_ROWS = 8192  # rows without a code that are worth one
+_TEXTS = ("model", "vectors")  # settings that are no number
 COLUMNS = ("id", "camera", "time", "identity", "set")  # set as its code
 
 
@@ -232,13 +233,25 @@ class Segments:
         counts = dict(db.execute("SELECT slot, count FROM segments"))
         self.by_slot = {slot: segment for slot, segment in self.by_slot.items() if slot in counts}
         for slot, count in counts.items():
+            if type(count) is not int or not 0 <= count <= 2**SLOT_BITS:
+                raise sqlite3.DatabaseError(f"damaged: {str(count)[:40]!r} rows in file {slot}")
             if slot not in self.by_slot:
                 self.by_slot[slot] = Segment(self._path_of(slot), slot, self._dim, self._dtype, count)
             elif len(self.by_slot[slot]) != count:
                 self.by_slot[slot].extend(count)
 
     def _read_rows(self, db: sqlite3.Connection) -> None:
-        """Bring in what has changed since this commit."""
+        """Bring in what has changed since this commit.
+
+        Raises:
+            sqlite3.DatabaseError: there are rows of no file, or other values than whole numbers.
+        """
+        try:
+            self._put_rows(db)
+        except (TypeError, ValueError, OverflowError, LookupError) as error:
+            raise sqlite3.DatabaseError(f"damaged: rows that nobody wrote so ({error})") from error
+
+    def _put_rows(self, db: sqlite3.Connection) -> None:
         self._sets = dict(db.execute("SELECT name, code FROM sets"))
         # The first time in the table's order: through the index it would take longer.
         rows = db.execute('SELECT place, id, camera, time, identity, "set" FROM rows '
@@ -253,8 +266,16 @@ class Segments:
 
 
 def read_setting(db: sqlite3.Connection, key: str) -> Any:
-    """A value of the table `setting`."""
-    return db.execute("SELECT value FROM setting WHERE key=?", (key,)).fetchone()[0]
+    """A value of the table `setting`.
+
+    Raises:
+        sqlite3.DatabaseError: it is not there, or none that was written.
+    """
+    value, = db.execute("SELECT value FROM setting WHERE key=?", (key,)).fetchone() or (None,)
+    is_good = isinstance(value, str) if key in _TEXTS else type(value) is int and value >= 0
+    if not is_good or (key == "dim" and not value) or (key == "vectors" and value not in DTYPES):
+        raise sqlite3.DatabaseError(f"damaged: its setting {key} is {str(value)[:40]!r}")
+    return value
 
 
 def by_slot(places: np.ndarray, *values: np.ndarray) -> Iterator[tuple]:
