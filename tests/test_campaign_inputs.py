@@ -6,7 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from tools.campaigns.inputs.mutate import Payload, mutate
+from tools.campaigns.inputs.mutate import mutate
+from tools.campaigns.inputs.raw import Payload
+from tools.campaigns.inputs.values import means_of
 from tools.campaigns.tool_server import run_tool
 from utils.files import read_json
 
@@ -72,7 +74,7 @@ def test_the_payload_of_a_pickle_makes_the_canary(tmp_path):
 @pytest.mark.parametrize("data", [b"abc", json.dumps({"a": [1, {"b": 2}]}).encode(), b"MODEL:\n  NAME: x\n",
                                   pickle.dumps(np.eye(3))])
 def test_damage_is_a_function_of_the_draw_and_changes_the_file(tmp_path, data):
-    made = [[mutate(data, random.Random(seed), tmp_path / "canary", [b"other"]) for seed in range(60)]
+    made = [[mutate(data, random.Random(seed), means_of(tmp_path / "canary", [b"other"])) for seed in range(60)]
             for _ in range(2)]
     assert made[0] == made[1]
     assert len({changed for changed, _ in made[0]}) > 20

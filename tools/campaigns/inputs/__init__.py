@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tools.campaigns.record import Campaign
 
 _ALIKE = 3  # findings of one place in the code that are kept
+_LARGE = 1 << 20  # bytes
 _AT_ONCE = 20  # cases of a kind, one after the other in one process
 
 
@@ -45,8 +46,10 @@ def run_campaign(campaign: Campaign) -> None:
         raise RuntimeError(f"no specimens: {made.fault} {made.detail} {made.error}")
     chosen = [kind for kind in kinds.KINDS if kind.quick or not campaign.quick]
     trials, at_once = [Trials(campaign, kind, base, scratch) for kind in chosen], 1 if campaign.quick else _AT_ONCE
-    # What takes no model is read in a fifth of the time: so it is tried three times as often.
-    order = [*trials, *(trial for trial in trials * 2 if trial.kind.quick and not campaign.quick)]
+    # What is read fast is tried more often, spread over the round.
+    order = trials if campaign.quick else [trial for _, _, trial in sorted(
+        ((turn + 0.5) / trial.kind.turns, number, trial) for number, trial in enumerate(trials)
+        for turn in range(trial.kind.turns))]
     cases = campaign.cases(at_once * len(trials) if campaign.quick else None)
     while group := list(islice(cases, at_once)):
         order[group[0][0] // at_once % len(order)].run(group)
@@ -70,16 +73,17 @@ class Trials:
 
     def __init__(self, campaign: Campaign, kind: Kind, base: Path, scratch: Path) -> None:
         from tools.campaigns.inputs.kinds import files_of
+        from tools.campaigns.inputs.values import means_of
 
         self.campaign, self.kind, self.base, self.scratch = campaign, kind, base, scratch
         self.files = files_of(kind, base / kind.folder, kind.files)
         if not self.files:
             raise RuntimeError(f"{kind.what}: no specimen")
-        self.others = [path.read_bytes() for path in sorted((base / "pictures").iterdir())[:4]]
         self.outcomes, self.alike = Counter(), Counter()
         self.slowest, self.largest = 0.0, 0
         self.undamaged: dict[Path, str] = {}
-        self.canary = scratch / "canary"
+        self.means = means_of(scratch / "canary", [path.read_bytes() for path in sorted(
+            (base / "pictures").iterdir())[:4]], campaign.seed)
         self.damaged: Path | None = None
         self.copied: dict[str, tuple[int, int]] = {}  # the files of the copy that this process has made
 
@@ -103,7 +107,7 @@ class Trials:
     def _damage(self, file: Path, draw: Random) -> tuple[bytes, str]:
         from tools.campaigns.inputs.mutate import mutate
 
-        return mutate((self.base / self.kind.folder / file).read_bytes(), draw, self.canary, self.others)
+        return mutate((self.base / self.kind.folder / file).read_bytes(), draw, self.means)
 
     def _renewed_copy(self) -> Path:
         """A copy of the kind's folder: that of the case before, where it wrote nothing into it."""
@@ -111,13 +115,13 @@ class Trials:
         try:
             if self.damaged:
                 (copy / self.damaged).unlink()
-                shutil.copy2(source / self.damaged, copy / self.damaged)
+                _link_large(str(source / self.damaged), str(copy / self.damaged))
             is_whole = _files_in(copy) == self.copied
         except OSError:
             is_whole = False
         if not is_whole:
             shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(source, copy, copy_function=_link_pictures)
+            shutil.copytree(source, copy, copy_function=_link_large)
             self.copied = _files_in(source)
         self.damaged = None
         return copy
@@ -135,13 +139,13 @@ class Trials:
         try:
             return self.kind.read(copy, copy / file, self.base)
         finally:
-            if self.canary.exists():
-                self.canary.unlink()
+            if self.means.canary.exists():
+                self.means.canary.unlink()
                 raise CodeRun
 
     def _judge(self, file: Path, number: int, draw: Random, outcome: Outcome) -> None:
         fault, detail = outcome.fault, outcome.detail
-        from tools.campaigns.inputs.mutate import SEALED
+        from tools.campaigns.inputs.stores import SEALED
 
         state = draw.getstate()
         if CodeRun.__name__ in detail[-200:]:
@@ -174,9 +178,10 @@ def _place(detail: str) -> str:
     return f"{places[-1:]} {detail.strip().splitlines()[-1][:30] if detail.strip() else ''}"
 
 
-def _link_pictures(source: str, target: str) -> None:
-    """Copy a file; a picture of a data set, which nothing writes to, is linked."""
-    (os.link if "MyDataSet" in source and source.endswith(".png") else shutil.copy2)(source, target)
+def _link_large(source: str, target: str) -> None:
+    """Copy a file; what nothing writes to in its place is linked: a picture of a data set, a model's weights."""
+    is_left = ("MyDataSet" in source and source.endswith(".png")) or os.path.getsize(source) > _LARGE
+    (os.link if is_left else shutil.copy2)(source, target)
 
 
 def _files_in(folder: Path) -> dict[str, tuple[int, int]]:
@@ -193,7 +198,7 @@ def _files_in(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _import_all(quick: bool) -> None:
-    """Import what commands import late, so that no case does; quick: what takes no model."""
+    """Import and make what takes long once a process, so that no case does; quick: what takes no model."""
     import importlib
     import pkgutil
 
@@ -208,6 +213,12 @@ def _import_all(quick: bool) -> None:
     for module in pkgutil.walk_packages(processor.__path__, "processor."):
         if "service" not in module.name:
             importlib.import_module(module.name)
+    from model.pretrained import BACKBONES, describe_nearest
+    from tools.campaigns.inputs.bombs import crc_of_zeros
+
+    describe_nearest({}, BACKBONES)  # keeps the shapes of them all
+    for mib in (3, 100, 300, 3000):
+        crc_of_zeros(mib)
     for name in ("safetensors.torch", "sklearn.linear_model", "onnx", "onnxruntime", "openvino", "PIL.GifImagePlugin"):
         try:
             importlib.import_module(name)

@@ -52,6 +52,7 @@ class Kind(NamedTuple):
         read: called with the copy and the damaged file, below the folder of specimens: what commands make of it.
         checked: patterns of files with a check: what is read of a damaged one must be refused, or be the same.
         quick: it is among what takes no model.
+        turns: how often it comes in a round; what takes little time comes more often.
     """
 
     what: str
@@ -60,6 +61,7 @@ class Kind(NamedTuple):
     read: Callable[[Path, Path, Path], Any]
     checked: tuple[str, ...] = ()
     quick: bool = True
+    turns: int = 1
 
 
 def _all(*steps: Callable[[], Any]) -> list[Any]:
@@ -163,12 +165,12 @@ def _read_tuning(copy: Path, file: Path, base: Path) -> Any:
 
 def _read_training(copy: Path, file: Path, base: Path) -> list[Any]:
     found = checkpoint_folder(load_cfg(None, [*options(base), "OUTPUT_DIR", str(copy)]))
+    return _all(lambda: found.find("auto")[1], lambda: feature_weights(open_trained(copy / "latest.pth").model))
 
-    def log() -> None:
-        MetricsLog(copy, 1, 3).close()
-        draw_curves(copy)
 
-    return _all(lambda: found.find("auto")[1], lambda: feature_weights(open_trained(copy / "latest.pth").model), log)
+def _read_log(copy: Path, file: Path, base: Path) -> None:
+    MetricsLog(copy, 1, 3).close()
+    draw_curves(copy)
 
 
 def _read_model(copy: Path, file: Path, base: Path) -> list[Any]:
@@ -202,24 +204,24 @@ def _read_embedded(copy: Path, file: Path, base: Path) -> list[Any]:
 KINDS: tuple[Kind, ...] = (
     Kind("NAIC's lists, domain lists, truth, validation split", "data",
          ("MyDataSet/train_*/*.txt", "derived/*", "MyDataSet/*.json", "MyDataSet/*/*.json"), _read_naic),
-    Kind("YAML configs with their bases", "configs", ("**/*.yml",), _read_yaml),
-    Kind("CSV sets, lists of pictures, tracks", "csv", ("*.csv", "*.txt"), _read_csv),
-    Kind("PNG files", "pictures", ("*.png",), _read_picture),
-    Kind("JPEG files", "pictures", ("*.jpg",), _read_picture),
+    Kind("YAML configs with their bases", "configs", ("**/*.yml",), _read_yaml, turns=5),
+    Kind("CSV sets, lists of pictures, tracks", "csv", ("*.csv", "*.txt"), _read_csv, turns=3),
+    Kind("PNG files", "pictures", ("*.png",), _read_picture, turns=7),
+    Kind("JPEG files", "pictures", ("*.jpg",), _read_picture, turns=9),
     Kind("pictures of the other kinds", "pictures", ("*.bmp", "*.webp", "*.tif", "*.gif", "*.jp2", "*.ppm"),
-         _read_picture),
-    Kind("packs", "pack", ("*",), _read_pack, checked=("*",)),
+         _read_picture, turns=8),
+    Kind("packs", "pack", ("*",), _read_pack, ("*",), turns=7),
     Kind("the doctor's records", "doctor", ("doctor_records.sqlite",), _read_records),
     Kind("the doctor's lists of equal paths", "equal", ("*.txt",), _read_equal_list),
-    Kind("submissions", "answer", ("submission.json",), _read_answer),
-    Kind("galleries: rows, vectors, codes, ledger, thumbnails", "gallery", ("*",), _read_gallery),
-    Kind("records of stages, metrics of runs", "stages", ("stages/*", "a/*"), _read_stages),
-    Kind("rows that are being filled", "partial", ("*.partial/*",), _read_partial),
+    Kind("submissions", "answer", ("submission.json",), _read_answer, turns=5),
+    Kind("galleries: rows, vectors, codes, ledger, thumbnails", "gallery", ("*",), _read_gallery, turns=4),
+    Kind("records of stages, metrics of runs", "stages", ("stages/*", "a/*"), _read_stages, turns=3),
+    Kind("rows that are being filled", "partial", ("*.partial/*",), _read_partial, turns=3),
     Kind("feature banks, distance matrices, metrics, figures by query", "run",
          ("features/*", "*.npy", "metrics.json", "per_query.json"), _read_run, quick=False),
-    Kind("results of tuning", "tuned", ("tuning.json",), _read_tuning, quick=False),
-    Kind("checkpoints, logs of trainings", "training", ("latest.pth", "latest.pth", "latest.pth", "metrics.jsonl"),
-         _read_training, ("latest.pth",), quick=False),
+    Kind("results of tuning", "tuned", ("tuning.json",), _read_tuning, quick=False, turns=2),
+    Kind("checkpoints", "training", ("latest.pth",), _read_training, ("latest.pth",), quick=False),
+    Kind("logs of trainings", "training", ("metrics.jsonl",), _read_log, quick=False),
     Kind("model folders: weights, model.json, thresholds, proofs", "model", ("*.safetensors", "*.json"), _read_model,
          ("*.safetensors",), quick=False),
     Kind("exported files: ONNX, OpenVINO", "exported", ("*.onnx", "*.xml", "*.bin"), _read_exported,
