@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from processor.gallery import Where, open_gallery
+from processor.gallery.nearest import best_rows
 from processor.gallery.segments import append_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -332,6 +333,15 @@ def test_processes_that_make_the_same_gallery_share_it(tmp_path):
         output_of(start(script, place))
         with open_gallery(place) as gallery:
             assert gallery.count() == 4
+
+
+def test_rows_that_come_while_a_search_is_under_way_do_not_disturb_it(gallery):
+    add(gallery, range(4))
+    lives = gallery.live(Where(cameras=[0, 1, 2]))
+    add(gallery, range(4, 8))
+    assert gallery.count() == 8
+    ids, _ = best_rows(lives, vectors_of([2, 6]), 3)
+    assert np.sort(ids).tolist() == [[0, 1, 2]] * 2
 
 
 def test_threads_share_a_gallery(gallery):

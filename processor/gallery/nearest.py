@@ -140,7 +140,7 @@ class _Search:
         most = self.spread * min(MOST_ROWS, max(MOST_VALUES // len(self.queries), FIRST))
         size = self.spread * FIRST if np.isneginf(self.floor).any() else most
         for part, live in enumerate(self.lives):
-            start, end = 0, len(live.segment)
+            start, end = 0, len(live.kept)  # another thread may have added rows since
             coded = min(len(self.coded[part]), end) if self.coded[part] else 0  # a writer may be ahead
             while start < end:
                 stop = min(start + size, coded if start < coded else end)
