@@ -503,14 +503,37 @@ def test_tables_that_are_not_as_they_were_made_are_named_and_never_read(gallery,
     ("gallery", "DELETE FROM setting"), ("ledger", "DELETE FROM setting"), ("ledger", "UPDATE setting SET value=NULL"),
     ("gallery", "UPDATE segments SET count=x'00'"), ("gallery", "UPDATE rows SET place='x'"),
     ("gallery", "UPDATE rows SET place=1 << 40"), ("gallery", "UPDATE rows SET camera=x'ff'"),
-    ("gallery", "INSERT INTO dead VALUES (-1, NULL, NULL, 0, 9)")])
+    ("gallery", "INSERT INTO dead VALUES (-1, NULL, NULL, 0, 9)"),
+    ("ledger", "UPDATE thumbnails SET start=x'00'"), ("removed", "UPDATE removed SET facts='[1'"),
+    ("removed", "UPDATE removed SET vector=x'00'"), ("removed", "UPDATE removed SET said='[0, [\"x\"]]'")])
 def test_values_that_nobody_wrote_are_told_with_the_file(gallery, name, statement):
     add(gallery, range(4))
+    gallery.ledger.put_thumbnails([1], [b"\xff\xd8 a JPEG"])
+    gallery.ledger.remove([2])
     gallery.close()
     with contextlib.closing(sqlite3.connect(gallery.folder / f"{name}.sqlite", isolation_level=None)) as db:
         db.execute(statement)
-    with pytest.raises(OSError, match=f"{name}.sqlite: damaged"), open_gallery(gallery.folder) as again:
-        again.count()
+
+    def read():
+        with open_gallery(gallery.folder) as again:
+            again.ledger.thumbnail(1)
+            again.ledger.undo()
+            again.count()
+
+    with pytest.raises(OSError, match=f"{name}.sqlite: damaged"):
+        read()
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 1 << 50), (1 << 50, 4), (-1, 4), (2, 100)])
+def test_a_thumbnail_that_lies_outside_its_file_is_told_and_nothing_is_written_there(gallery, start, length):
+    add(gallery, range(2))
+    gallery.ledger.put_thumbnails([1], [b"\xff\xd8 a JPEG"])
+    with gallery.ledger._db.writing() as db:
+        db.execute("UPDATE thumbnails SET start=?, length=?", (start, length))
+    for step in (lambda: gallery.ledger.thumbnail(1), lambda: gallery.ledger.remove([1])):
+        with pytest.raises(OSError, match=r"thumbnails.1.jpegs: damaged: 9 bytes"):
+            step()
+    assert (gallery.folder / "thumbnails.1.jpegs").stat().st_size == 9
 
 
 def test_a_later_versions_gallery_is_refused(gallery):

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from utils.sqlite_schema import check_schema
+from utils.sqlite_schema import check_schema, find_ill_typed
 
 WAIT = 30  # seconds for another process that writes
 FORMAT = 1  # of the tables
+_CONVERSION = ("invalid literal", "could not convert", "cannot convert")  # how ValueErrors of values begin
 AT_ONCE = 900  # values of one query; old SQLites take 999
 
 
@@ -27,7 +28,7 @@ class Database:
     """
 
     def __init__(self, path: Path, schema: str):
-        self.path = path
+        self.path, self.schema = path, schema
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
         with plain_errors(path):
             self._writer = self.connect()
@@ -64,7 +65,7 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """All that is read inside is of one commit."""
-        with self._read_lock, plain_errors(self.path):
+        with self._read_lock, plain_errors(self.path), self._blaming(self._reader):
             self._reader.execute("BEGIN")
             try:
                 yield self._reader
@@ -74,7 +75,7 @@ class Database:
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """All that is written inside is one commit, durable afterwards, or nothing; one writer at a time."""
-        with self._write_lock, plain_errors(self.path):
+        with self._write_lock, plain_errors(self.path), self._blaming(self._writer):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
@@ -83,6 +84,18 @@ class Database:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def _blaming(self, db: sqlite3.Connection) -> Iterator[None]:
+        """Within: what values of other types than their columns' make our code raise is an OSError that names them."""
+        try:
+            yield
+        except (TypeError, AttributeError, OverflowError, IndexError, ValueError) as error:
+            # Of all others somebody asked for what is not there, or may not be: no reason to read the whole file.
+            is_of_values = not isinstance(error, ValueError) or str(error).startswith(_CONVERSION)
+            if is_of_values and (place := find_ill_typed(db, self.schema)):
+                raise OSError(f"{self.path}: damaged: {place}, which nobody wrote so") from error
+            raise
 
     def scrub(self) -> None:
         """Leave nothing on the disk of what was deleted.

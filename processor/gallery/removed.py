@@ -68,15 +68,13 @@ class Removed:
                                   "ORDER BY id LIMIT ?", (number, last, size)).fetchall()
             if not rows:
                 return
-            ids, vectors, facts, thumbnails, said = zip(*rows, strict=True)
-            columns = dict(zip(FACTS, zip(*map(json.loads, facts), strict=True), strict=True))
-            facts = {name: np.array(column, np.int64 if isinstance(FACTS[name], int) else object)
-                     for name, column in columns.items()}
-            vectors = np.stack([np.frombuffer(vector, np.float32) for vector in vectors])
-            yield (Batch(np.array(ids, np.int64), vectors, facts),
-                   {row: jpeg for row, jpeg in zip(ids, thumbnails, strict=True) if jpeg is not None},
-                   {row: json.loads(text) for row, text in zip(ids, said, strict=True)})
-            last = ids[-1]
+            try:
+                batch = _as_kept(rows)
+            except (ValueError, TypeError, LookupError, OverflowError, AttributeError, RecursionError) as error:
+                raise OSError(f"{self._db.path}: damaged: what it has of removed rows is nothing that was written "
+                              f"({error}); they cannot come back") from error
+            yield batch
+            last = rows[-1][0]
 
     def drop(self, number: int) -> None:
         """Forget one removal: it was undone, or never made."""
@@ -103,3 +101,16 @@ class Removed:
     def close(self) -> None:
         """Closing again does nothing."""
         self._db.close()
+
+
+def _as_kept(rows: Sequence[tuple]) -> tuple[Batch, dict[int, bytes], dict[int, list]]:
+    """Rows of the table `removed` as `Removed.keep` was given them."""
+    ids, vectors, facts, thumbnails, said = zip(*rows, strict=True)
+    columns = dict(zip(FACTS, zip(*map(json.loads, facts), strict=True), strict=True))
+    facts = {name: np.array(column, np.int64 if isinstance(FACTS[name], int) else object)
+             for name, column in columns.items()}
+    vectors = np.stack([np.frombuffer(vector, np.float32) for vector in vectors])
+    lines = {row: [*map(bool, kept[:1]), *([int(number) for number in line] for line in kept[1:])]
+             for row, kept in zip(ids, map(json.loads, said), strict=True)}
+    return (Batch(np.array(ids, np.int64), vectors, facts),
+            {row: bytes(jpeg) for row, jpeg in zip(ids, thumbnails, strict=True) if jpeg is not None}, lines)

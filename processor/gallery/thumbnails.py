@@ -57,6 +57,7 @@ class Thumbnails:
                     return None
                 missing = path
                 with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # compacted since: look again
+                    _check_spans(path, [place])
                     jpeg = os.pread(file.fileno(), place[1], place[0])
                     return jpeg if jpeg.startswith(JPEG) else None  # it was wiped since
 
@@ -65,6 +66,7 @@ class Thumbnails:
         with self._db.writing() as db:
             spans = list(among(db, "SELECT start, length, id FROM thumbnails WHERE id IN ({})", map(int, ids)))
             if spans:
+                _check_spans(self._file(db), (span[:2] for span in spans))
                 wipe_bytes(self._file(db), ((start, length) for start, length, _ in spans))
                 db.executemany("DELETE FROM thumbnails WHERE id=?", ((row,) for *_, row in spans))
 
@@ -86,6 +88,7 @@ class Thumbnails:
             db.execute("UPDATE setting SET value=value+1 WHERE key='file'")
             db.execute("UPDATE setting SET value=0 WHERE key='bytes'")
             with open(old, "rb") as file:
+                _check_spans(old, (place[1:] for place in places))
                 for first in range(0, len(places), AT_ONCE):
                     part = places[first : first + AT_ONCE]
                     self._append(db, [row for row, *_ in part],
@@ -102,3 +105,11 @@ class Thumbnails:
                 append_bytes(path, read_setting(db, "bytes"), b"")
             else:
                 path.unlink()
+
+
+def _check_spans(path: Path, spans: Iterable[Sequence[int]]) -> None:
+    """Raise OSError for a span (start, length) that does not lie in a file."""
+    size = path.stat().st_size
+    for start, length in spans:
+        if start < 0 or length < 0 or start + length > size:
+            raise OSError(f"{path}: damaged: {size} bytes, where the ledger has a thumbnail at {start} of {length}")

@@ -134,6 +134,7 @@ def _read_gallery(copy: Path, file: Path, base: Path) -> list[Any]:
     with open_gallery(copy) as gallery:
         ledger, query = gallery.ledger, np.eye(1, DIM, dtype=np.float32)
         return _all(gallery.verify, gallery.info, lambda: gallery.candidates(query, 3, Where(cameras=[1])).ids,
+                    lambda: gallery.candidates(np.concatenate([query, -query]), 5).ids,
                     lambda: [batch.vectors for batch in gallery.scan()], lambda: gallery.count(Where(sets=["s"])),
                     ledger.names, lambda: ledger.thumbnail(1), ledger.history, lambda: ledger.undo(),
                     lambda: ledger.assign([9], 1, "me"), lambda: gallery.add([99], query, {}),

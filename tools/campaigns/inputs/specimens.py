@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ from processor.evaluation.calibrate import calibrate
 from processor.evaluation.tuning import Grid, tune
 from processor.export_model import Request as ExportRequest
 from processor.export_model import export_model
-from processor.gallery import open_gallery
+from processor.gallery import open_gallery, segments
 from processor.import_weights import import_weights
 from processor.inference import do_inference
 from processor.prepare import make_validation
@@ -131,8 +132,8 @@ def _make_answer(folder: Path, test: Path) -> None:
 def _make_gallery(folder: Path, picture: Path) -> None:
     vectors = np.random.default_rng(1).normal(size=(ROWS, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    with open_gallery(folder, DIM, model="model") as gallery:
-        gallery.segment_rows = 16  # so that there are full files, which are coded
+    with patch.object(segments, "CODE_ROWS", 8), open_gallery(folder, DIM, model="model") as gallery:
+        gallery.segment_rows = 16  # so that there are several files; all have codes
         gallery.add(range(ROWS), vectors, {"camera": [1, 2] * (ROWS // 2), "time": range(ROWS), "name": ["a"] * ROWS,
                                            "set": ["s"] * ROWS})
         first, second = gallery.ledger.identities(["ann", "bob"]).tolist()
