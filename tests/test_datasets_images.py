@@ -163,6 +163,23 @@ def test_every_cut_file_is_refused(rgb, suffix, capfd):
     assert "rror" not in capfd.readouterr().err or suffix in (".bmp", ".tif", ".ppm", ".jp2")
 
 
+def test_rows_that_inflate_to_more_than_the_picture_are_not_decoded(monkeypatch):
+    header = struct.pack(">IIBBBBB", 24, 48, 8, 2, 0, 0, 0)
+    packer = zlib.compressobj(9, wbits=-15)
+    piece = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    bomb = png(header, (b"IDAT", b"\x78\xda" + piece * 600 + packer.flush() + b"\0\0\0\0"))
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(BadImage, match="more rows than its height"):
+        decode(bomb)
+
+
+def test_a_large_picture_whose_rows_hardly_deflate_is_decoded():
+    picture = np.random.default_rng(0).integers(0, 256, (500, 400, 3), np.uint8)
+    data = encode(picture)
+    assert len(data) > 550_000  # so that its rows are looked at
+    np.testing.assert_array_equal(decode(data), picture)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_a_file_that_lacks_nothing_but_its_end_mark_is_whole(rgb, suffix, capfd):
     data = encode(rgb, suffix)

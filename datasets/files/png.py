@@ -21,6 +21,9 @@ except ImportError:
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _MOST = 2**26    # bytes of a picture; above, the second copy is not worth its memory
+_PIECE = 2**20   # bytes that are inflated at a time
+_RATIO = 1032    # what deflate makes of a byte at most
+_LONG = 2**29    # bytes that are inflated in the time of a large picture
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 _STORED = 65535  # bytes of deflate's longest block that is not deflated
 
@@ -31,30 +34,34 @@ def find_problem(data: bytes) -> str | None:
     The critical chunks must be undamaged (1 % of the time that decoding takes). Without the last one, IEND, a file is
     whole if its rows are.
     """
+    packed = 0
     for kind, start, end in _chunks(data):
         critical = not kind[0] & 0x20  # a capital letter
         checksum = int.from_bytes(data[end:end + 4], "big")
         if critical and crc32(memoryview(data)[start - 4:end]) != checksum:
             return f"the PNG file is damaged (checksum of its {kind!r} chunk)"
+        packed += (end - start) * (kind == b"IDAT")
         if kind == b"IEND":
-            return None
-    return None if _has_all_rows(data) else "the PNG file is cut off"
+            # Only so much that is deflated can hold up a decoder, which inflates all of it; small files need no look.
+            too_long = packed * _RATIO > _LONG and _rows_of(data)[0] > _most_rows(data)
+            return "the PNG file is damaged (more rows than its height)" if too_long else None
+    length, is_whole = _rows_of(data)
+    return None if is_whole and length <= _most_rows(data) else "the PNG file is cut off"
 
 
-def _has_all_rows(data: bytes) -> bool:
-    """The stream of the rows has come to its end, which has a checksum, and is no longer than any of the size is."""
-    stream, left = zlib.decompressobj(), _most_rows(data)
+def _rows_of(data: bytes) -> tuple[int, bool]:
+    """Bytes that the rows inflate to, or some more than `_most_rows`, and whether their stream comes to its end, which
+    has a checksum."""
+    stream, length, most = zlib.decompressobj(), 0, _most_rows(data)
     try:
         for kind, start, end in _chunks(data):
             rest = data[start:end] if kind == b"IDAT" else b""
-            while rest and not stream.eof:
-                left -= len(stream.decompress(rest, _MOST))
-                if left < 0:
-                    return False
+            while rest and not stream.eof and length <= most:
+                length += len(stream.decompress(rest, _PIECE))
                 rest = stream.unconsumed_tail
     except zlib.error:
-        return False
-    return stream.eof
+        return length, False
+    return length, stream.eof
 
 
 def _most_rows(data: bytes) -> int:
