@@ -173,6 +173,17 @@ def test_rows_that_inflate_to_more_than_the_picture_are_not_decoded(monkeypatch)
         decode(bomb)
 
 
+def test_texts_that_inflate_to_gigabytes_are_not_inflated(rgb, monkeypatch):
+    data, seen = encode(rgb), []
+    text = b"a\0\0" + zlib.compress(bytes(10**8), 9)
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    real = cv2.imdecode
+    monkeypatch.setattr(images.cv2, "imdecode", lambda given, flag: seen.append(len(given)) or real(given, flag))
+    for times in (1, 9):
+        np.testing.assert_array_equal(decode(data[:33] + chunk * times + data[33:]), rgb)
+    assert seen[1] < len(chunk) < seen[0]
+
+
 def test_a_large_picture_whose_rows_hardly_deflate_is_decoded():
     picture = np.random.default_rng(0).integers(0, 256, (500, 400, 3), np.uint8)
     data = encode(picture)

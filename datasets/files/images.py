@@ -229,12 +229,14 @@ def decode(data: bytes, size: tuple[int, int] | None = None, name: str = "") -> 
         BadImage: the file is empty, of another kind, cut off or damaged, or has more than MAX_PIXELS.
     """
     place = f"{name}: " if name else ""
-    problem, header = _find_problem(data), read_header(data)
-    if problem := problem or _find_excess(header, data):
+    if problem := _find_problem(data):
+        raise BadImage(f"{place}{problem}")
+    header = read_header(data)
+    if problem := _find_excess(header, data):
         raise BadImage(f"{place}{problem}")
     flag, is_gif = _read_flag(header, size), data.startswith(_GIF)
     if data.startswith(png.SIGNATURE):
-        data = png.inflate(png.close(data))
+        data = png.inflate(png.without_texts(png.close(data)))
     elif data.startswith(jpeg.SIGNATURE):
         data = jpeg.close(data)
     try:

@@ -23,6 +23,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _MOST = 2**26    # bytes of a picture; above, the second copy is not worth its memory
 _PIECE = 2**20   # bytes that are inflated at a time
 _RATIO = 1032    # what deflate makes of a byte at most
+_TEXTS = (b"zTXt", b"iTXt", b"iCCP")
 _LONG = 2**29    # bytes that are inflated in the time of a large picture
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 _STORED = 65535  # bytes of deflate's longest block that is not deflated
@@ -76,6 +77,16 @@ def close(data: bytes) -> bytes:
         return data
     kind, _, end = list(_chunks(data))[-1]
     return data if kind == b"IEND" else data[:end + 4] + _IEND
+
+
+def without_texts(data: bytes) -> bytes:
+    """A whole file without its deflated texts and color profiles, which libpng would inflate, if they are long."""
+    if len(data) <= _LONG // _RATIO:
+        return data
+    chunks = list(_chunks(data))
+    if sum(end - start for kind, start, end in chunks if kind in _TEXTS) <= _LONG // _RATIO:
+        return data
+    return SIGNATURE + b"".join(data[start - 8:end + 4] for kind, start, end in chunks if kind not in _TEXTS)
 
 
 def inflate(data: bytes) -> bytes:

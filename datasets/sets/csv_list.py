@@ -44,6 +44,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "is_gallery": ("isgallery",),
 }
 _NEEDED = ("path", "pid", "split")
+_NEEDLESS = re.compile(r"(?<![^/])\./+|(?<=/)/+")  # of a path
+_POINT_ZERO = re.compile(r"^(-?[0-9]+)\.0+$")  # a number that a table made one of floating point
 _BOX = {"x1", "x2", "y1", "y2"}
 _SPLIT_NAMES = {**{split: split for split in SPLITS}, "training": "train", "probe": "query"}
 _EVALUATED = ("validation", "val", "test")  # is_query and is_gallery say as what
@@ -110,7 +112,7 @@ def _read_images(path: Path, rows: list[_Row], problems: Problems) -> Iterator[t
     seen: dict[tuple[str, str], int] = {}
     for row in rows:
         line, splits = f"{path.name}:{row.number}", _splits_of(row)
-        file, pid = _relative(row.path, inside), re.sub(r"^(-?[0-9]+)\.0+$", r"\1", row.pid)
+        file, pid = _relative(row.path, inside), _POINT_ZERO.sub(r"\1", row.pid) if "." in row.pid else row.pid
         if not splits:
             problems.add(f"{line}: {_split_fault(row)}")
         elif not pid:
@@ -133,7 +135,7 @@ def _relative(path: str, folders: Iterable[str]) -> str:
     path = path.replace("\\", "/")
     for folder in folders:
         path = path.removeprefix(folder)
-    return re.sub(r"(?<![^/])\./+|(?<=/)/+", "", path)
+    return _NEEDLESS.sub("", path) if "./" in path or "//" in path else path
 
 
 def _splits_of(row: _Row) -> list[str]:
