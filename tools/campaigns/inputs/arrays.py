@@ -115,7 +115,7 @@ def change_tensors(data: bytes, draw: Random, means: Means) -> tuple[bytes, str]
         ("no numbers", torch.zeros(0)), ("NaN", torch.full((4,), float("nan"))), ("halves", torch.zeros(4).half()),
         ("complex", torch.zeros(2, dtype=torch.complex64)), ("truths", torch.ones(3, dtype=torch.bool)),
         ("sparse", torch.eye(3).to_sparse()), ("rows", torch.eye(3).to_sparse_csr()),
-        ("sparse and huge", torch.sparse_coo_tensor([[0], [0]], [1.0], (2**31, 2**31))),
+        ("sparse and huge", torch.sparse_coo_tensor([[0], [0]], [1.0], (2**31, 2**31), check_invariants=True)),
         ("meta", torch.zeros(2**20, 2**20, device="meta")), ("turned", torch.eye(4)[:, ::2].t()),
         ("a parameter", torch.nn.Parameter(torch.zeros(3))), ("a scalar", torch.tensor(3.0)),
         ("numpy's", np.float64(2)), ("numpy's object", np.array([1, "a"], object)), ("a set", {1, 2}),

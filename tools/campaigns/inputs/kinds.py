@@ -37,6 +37,7 @@ from processor.training.build import checkpoint_folder
 from processor.training.curves import draw_curves
 from processor.training.metrics_log import MetricsLog
 from tools.campaigns.inputs.specimens import DIM, FPR, GRID, options, rows_file, stages
+from tools.campaigns.inputs.trial import begin_step
 
 PIXELS = 1 << 24  # of an upload
 OUT = "out"  # a folder for what a reader writes, below the copy
@@ -65,9 +66,10 @@ class Kind(NamedTuple):
 
 
 def _all(*steps: Callable[[], Any]) -> list[Any]:
-    """What each step gives; what one refuses does not keep the others from being tried."""
+    """What each step gives, a command's work; what one refuses does not keep the others from being tried."""
     results, refused = [], None
     for step in steps:
+        begin_step()
         try:
             results.append(step())
         except (ValueError, OSError) as error:

@@ -25,6 +25,7 @@ MOST_MEMORY = 2 << 30  # bytes
 _LIMIT = 6 << 30  # of a process' data, so that the machine survives what is found
 # What utils.logger.run_tool makes a line of.
 _OURS = (ValueError, OSError, FloatingPointError, LostWorker)
+_allowed = 0  # seconds of the case at work
 _TRACEBACK = "Traceback (most recent call last)"
 
 Case = Callable[[Callable[[], None]], Any]  # calls what it is given when it begins to read, and gives what it read
@@ -130,8 +131,15 @@ def _try(case: Case, said: int, seconds: int) -> Outcome:
 
 
 def _limit(seconds: int) -> None:
+    global _allowed
+    _allowed = seconds
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.alarm(6 * seconds)
+
+
+def begin_step() -> None:
+    """What follows is another command's work, which has the whole time."""
+    _limit(_allowed)
 
 
 def digest(value: Any) -> str:
