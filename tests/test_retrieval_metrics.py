@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -323,6 +324,49 @@ def test_smallest_values_are_those_of_a_sort(values, size, piece):
         assert [values_kept.value_at(k) for k in range(min(size, len(values)))] == expected[:size].tolist()
         assert values_kept.count_below(expected[min(size, len(values)) - 1]) == int(
             (values < expected[:size][-1]).sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from(roc._GRID.tolist()), max_size=50))
+def test_values_below_the_grids_distances_are_counted(values):
+    values = np.sort(np.array(values, np.float32))
+    assert roc.count_below(values).tolist() == (values < roc._GRID[:, None]).sum(1).tolist()
+
+
+@pytest.mark.parametrize("intervals", [True, False])
+def test_few_values_are_kept_and_the_right_ones(intervals, monkeypatch):
+    """The grid's counts say early what need not be kept, and the thresholds are those of all pairs."""
+    monkeypatch.setattr(roc, "_BOOTSTRAPPED", 1 << 21 if intervals else 0)
+    names, distmat, _, different = pair_case(num_query=400)
+    accumulator = accumulated(names, distmat, [range(start, start + 20) for start in range(0, 400, 20)])
+    kept, wrong = accumulator._roc.negatives, np.sort(distmat[different])
+    size = (2 if intervals else 1) * (len(wrong) // 100) + 1
+    assert size <= sum(map(len, kept._pieces)) < 3 * size < len(wrong) // 10
+    assert sum(map(len, kept._rows)) == intervals * sum(map(len, kept._pieces))
+    assert wrong[size - 1] < kept.limit < 1.03 * wrong[size - 1]
+    result = accumulator.result()
+    assert [result.pair_figures[f"distance@FPR=1e-0{e}"] for e in (4, 3, 2)] == [wrong[len(wrong) // 10**e]
+                                                                                for e in (4, 3, 2)]
+    assert bool(result.pair_intervals) == intervals
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_threads_rank_as_one_does(ties, monkeypatch):
+    names, distmat, *_ = pair_case(num_query=100)
+    if ties:
+        distmat = np.round(distmat, 1)
+    rows = [range(0, 33), range(33, 100)]
+    with monkeypatch.context() as alone:
+        alone.setattr(RankAccumulator, "_in_threads", staticmethod(map))
+        expected = accumulated(names, distmat, rows).result()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        result = accumulated(names, distmat, rows).result()
+    finally:
+        torch.set_num_threads(threads)
+    same_result(result, expected)
+    assert result.pair_intervals == expected.pair_intervals != {}
 
 
 def test_steps_of_the_histogram_are_in_the_order_of_the_numbers():

@@ -1,7 +1,7 @@
 """Measure speed and memory: python tools/benchmark.py WORD [--json FILE]
 
-WORD is retrieval, data, train, embed, linking, gallery or gallery-serve. Prints a table as GitHub markdown, each run in
-a fresh process. docs/benchmarks.md explains the columns.
+WORD is retrieval, evaluate, data, train, embed, linking, gallery or gallery-serve. Prints a table as GitHub markdown,
+each run in a fresh process. docs/benchmarks.md explains the columns.
 """
 import argparse
 import signal
@@ -45,6 +45,18 @@ def add_retrieval_arguments(parser: argparse.ArgumentParser) -> None:
                         help="only these of: top200_float32 top200_auto full_rows dense none tiles")
     parser.add_argument("--square", type=int, default=4096, metavar="N",
                         help="edge of the large product whose rate is measured (default 4096)")
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queries", type=int, default=11_659, metavar="N", help="(default %(default)s, as in MSMT17)")
+    parser.add_argument("--gallery", type=int, default=82_161, metavar="N", help="images (default %(default)s)")
+    parser.add_argument("--identities", type=int, default=3060, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--cameras", type=int, default=15, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--dim", type=int, default=2048, help="length of a feature (default %(default)s)")
+    parser.add_argument("--baseline-queries", type=int, default=1457, metavar="N",
+                        help="the first of the queries, for the rows that hold all distances (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the median counts (default 3)")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these of: ours ours_part baseline")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +140,8 @@ def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
 BENCHMARKS = {
     "retrieval": Benchmark("re-ranking, beside a dense baseline", add_retrieval_arguments,
                            "tools.benchmarks.retrieval"),
+    "evaluate": Benchmark("a test set's ranking and figures, beside a dense matrix", add_evaluate_arguments,
+                          "tools.benchmarks.evaluation"),
     "data": Benchmark("decoding, augmentation and the whole loader, beside PIL and torchvision", add_data_arguments,
                       "tools.benchmarks.data"),
     "train": Benchmark("the trainer's steps, beside a textbook loop", add_train_arguments, "tools.benchmarks.training"),

@@ -1,19 +1,23 @@
 """CMC, mAP, mINP and TPR@FPR, counted up a few queries at a time."""
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from processor.retrieval.roc import RocCounts
+from processor.retrieval.roc import RocCounts, count_below
+from utils.parallel import in_threads, thread_count
 
 if TYPE_CHECKING:  # a ranking is measured without torch, too
     from utils.dist import Workers
 
 QUERY_FIGURES = ("ap", "ap_at_k", "inp", "first_hit")  # the arrays of a RankResult
+_PIECE = 8  # queries that a thread ranks at a time
 NO_PAIRS = np.empty((0, 2), np.int64)  # of a query and a gallery image
 
 
@@ -97,7 +101,7 @@ class RankAccumulator:
     first k ranks and divides by min(matches, k); INP is the number of matches divided by the last match's rank.
     TPR@FPR is over all pairs that are ranked, those of queries without a match too; see `RocCounts`.
 
-    A row is sorted at a time, without its indices: only the matches' places in it are asked for.
+    Rows are sorted, each in a thread, without their indices: only the matches' places in them are asked for.
 
     Args:
         q_pids, g_pids: [Q], [G] identities.
@@ -164,12 +168,24 @@ class RankAccumulator:
             raise ValueError(f"query {repeated[0]} came twice")
         if len(unclear := rows[np.isnan(distances.min(axis=1))]):
             raise ValueError(f"the distances of query {unclear[0]} hold NaN")
-        for row, row_distances in zip(rows.tolist(), distances, strict=True):
-            self._rank(row, row_distances)
+        pieces = [slice(start, start + _PIECE) for start in range(0, len(rows), _PIECE)]
+        for row, ranked in chain.from_iterable(
+                self._in_threads(lambda piece: self._rank_all(rows[piece].tolist(), distances[piece]), pieces)):
+            self._enter(row, ranked)
         self._seen[rows] = True
 
-    def _rank(self, row: int, distances: np.ndarray) -> None:
-        """Enter the figures of a query."""
+    @staticmethod
+    def _in_threads(function: Callable[[slice], list], pieces: list[slice]) -> Iterable[list]:
+        torch = sys.modules.get("torch")  # it says how many threads this process may have
+        if torch is None or len(pieces) == 1:
+            return map(function, pieces)
+        return in_threads(function, pieces, thread_count(torch.device("cpu")))
+
+    def _rank_all(self, rows: list[int], distances: np.ndarray) -> list[tuple[int, _Ranked]]:
+        return [(row, self._rank(row, row_distances)) for row, row_distances in zip(rows, distances, strict=True)]
+
+    def _rank(self, row: int, distances: np.ndarray) -> _Ranked:
+        """Find the matches' places in the ranking of a query. Changes nothing: threads do it at a time."""
         same_pid = self._by_pid[self._begin[row] : self._end[row]]
         own = self.same_file[slice(*self.same_file[:, 0].searchsorted((row, row + 1))), 1]
         if len(own):
@@ -183,9 +199,16 @@ class RankAccumulator:
         places = _places(ordered, distances, same_pid)
         near = int(ordered.searchsorted(self._roc.negatives.limit))
         nearest = distances[same_pid]
-        self._roc.add(row, nearest[~dropped], np.delete(ordered[:near], places[places < near]))
-        self._roc.count(nearest[~dropped], nearest, ordered)
-        ranks = (places + 1 - np.cumsum(dropped))[~dropped]  # of the matches; what is dropped takes no rank
+        positives = nearest[~dropped]
+        return _Ranked((places + 1 - np.cumsum(dropped))[~dropped],  # what is dropped takes no rank
+                       positives, np.delete(ordered[:near], places[places < near]),
+                       count_below(positives), count_below(ordered) - count_below(nearest))
+
+    def _enter(self, row: int, ranked: _Ranked) -> None:
+        """Enter the figures of a query."""
+        self._roc.add(row, ranked.positives, ranked.negatives)
+        self._roc.count(ranked.positives_below, ranked.negatives_below)
+        ranks = ranked.ranks
         if not len(ranks):
             return
         precision = np.arange(1, len(ranks) + 1) / ranks
@@ -239,6 +262,23 @@ class RankAccumulator:
                           self._roc.intervals(len(self._seen)) if pair_intervals else {}, self._roc.exact)
 
 
+class _Ranked(NamedTuple):
+    """What a query's ranking shows.
+
+    Attributes:
+        ranks: of the matches, from 1, ascending.
+        positives: their distances.
+        negatives: the distances of others, as far as they may matter for the TPR.
+        positives_below, negatives_below: see `count_below`.
+    """
+
+    ranks: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+    positives_below: np.ndarray
+    negatives_below: np.ndarray
+
+
 def _places(ordered: np.ndarray, distances: np.ndarray, images: np.ndarray) -> np.ndarray:
     """[n] the places of images in the ranking of a row by (distance, index), from 0.
 
@@ -250,7 +290,7 @@ def _places(ordered: np.ndarray, distances: np.ndarray, images: np.ndarray) -> n
     nearest = distances[images]
     places = ordered.searchsorted(nearest)
     tied = ordered.searchsorted(nearest, side="right") - places > 1
-    for value in np.unique(nearest[tied]):
+    for value in np.unique(nearest[tied]) if tied.any() else ():
         equal = nearest == value
         places[equal] += np.flatnonzero(distances == value).searchsorted(images[equal])
     return places

@@ -1,6 +1,8 @@
 """TPR@FPR over all pairs of a query and a gallery image, in one pass and in bounded memory."""
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 FPR_EXPONENTS = (4, 3, 2)  # FPR 1e-4, 1e-3, 1e-2
@@ -11,10 +13,22 @@ MAX_POOL = 1 << 25         # values that are kept as they are: 128 MiB of float3
 _GRID_SHIFT = 8            # the histogram leaves out the last 8 of a float32's 32 bits
 
 
+def count_below(ascending: np.ndarray) -> np.ndarray:
+    """[len(_GRID)] int64: how many of the values are below each of _GRID."""
+    counts = np.zeros(len(_GRID), np.int64)
+    if len(ascending):
+        first, last = _GRID.searchsorted(ascending[[0, -1]], side="right")  # few of its distances lie in between
+        counts[first:last] = ascending.searchsorted(_GRID[first:last])
+        counts[last:] = len(ascending)
+    return counts
+
+
 class SmallestValues:
     """The `size` smallest of the values that pass by.
 
-    limit: `size` values below or at it are known; a value that is not below it need not be added.
+    with_rows: keep, too, which query each is of.
+    limit: `size` values below or at it are known; a value that is not below it need not be added. Who knows a lower one
+        may set it.
 
     >>> kept = SmallestValues(2)
     >>> kept.add(np.array([5.0, 1.0, 3.0, 4.0, 2.0]))
@@ -22,8 +36,8 @@ class SmallestValues:
     (1.0, 2.0)
     """
 
-    def __init__(self, size: int) -> None:
-        self.size, self.limit = size, np.float32(np.inf)
+    def __init__(self, size: int, with_rows: bool = True) -> None:
+        self.size, self.with_rows, self.limit = size, with_rows, np.float32(np.inf)
         self._pieces: list[np.ndarray] = [np.empty(0, np.float32)]
         self._rows: list[np.ndarray] = [np.empty(0, np.int32)]
         self._count = 0
@@ -31,23 +45,30 @@ class SmallestValues:
     def add(self, values: np.ndarray, row: int = 0) -> None:
         """Take values of any shape and order, of a query; what is not below the limit is forgotten."""
         piece = values[values < self.limit]
-        self._add(piece, np.full(len(piece), row, np.int32))
+        self._add(piece, np.full(len(piece) if self.with_rows else 0, row, np.int32))
 
     def _add(self, values: np.ndarray, rows: np.ndarray) -> None:
         self._pieces.append(values)
         self._rows.append(rows)
         self._count += len(values)
         if self._count > 2 * self.size:
-            values, rows = np.concatenate(self._pieces), np.concatenate(self._rows)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Keep what is below the limit, or the `size` smallest if that is still far too much."""
+        values, rows = np.concatenate(self._pieces), np.concatenate(self._rows)
+        kept = np.flatnonzero(values < self.limit)
+        if not self.size <= len(kept) <= 3 * self.size // 2:
             kept = np.argpartition(values, self.size - 1)[: self.size]
-            self._pieces, self._rows, self._count = [values[kept]], [rows[kept]], self.size
-            self.limit = self._pieces[0][-1]
+            self.limit = values[kept[-1]]
+        self._pieces, self._rows = [values[kept]], [rows[kept] if self.with_rows else rows]
+        self._count = len(kept)
 
     def absorb(self, other: SmallestValues) -> None:
         """Add what `other` keeps."""
         for values, rows in zip(other._pieces, other._rows, strict=True):
             below = values < self.limit
-            self._add(values[below], rows[below])
+            self._add(values[below], rows[below] if self.with_rows else rows)
 
     def ordered(self) -> tuple[np.ndarray, np.ndarray]:
         """The values, ascending, and the query of each; equal ones by query."""
@@ -120,9 +141,9 @@ class RocCounts:
     Args:
         num_positives: at least the number of matching pairs to come.
         num_negatives: the exact number of other pairs to come.
-    Only the smallest hundredth of the negatives decides, so twice that, for the intervals, is all that is kept. exact:
-    False if even that, or the positives, are more than MAX_POOL values; then both are counted on `Histogram`'s grid,
-    and the threshold is the largest on that grid.
+    Only the smallest hundredth of the negatives decides, so that, or twice that if intervals are to be drawn, is all
+    that is kept. exact: False if even twice that, or the positives, are more than MAX_POOL values; then both are
+    counted on `Histogram`'s grid, and the threshold is the largest on that grid.
 
     >>> counts = RocCounts(num_positives=2, num_negatives=100)
     >>> counts.add(0, positives=np.array([0.1, 0.35]), negatives=np.arange(100) / 10 + 0.2)
@@ -132,9 +153,12 @@ class RocCounts:
     """
 
     def __init__(self, num_positives: int, num_negatives: int) -> None:
-        sizes = max(num_positives, 1), 2 * (num_negatives // 10 ** min(FPR_EXPONENTS)) + 1
-        self.exact = max(sizes) <= MAX_POOL
-        self.positives, self.negatives = map(SmallestValues if self.exact else Histogram, sizes)
+        num_positives, deciding = max(num_positives, 1), num_negatives // 10 ** min(FPR_EXPONENTS) + 1
+        self.exact = max(num_positives, 2 * deciding - 1) <= MAX_POOL
+        self._has_intervals = self.exact and 2 * deciding - 1 <= _BOOTSTRAPPED
+        make = partial(SmallestValues, with_rows=self._has_intervals) if self.exact else Histogram
+        kept = 2 * deciding - 1 if self._has_intervals else deciding
+        self.positives, self.negatives = make(num_positives), make(kept)
         self._num_positives, self._num_negatives = 0, num_negatives
         self._below = np.zeros((2, len(_GRID)), np.int64)  # matching and other pairs nearer than each of _GRID
 
@@ -144,11 +168,12 @@ class RocCounts:
         self.positives.add(positives, row)
         self.negatives.add(negatives, row)
 
-    def count(self, positives: np.ndarray, others: np.ndarray, all_pairs: np.ndarray) -> None:
-        """Take a query's distances for the equal error rate, each ascending; others: what `all_pairs` has beside the
-        negatives."""
-        self._below[0] += positives.searchsorted(_GRID)
-        self._below[1] += all_pairs.searchsorted(_GRID) - others.searchsorted(_GRID)
+    def count(self, positives_below: np.ndarray, negatives_below: np.ndarray) -> None:
+        """Take a query's `count_below`, for the equal error rate, after its distances were added."""
+        self._below += positives_below, negatives_below
+        enough = int(self._below[1].searchsorted(self.negatives.size))
+        if enough < len(_GRID):
+            self.negatives.limit = min(self.negatives.limit, _GRID[enough])
 
     def absorb(self, other: RocCounts) -> None:
         """Add the pairs of another count made for the same totals."""
@@ -187,7 +212,7 @@ class RocCounts:
         A draw weighs each query by how often it was drawn; its threshold is that of the drawn pairs.
         """
         figures = self.figures()
-        if not figures or not self.exact or self.negatives.size > _BOOTSTRAPPED:
+        if not figures or not self._has_intervals:
             return {}
         (near, near_rows), (same, same_rows) = self.negatives.ordered(), self.positives.ordered()
         if not (len(near) and len(same)):

@@ -74,6 +74,25 @@ def _giga(flops: float) -> str:
     return f"{flops / 1e9:,.0f}"
 
 
+# ----------------------------------------------------------------------------------------------------------- evaluation
+def format_evaluation(report: Report) -> str:
+    """The report of tools.benchmarks.evaluation."""
+    plan = report["plan"]
+    setting = (f"setting: {plan['queries']:,} queries x {plan['gallery']:,} gallery images, {plan['identities']:,} "
+               f"identities, {plan['cameras']} cameras, features of {plan['dim']}; the query's identity from the "
+               f"query's camera is left out")
+    header = ("implementation", "queries", "runs", "product s", "figures s", "top 200 s", "all but the product s",
+              "of it ms a query", "peak MiB above the features", "rank-1", "mAP", "mINP")
+
+    def figures(row: Row) -> list[str]:
+        return [*(f"{row[name]:.2f}" for name in ("product", "figures", "lists", "rest")),
+                f"{1000 * row['rest'] / row['queries']:.2f}", f"{row['peak_bytes'] / 2**20:,.0f}",
+                *(f"{row[name]:.6f}" for name in ("rank1", "mAP", "mINP"))]
+
+    return "\n".join(format_report(report, [setting], header, lambda row: [row["title"], f"{row['queries']:,}"],
+                                   figures))
+
+
 # -------------------------------------------------------------------------------------------------------------- feeding
 def format_data(report: Report) -> str:
     """The report of tools.benchmarks.data."""
@@ -221,5 +240,6 @@ def format_serving(report: Report) -> str:
     return "\n".join(format_report(report, setting, header, lambda row: [row["title"]], figures))
 
 
-FORMATS = {"retrieval": format_retrieval, "data": format_data, "train": format_training, "embed": format_embed,
-           "linking": format_linking, "gallery": format_gallery, "gallery-serve": format_serving}
+FORMATS = {"retrieval": format_retrieval, "evaluate": format_evaluation, "data": format_data,
+           "train": format_training, "embed": format_embed, "linking": format_linking, "gallery": format_gallery,
+           "gallery-serve": format_serving}
