@@ -1,6 +1,7 @@
 """TPR@FPR over all pairs of a query and a gallery image, in one pass and in bounded memory."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -78,7 +79,12 @@ class SmallestValues:
 
     def value_at(self, k: int) -> float:
         """The k-th smallest value, k from 0 and below `size`; infinity if so many were not finite."""
-        return float(np.partition(np.concatenate(self._pieces), k)[k]) if k < self._count else np.inf
+        return self.values_at([k])[0]
+
+    def values_at(self, ks: Sequence[int]) -> list[float]:
+        """`value_at` of each, by one selection."""
+        values = np.partition(np.concatenate(self._pieces), np.array([k for k in ks if k < self._count], np.intp))
+        return [float(values[k]) if k < self._count else np.inf for k in ks]
 
     def count_below(self, threshold: float) -> int:
         return sum(int(np.count_nonzero(piece < threshold)) for piece in self._pieces)
@@ -109,6 +115,9 @@ class Histogram:
 
     def value_at(self, k: int) -> float:
         return float(self._begin_of_step(k))
+
+    def values_at(self, ks: Sequence[int]) -> list[float]:
+        return [self.value_at(k) for k in ks]
 
     def count_below(self, threshold: float) -> int:
         return int(self._counts[: int(_step_of(np.float32([threshold]))[0])].sum())
@@ -187,7 +196,8 @@ class RocCounts:
         no other pair. What is infinite is left out."""
         if not self._num_positives or not self._num_negatives:
             return {}
-        thresholds = {e: self.negatives.value_at(self._num_negatives // 10 ** e) for e in FPR_EXPONENTS}
+        places = [self._num_negatives // 10 ** e for e in FPR_EXPONENTS]
+        thresholds = dict(zip(FPR_EXPONENTS, self.negatives.values_at(places), strict=True))
         tpr = {f"TPR@FPR=1e-{e:02d}": self.positives.count_below(threshold) / self._num_positives
                for e, threshold in thresholds.items()}
         distances = {f"distance@FPR=1e-{e:02d}": threshold for e, threshold in thresholds.items()
@@ -211,8 +221,8 @@ class RocCounts:
 
         A draw weighs each query by how often it was drawn; its threshold is that of the drawn pairs.
         """
-        figures = self.figures()
-        if not figures or not self._has_intervals:
+        figures = self.figures() if self._has_intervals else {}
+        if not figures:
             return {}
         (near, near_rows), (same, same_rows) = self.negatives.ordered(), self.positives.ordered()
         if not (len(near) and len(same)):
