@@ -291,7 +291,13 @@ def test_results_of_other_inputs_are_refused_and_left_alone(banks, tmp_path):
 
 
 @pytest.mark.parametrize("change", [lambda c: c.pop("rows"), lambda c: c["rows"][0].pop("weights"),
-                                    lambda c: c["rows"][0].update(re_ranking=3)])
+                                    lambda c: c["rows"][0].update(re_ranking=3), lambda c: c.update(rows=[3]),
+                                    lambda c: c["rows"][0].update(figures=[]), lambda c: c["rows"][0].update(ci95=[]),
+                                    lambda c: c["rows"][0]["figures"].update(mAP="x"),
+                                    lambda c: c["rows"][0]["figures"].pop("rank1"),
+                                    lambda c: c["rows"][0]["ci95"].update(mAP=[0.5]),
+                                    lambda c: c["rows"][0].update(weights=["x"]),
+                                    lambda c: c["rows"][0].update(re_ranking=[[20, 6]])])
 def test_a_damaged_file_is_refused(banks, tmp_path, change):
     tune([banks / "a"], tmp_path, GRID)
     content = read_json(tmp_path / "tuning.json")

@@ -29,6 +29,7 @@ METRICS = ("naic_score", "mAP", "rank1", "mINP")  # what can be tuned for
 FORMAT = 1
 ROUNDS = 10  # of the search for weights, at most
 TABLE_ROWS = 20
+_MOST = 1e9  # of a number in tuning.json
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,9 @@ class Results:
             if (content["format"], content["validation"]) != (FORMAT, self.validation.fingerprint):
                 raise ValueError(f"{self.path} holds the results of other inputs, of another order of them or of other "
                                  f"domains; {advice}")
-            for row in content["rows"]:
-                re_ranking = tuple(tuple(parameters) if parameters else None for parameters in row["re_ranking"])
-                setting = Setting(re_ranking, tuple(row["weights"]))
-                self.rows[setting] = Row(setting, row["figures"], row["ci95"])
+            for content_row in content["rows"]:
+                row = _row_of(content_row)
+                self.rows[row.setting] = row
         except (KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is damaged ({error!r}); {advice}") from error
         logger.info("%s: %d rankings measured before need not be measured again", self.path, len(self.rows))
@@ -158,6 +158,32 @@ class Results:
             table.writerow([*row.setting.format_parameters(), *row.setting.weights, *row.figures.values(),
                             *row.ci95[self.metric]])
         return out.getvalue()
+
+
+def _row_of(content: dict) -> Row:
+    """A row of tuning.json.
+
+    Raises:
+        KeyError, TypeError: something is missing, or is none of what was written.
+    """
+    re_ranking = tuple(_numbers(parameters, 3) if parameters else None for parameters in content["re_ranking"])
+    figures, bounds = content["figures"], content["ci95"]
+    if not isinstance(figures, dict) or not isinstance(bounds, dict):
+        raise TypeError(f"figures and ci95 are a {type(figures).__name__} and a {type(bounds).__name__}")
+    missing = {*METRICS, "num_valid", "num_queries"} - figures.keys() or set(METRICS) - bounds.keys()
+    if missing:
+        raise KeyError(min(missing))
+    _numbers(list(figures.values()), len(figures))
+    for pair in bounds.values():
+        _numbers(pair, 2)
+    return Row(Setting(re_ranking, _numbers(content["weights"], len(content["weights"]))), figures, bounds)
+
+
+def _numbers(values: list, count: int) -> tuple:
+    if not isinstance(values, list) or len(values) != count or not all(
+            type(value) in (int, float) and abs(value) < _MOST for value in values):
+        raise TypeError(f"{str(values)[:60]} where {count} numbers were written")
+    return tuple(values)
 
 
 # ------------------------------------------------------------------ the search
