@@ -18,16 +18,19 @@ def mutate(data: bytes, draw: Random, means: Means) -> tuple[bytes, str]:
     words = []
     for _ in range(draw.choice((1, 1, 1, 1, 2, 3, 8))):
         try:
-            data, done = draw.choice(fitting)(data, draw, means)
+            changed, done = draw.choice(fitting)(data, draw, means)
         except Exception:  # whatever a format's library makes of what an earlier change has left
             continue
-        words.append(done)
+        if len(changed) <= _MOST:
+            data = changed
+            words.append(done)
     if not words:
         data, done = raw.flip(data, draw, means)
         words = [done]
     return data, ", ".join(words)
 
 
+_MOST = 1 << 27  # bytes of a damaged file: what a reader takes is to come from what it promises, not from what it is
 _BYTES = (raw.flip, raw.flip, raw.overwrite, raw.number, raw.cut, raw.remove, raw.insert, raw.repeat, raw.append,
           raw.splice, raw.pickled)
 # Whether changes fit a file, and the changes, those that are to come more often several times.
