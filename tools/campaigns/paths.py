@@ -5,6 +5,7 @@ that does not name what it is about; and what is fine must give what it gives wi
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -177,6 +178,11 @@ class Place:
             env |= {"LC_ALL": "zh_CN.GB18030", "LOCPATH": self.materials.path("locales"), "PYTHONUTF8": "0"}
         ended = run_command(words, seconds=_SCRIPT_SECONDS, env={key: str(value) for key, value in env.items()},
                             cwd=self.folder / "cwd", wrapper=_NO_POWERS if odd is not None and not odd.is_root else ())
+        for cache in ("home/.config/matplotlib", "home/matplotlib", "tmp/torchinductor_*", "tmp/matplotlib-*"):
+            for path in self.folder.glob(cache):  # of libraries, which forked commands have loaded before
+                shutil.rmtree(path)
+        with contextlib.suppress(OSError):
+            (self.folder / "home" / ".config").rmdir()
         return ended, ended.output
 
     def surroundings(self) -> dict[str, tuple]:
