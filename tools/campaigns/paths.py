@@ -119,12 +119,15 @@ TRIALS: dict[str, Trial] = {
 }
 QUICK = ("split_domains", "print config")
 _RUN_SH = "run.sh"
+_RECIPE = ("MODEL.NAME resnet18_ibn_b_w32 MODEL.PRETRAIN_CHOICE none SOLVER.MAX_EPOCHS 1 SOLVER.WARMUP_EPOCHS 0 "
+           "SOLVER.STEPS [] SOLVER.IMS_PER_BATCH 16 DATALOADER.NUM_INSTANCE 2")
+_PLACES = (("DATA_ROOT", "{data}"), ("OUTPUT_ROOT", "{out}"))
+# By name; once in so many cases one of them is taken, because they take minutes and a minute.
 SCRIPTS: dict[str, Trial] = {
-    _RUN_SH: Trial(_RUN_SH, "MODEL.NAME resnet18_ibn_b_w32 MODEL.PRETRAIN_CHOICE none SOLVER.MAX_EPOCHS 1 "
-                            "SOLVER.WARMUP_EPOCHS 0 SOLVER.STEPS [] SOLVER.IMS_PER_BATCH 16 DATALOADER.NUM_INSTANCE 2",
-                   env=(("DATA_ROOT", "{data}"), ("OUTPUT_ROOT", "{out}"))),
+    _RUN_SH: Trial(_RUN_SH, _RECIPE, env=_PLACES),
+    "run.sh, forked": Trial(str(ROOT / "tools/campaigns/forked_pipeline.py"), _RECIPE, env=_PLACES),
 }
-_SCRIPT_EVERY = 12  # cases, because it takes a minute
+_SCRIPT_EVERY = {_RUN_SH: 60, "run.sh, forked": 15}
 _NO_POWERS = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
 
 
@@ -159,7 +162,7 @@ class Place:
     def start(self, odd: Odd | None = None):
         """Begin the command, which is forked."""
         name, words, env = self.command()
-        return start_tool(name, *words, cwd=self.folder / "cwd", env=env, seconds=_SECONDS,
+        return start_tool(name, *words, cwd=self.folder / "cwd", env=env, seconds=self.seconds,
                           limits={"memory": _MEMORY, "is_root": odd is None or odd.is_root})
 
     def run(self, odd: Odd | None = None) -> tuple[Ended, str]:
@@ -167,7 +170,12 @@ class Place:
         if self.trial.tool == _RUN_SH or (odd is not None and odd.is_chinese):
             return self._run_anew(odd)
         running = self.start(odd)
-        return _ended(running, time.monotonic()), running.stderr()
+        return _ended(running, time.monotonic(), self.seconds), running.stderr()
+
+    @property
+    def seconds(self) -> int:
+        """After which the command hangs."""
+        return _SCRIPT_SECONDS if self.trial in SCRIPTS.values() else _SECONDS
 
     def _run_anew(self, odd: Odd | None) -> tuple[Ended, str]:
         """The same with an interpreter of its own; both streams are one."""
@@ -207,9 +215,9 @@ class Place:
         return digests
 
 
-def _ended(running, begun: float) -> Ended:
+def _ended(running, begun: float, seconds: float = _SECONDS) -> Ended:
     try:
-        code = running.wait(timeout=_SECONDS + 30)
+        code = running.wait(timeout=seconds + 30)
     except subprocess.TimeoutExpired:
         running.kill()
         code = -14
@@ -278,8 +286,8 @@ def run_campaign(campaign: Campaign) -> None:
     names = QUICK if campaign.quick else tuple(TRIALS)
     for number, rng in campaign.cases():
         name = rng.choice(names)
-        if not campaign.quick and number % _SCRIPT_EVERY == _SCRIPT_EVERY - 1:
-            name = rng.choice(list(SCRIPTS))
+        if not campaign.quick:
+            name = next((script for script, times in _SCRIPT_EVERY.items() if number % times == times - 1), name)
         trial = (TRIALS | SCRIPTS)[name]
         if name not in plains:
             plains[name] = _run_plain(campaign, materials, trial)
@@ -290,7 +298,7 @@ def run_campaign(campaign: Campaign) -> None:
         odd = _put_oddity(place, rng)
         before = place.surroundings()
         ended, errors = place.run(odd)
-        campaign.count(f"an odd path for {trial.tool}")
+        campaign.count(f"an odd path for {name if name in SCRIPTS else trial.tool}")
         campaign.count(kind_of(odd))
         for fault, detail in judge(place, odd, ended, errors, before, plains[name]):
             campaign.found(fault, number, f"{name}: {odd.what}", detail)
