@@ -7,6 +7,7 @@ import functools
 import gc
 import logging
 import multiprocessing.queues
+import multiprocessing.util
 import os
 import pickle
 import signal
@@ -196,6 +197,10 @@ class ImageLoader(DataLoader):
                 # Processes that are no more may have taken places: those that begin now get memory of their own.
                 memory = open_batch_memory(self.num_workers, _AHEAD + _IN_USE, self.batch_bytes)
                 self.worker_init_fn = functools.partial(_worker_init, memory)
+                # The folder of the sockets that they send from: if this process has one they take it, and it is removed
+                # here; of their own each would leave one, because they are killed. Without one they send by pipes.
+                with contextlib.suppress(OSError):
+                    multiprocessing.util.get_temp_dir()
             return super().__iter__()
         except ConnectionError:
             raise

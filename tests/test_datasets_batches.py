@@ -16,6 +16,7 @@ from datasets import batches
 from datasets.bases import Sample
 from datasets.batch_memory import BatchMemory
 from datasets.batches import SequentialBatches, open_loader
+from tools.campaigns.tool_server import ROOT, run_tool
 from utils.process import LostWorker, Stopped, StopRequest
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files without names")
@@ -140,6 +141,35 @@ def test_processes_that_cannot_be_started_are_no_bad_images(monkeypatch):
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", fail(OSError(28, "No space left on device")))
     with pytest.raises(LostWorker, match=r"can be started \(\[Errno 28\].*--shm-size.*DATALOADER\.NUM_WORKERS 0"):
         list(loader_of(Noise(), 1))
+
+
+_LOADING = """
+import os, sys
+sys.path.insert(0, os.environ["ROOT"])
+import cv2, numpy as np
+from datasets import batches
+from datasets.bases import Sample
+from datasets.batches import SequentialBatches, open_loader
+
+class Grey:
+    def read(self, key):
+        return cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+
+batches.open_batch_memory = lambda *_: None  # as where it is taken: they send by sockets
+loader = open_loader(Grey(), [Sample(f"{number}.png", 0, 0) for number in range(64)], (64, 64),
+                     SequentialBatches(64, 8), 2)
+print(sum(len(batch.images) for batch in loader), len(os.listdir(os.environ["TMPDIR"])))
+loader.end()
+"""
+
+
+def test_processes_that_load_leave_no_folder_behind(tmp_path):
+    """They listen at sockets in a folder that Python makes; killed at the end, they cannot remove it themselves."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "loading.py").write_text(_LOADING)
+    done = run_tool(str(tmp_path / "loading.py"), env={"TMPDIR": tmp_path / "tmp", "ROOT": ROOT})
+    assert done.stdout.split() == ["64", "1"], done.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])
