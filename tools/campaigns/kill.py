@@ -42,7 +42,7 @@ QUICK = ("domains", "pack")
 _LEFT_OUT = ("validation", "ensemble", "import", "calibrate")
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 _SHARE = 0.5  # of a command of stages: where in it a signal falls at the latest, since the next one goes on from there
-_LENGTH, _LENGTH_SLOW = 10, 5
+_LENGTH, _LENGTHS = 10, dict.fromkeys(SLOW, 5) | {"run.sh": 3}
 _BUSY = re.compile("another run is at work")
 _PATIENCE = 60  # seconds that what was begun by a killed command may go on
 
@@ -102,7 +102,7 @@ def _chain(campaign: Campaign, household: Household, chore: Chore, whole: Undist
     tried: list[str] = []
     again = False
     share = _SHARE if chore.has_stages else 1.0
-    length = _LENGTH_SLOW if chore.name in SLOW else _LENGTH
+    length = _LENGTHS.get(chore.name, _LENGTH)
     for turn in range(length + 1):
         blow = _Blow.drawn(random, whole, watches, share) if turn < length else None
         done = _attempt(household, chore, blow, again)
