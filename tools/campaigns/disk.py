@@ -129,14 +129,19 @@ def run_campaign(campaign: Campaign) -> None:
 def _try_alone(campaign: Campaign, household: Household, trial: Trial, whole: Content) -> tuple[str, str] | None:
     campaign.count(f"{trial.chore.name}: {trial.kind}")
     is_small = trial.kind == SMALL
-    with _small_file_system(household.at, trial.at) if is_small else contextlib.nullcontext(list) as grow:
-        return _try(household, trial, whole, grow)
+    with _small_file_system(household.at) if is_small else contextlib.nullcontext(lambda room: None) as resize:
+        return _try(household, trial, whole, resize)
 
 
-def _try(household: Household, trial: Trial, whole: Content, grow: Callable[[], object]) -> tuple[str, str] | None:
-    """(kind, detail) of what must not be; None if all is well."""
+def _try(household: Household, trial: Trial, whole: Content,
+         resize: Callable[[int | None], object]) -> tuple[str, str] | None:
+    """(kind, detail) of what must not be; None if all is well.
+
+    resize: gives a small file system so many bytes above what lies there, or all room for None.
+    """
     household.restore(trial.chore)
     if trial.kind == SMALL:
+        resize(trial.at)
         done, has_befallen = household.finish(trial.chore), True
     else:
         faults = Faults(trial.kind, trial.at)
@@ -154,7 +159,7 @@ def _try(household: Household, trial: Trial, whole: Content, grow: Callable[[], 
     lines = _LINE.findall(done.stderr)
     if not lines or not any(map(_tells, lines)) or (len(lines) > 1 and not trial.chore.begins_others):
         return "unclear", done.stderr[-1000:]
-    grow()
+    resize(None)
     done = household.finish(trial.chore, again=True)
     fault = fault_of_chore(done)
     if fault or done.returncode:
@@ -186,11 +191,16 @@ class Faults:
 
 # ------------------------------------------------------------------ small file systems
 @contextlib.contextmanager
-def _small_file_system(folder: Path, room: int) -> Iterator[Callable[[], None]]:
-    """A tmpfs of so many bytes at a folder, and what gives it all room."""
-    _mount("mount", "-t", "tmpfs", "-o", f"size={room}", "none", str(folder))
+def _small_file_system(folder: Path) -> Iterator[Callable[[int | None], None]]:
+    """A tmpfs at a folder, and what leaves it so many bytes of room, or all for None."""
+    def resize(room: int | None) -> None:
+        held = os.statvfs(folder)
+        size = "1g" if room is None else (held.f_blocks - held.f_bfree) * held.f_frsize + room
+        _mount("mount", "-o", f"remount,size={size}", str(folder))
+
+    _mount("mount", "-t", "tmpfs", "-o", "size=1g", "none", str(folder))
     try:
-        yield lambda: _mount("mount", "-o", "remount,size=1g", str(folder))
+        yield resize
     finally:
         _mount("umount", "-l", str(folder))
 
@@ -203,7 +213,7 @@ def _mount(*words: str) -> None:
 
 def _why_no_mount(folder: Path) -> str:
     try:
-        with _small_file_system(folder, 4096):
+        with _small_file_system(folder):
             return ""
     except OSError as error:
         return str(error)
