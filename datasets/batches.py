@@ -26,7 +26,7 @@ from datasets.bases import Sample
 from datasets.batch_memory import BatchMemory, open_batch_memory
 from datasets.files.images import ImageSource, decode
 from datasets.sampler import EpochBatchSampler, Item
-from utils.process import LostWorker, Stopped, keep_freed_memory
+from utils.process import LostWorker, Stopped, die_with_parent, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,8 @@ class ImageLoader(DataLoader):
                 multiprocessing.Event()  # takes a file in _SHARED; without room, torch would leave a traceback, too
                 # Processes that are no more may have taken places: those that begin now get memory of their own.
                 memory = open_batch_memory(self.num_workers, _AHEAD + _IN_USE, self.batch_bytes)
-                self.worker_init_fn = functools.partial(_worker_init, memory)
+                is_main = threading.current_thread() is threading.main_thread()
+                self.worker_init_fn = functools.partial(_worker_init, memory, is_main)
                 # The folder of the sockets that they send from: if this process has one they take it, and it is removed
                 # here; of their own each would leave one, because they are killed. Without one they send by pipes.
                 with contextlib.suppress(OSError):
@@ -218,8 +219,13 @@ class ImageLoader(DataLoader):
             iterator._shutdown = True  # or torch would wait for each, and for the rest of what it was sending
 
 
-def _worker_init(memory: BatchMemory | None, number: int) -> None:
+def _worker_init(memory: BatchMemory | None, is_main: bool, number: int) -> None:
+    """is_main: begun by the main thread, with whose end the process may die; a thread may end before its loader."""
     global _lay
+    parent = multiprocessing.parent_process()
+    if is_main and parent is not None and os.getppid() == parent.pid:  # forked by itself, not by a server
+        # torch lets it notice the death, but then it would wait for ever to be rid of a batch that nobody takes.
+        die_with_parent(parent.pid)
     _lay = functools.partial(memory.lay, number) if memory else None
     keep_freed_memory()
     gc.freeze()  # what came with the fork is in use: looking through it would copy the pages that hold it

@@ -1,16 +1,20 @@
 """Batches come from other processes whole or not at all, however little shared memory there is, and waiting ends."""
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from processes import wait_for
 
 from datasets import batches
 from datasets.bases import Sample
@@ -201,3 +205,31 @@ def test_a_stop_that_is_swallowed_comes_again():
             os.kill(os.getpid(), signal.SIGINT)
         except Stopped:  # as Python does while it forks
             time.sleep(5)
+
+
+KILLED = """
+import os, signal, sys, time
+sys.path[:0] = sys.argv[1:]
+from test_datasets_batches import SIZE, Noise, Sample, SequentialBatches, open_loader
+samples = [Sample(str(number), number, 0) for number in range(30)]
+loader = open_loader(Noise(), samples, SIZE, SequentialBatches(30, 2), 1)  # two batches that wait fill a pipe
+next(iter(loader))
+print(loader._iterator._workers[0].pid, flush=True)
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@linux
+def test_processes_of_a_killed_run_end_although_nobody_takes_their_batches():
+    here = Path(__file__).parent
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(here.parent), str(here)], stdout=subprocess.PIPE,
+                          text=True) as killed:
+        process = int(killed.stdout.readline())  # not to its end: a process that is left holds it open
+    assert killed.returncode == -signal.SIGKILL
+    try:
+        wait_for(lambda: not Path(f"/proc/{process}").exists()
+                 or "\nState:\tZ" in Path(f"/proc/{process}/status").read_text(), 20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
