@@ -263,7 +263,7 @@ def test_files_that_changed_since_are_named(files, tmp_path):
 def test_a_full_disk_is_known_before_decoding(files, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     watched = Watched(files)
-    with pytest.raises(OSError, match=r"15 images of 20x11 take 0\.0 GiB"):
+    with pytest.raises(OSError, match=r"15 images of 20x11 take 0\.01 MiB, and 0\.00 MiB are free"):
         pack(watched, keys_of(files), tmp_path / "pack", SIZE)
     assert not watched.read_keys
 

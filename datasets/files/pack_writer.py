@@ -207,8 +207,8 @@ def _check_space(folder: Path, images: int, size: tuple[int, int] | None) -> Non
     if size is not None:
         needed, free = 3 * images * size[0] * size[1], shutil.disk_usage(folder).free
         if needed > free:
-            raise OSError(f"{folder}: {images:,} images of {size[0]}x{size[1]} take {needed / 2**30:.1f} GiB, and "
-                          f"{free / 2**30:.1f} GiB are free")
+            raise OSError(f"{folder}: {images:,} images of {size[0]}x{size[1]} take {needed / 2**20:,.2f} MiB, "
+                          f"and {free / 2**20:,.2f} MiB are free there")
 
 
 def _write_shard(path: Path, stored: Iterator[_Stored], shard_bytes: int) -> np.ndarray:

@@ -41,6 +41,7 @@ _DEAR = {"train, torchrun": 2, "run.sh, forked": 2, "pseudo rounds": 2}
 _NEEDS_ROOM = re.compile(r"p?write(v2?)?|sendfile|copy_file_range|create|mkdir|fallocate|link|symlink")
 _BY_CHANCE = re.compile(r"\d+\.[0-9a-f]{8}\.tmp|\d+")  # of the names of files
 _OF_SQLITE = ("disk I/O error", "database or disk is full", "unable to open database file")
+_BEFORE_IT = "MiB are free"  # of a command that asks for the room that it needs
 _UNFINISHED = "the results are whole without it"  # of the pipeline's page and model folders, which come the next time
 _LINE = re.compile(r"^error: .+", re.MULTILINE)
 
@@ -170,7 +171,7 @@ def _try(household: Household, trial: Trial, whole: Content,
 
 def _tells(line: str) -> bool:
     """Whether a line says what the disk has said."""
-    return any(text in line for text in (os.strerror(errno.ENOSPC), os.strerror(errno.EIO), *_OF_SQLITE))
+    return any(text in line for text in (os.strerror(errno.ENOSPC), os.strerror(errno.EIO), *_OF_SQLITE, _BEFORE_IT))
 
 
 class Faults:
