@@ -259,7 +259,7 @@ def _odd_file_system(path: Path, kind: str) -> Odd:
     """An output on a file system of its own, which is in memory."""
     place = path if kind == "mounted itself" and not path.suffix else path.parent / "mounted"
     place.mkdir()
-    mount(place, "-t", "tmpfs", "-o", f"size=64m{',ro' if kind == 'read-only' else ''}", "tmpfs")
+    mount(place, "-t", "tmpfs", "-o", f"size=1g{',ro' if kind == 'read-only' else ''}", "tmpfs")
     if kind == "read-only":
         return Odd("an output on a file system that is read-only", place / path.name, REFUSED, "mounted")
     if kind == "link to a mount":
