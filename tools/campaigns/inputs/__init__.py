@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ALIKE = 3  # findings of one place in the code that are kept
 _LARGE = 1 << 20  # bytes
-_AT_ONCE = 20  # cases of a kind, one after the other in one process
+_AT_ONCE = 40  # cases of a kind, one after the other in one process
 
 
 def run_campaign(campaign: Campaign) -> None:
