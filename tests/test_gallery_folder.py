@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -522,6 +523,25 @@ def test_values_that_nobody_wrote_are_told_with_the_file(gallery, name, statemen
 
     with pytest.raises(OSError, match=f"{name}.sqlite: damaged"):
         read()
+
+
+@pytest.mark.parametrize("statement", ["UPDATE segments SET count=zeroblob(20000000)",
+                                       "UPDATE setting SET value=zeroblob(20000000) WHERE key='commit'"])
+def test_a_long_value_in_the_place_of_a_number_is_not_written_into_the_message(gallery, statement):
+    add(gallery, range(4))
+    with gallery._db.writing() as db:
+        db.execute(statement)
+    tracemalloc.start()
+    try:
+        with pytest.raises(OSError, match=r"gallery\.sqlite: damaged: .*a bytes of 20000000"):
+            gallery.count()
+        with pytest.raises(OSError, match=r"gallery\.sqlite: damaged: .*a bytes of 20000000"):
+            list(gallery.scan())
+        with pytest.raises(OSError, match=r"gallery\.sqlite: damaged: "):
+            add(gallery, [9])
+        assert tracemalloc.get_traced_memory()[1] < 80_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 1 << 50), (1 << 50, 4), (-1, 4), (2, 100)])

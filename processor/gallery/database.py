@@ -86,6 +86,12 @@ class Database:
                 raise
 
     @contextlib.contextmanager
+    def telling(self, db: sqlite3.Connection) -> Iterator[None]:
+        """Within: errors of a connection of one's own are OSErrors that name the file."""
+        with plain_errors(self.path), self._blaming(db):
+            yield
+
+    @contextlib.contextmanager
     def _blaming(self, db: sqlite3.Connection) -> Iterator[None]:
         """Within: what values of other types than their columns' make our code raise is an OSError that names them."""
         try:

@@ -37,6 +37,7 @@ from processor.gallery.segments import (
     Segments,
     append_bytes,
     by_slot,
+    read_counts,
     read_setting,
 )
 from utils.files import remove_leftovers
@@ -183,7 +184,7 @@ class FolderGallery:
         """Code rows when enough of them wait; without codes a search is as exact, only slower."""
         try:
             with self._db.writing() as db:
-                for slot, count in db.execute("SELECT slot, count FROM segments").fetchall():
+                for slot, count in read_counts(db).items():
                     if self._coded.get(slot) != count:
                         Segment(self._path(slot), slot, self.dim, self.vectors, count).code(self.segment_rows)
                         self._coded[slot] = count
@@ -199,7 +200,7 @@ class FolderGallery:
 
     def _append(self, db: sqlite3.Connection, blocks: Iterable[np.ndarray], fresh: bool = False) -> np.ndarray:
         """Append vectors to the last file, or with `fresh` to new ones; their places [n] int64."""
-        slot, count = db.execute("SELECT slot, count FROM segments ORDER BY slot DESC LIMIT 1").fetchone() or (0, 0)
+        slot, count = max(read_counts(db).items(), default=(0, 0))
         fresh, places = fresh or not slot, [np.empty(0, np.int64)]
         for block in blocks:
             while len(block):
@@ -242,7 +243,7 @@ class FolderGallery:
 
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Remove what no commit refers to: files, and the tails of files. Only under the write lock."""
-        counts = dict(db.execute("SELECT slot, count FROM segments"))
+        counts = read_counts(db)
         remove_leftovers(self.folder)
         for path in list(self.folder.iterdir()):
             if match := re.fullmatch(r"[a-z]+-(\d{6,})\.\w+", path.name):
@@ -292,7 +293,7 @@ class FolderGallery:
     def scan(self, where: Where | None = None, batch: int = 8192) -> Iterator[Batch]:
         """As `Gallery.scan`; rows that are erased meanwhile are left out."""
         db, segments, ids = self._snapshot(where)
-        with contextlib.closing(db):
+        with contextlib.closing(db), self._db.telling(db):
             for start in range(0, len(ids), batch):
                 rows = ids[start : start + batch]
                 places, facts = _facts(db, rows)
@@ -305,8 +306,9 @@ class FolderGallery:
         while True:
             db = self._db.connect()
             try:
-                db.execute("BEGIN")
-                commit = read_setting(db, "commit")
+                with self._db.telling(db):
+                    db.execute("BEGIN")
+                    commit = read_setting(db, "commit")
                 lives = self.live(where)
                 if self._segments.commit == commit:  # else another commit came between; the columns are of that one
                     return db, {live.segment.slot: live.segment for live in lives}, _ids(lives)
@@ -387,8 +389,8 @@ def _check_folder(folder: Path, dim: int | None, vectors: str | None) -> None:
 
 def _next(db: sqlite3.Connection, key: str) -> int:
     """Count a setting up."""
-    db.execute("UPDATE setting SET value=value+1 WHERE key=?", (key,))
-    return read_setting(db, key)
+    db.execute("UPDATE setting SET value=? WHERE key=?", (number := read_setting(db, key) + 1, key))
+    return number
 
 
 def _facts(db: sqlite3.Connection, ids: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -230,11 +230,9 @@ class Segments:
             self.commit = commit
 
     def _map(self, db: sqlite3.Connection) -> None:
-        counts = dict(db.execute("SELECT slot, count FROM segments"))
+        counts = read_counts(db)
         self.by_slot = {slot: segment for slot, segment in self.by_slot.items() if slot in counts}
         for slot, count in counts.items():
-            if type(count) is not int or not 0 <= count <= 2**SLOT_BITS:
-                raise sqlite3.DatabaseError(f"damaged: {str(count)[:40]!r} rows in file {slot}")
             if slot not in self.by_slot:
                 self.by_slot[slot] = Segment(self._path_of(slot), slot, self._dim, self._dtype, count)
             elif len(self.by_slot[slot]) != count:
@@ -274,8 +272,27 @@ def read_setting(db: sqlite3.Connection, key: str) -> Any:
     value, = db.execute("SELECT value FROM setting WHERE key=?", (key,)).fetchone() or (None,)
     is_good = isinstance(value, str) if key in _TEXTS else type(value) is int and value >= 0
     if not is_good or (key == "dim" and not value) or (key == "vectors" and value not in DTYPES):
-        raise sqlite3.DatabaseError(f"damaged: its setting {key} is {str(value)[:40]!r}")
+        raise sqlite3.DatabaseError(f"damaged: its setting {key} is {_described(value)}")
     return value
+
+
+def read_counts(db: sqlite3.Connection) -> dict[int, int]:
+    """{slot: rows of its file}, ascending.
+
+    Raises:
+        sqlite3.DatabaseError: a count is none.
+    """
+    counts = dict(db.execute("SELECT slot, count FROM segments ORDER BY slot"))
+    for slot, count in counts.items():
+        if type(count) is not int or not 0 <= count <= 2**SLOT_BITS:
+            raise sqlite3.DatabaseError(f"damaged: {_described(count)} rows in file {slot}")
+    return counts
+
+
+def _described(value: Any) -> str:
+    """A value for a message; of a long one, which takes memory to be written, its type."""
+    is_long = isinstance(value, (str, bytes)) and len(value) > 40
+    return f"a {type(value).__name__} of {len(value)}" if is_long else repr(value)
 
 
 def by_slot(places: np.ndarray, *values: np.ndarray) -> Iterator[tuple]:

@@ -145,7 +145,7 @@ class Trials:
 
     def _judge(self, file: Path, number: int, draw: Random, outcome: Outcome) -> None:
         fault, detail = outcome.fault, outcome.detail
-        from tools.campaigns.inputs.stores import SEALED
+        from tools.campaigns.inputs.values import SEALED
 
         state = draw.getstate()
         if CodeRun.__name__ in detail[-200:]:

@@ -14,7 +14,8 @@ import numpy as np
 from tools.campaigns.inputs.bombs import crc_of_zeros, deflated_zeros
 from tools.campaigns.inputs.raw import Payload, cut, flip, number, overwrite
 from tools.campaigns.inputs.texts import change_value
-from tools.campaigns.inputs.values import NUMBERS, Means
+from tools.campaigns.inputs.values import NUMBERS, SEALED, Means
+from utils.checkpoint import CHECKSUM
 
 _MOST = 1 << 26  # bytes of an archive's members that are changed once more
 _SHAPES = ([2**40], [2**32, 2**32], [2**31, 2**31, 4], [0], [-1], [], [1] * 100, [2**63], [3, 0, 2**40], [1.5], "x")
@@ -134,7 +135,8 @@ def change_tensors(data: bytes, draw: Random, means: Means) -> tuple[bytes, str]
         holder[key] = value
     out = io.BytesIO()
     torch.save(root, out, _use_new_zipfile_serialization=draw.random() < 0.8)
-    return out.getvalue(), f"torch: {what} at {str(key)[:40]}"
+    # A file without its checksum is one of before there was one.
+    return out.getvalue(), f"torch: {what} at {str(key)[:40]}{f', {SEALED}' if key == CHECKSUM else ''}"
 
 
 def change_safetensors(data: bytes, draw: Random, means: Means) -> tuple[bytes, str]:

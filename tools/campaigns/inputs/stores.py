@@ -8,9 +8,8 @@ from random import Random
 
 from processor.export.seal import DIGITS, EMPTY, SEALS
 from tools.campaigns.inputs.texts import change_word
-from tools.campaigns.inputs.values import NUMBERS, Means
+from tools.campaigns.inputs.values import NUMBERS, SEALED, Means
 
-SEALED = "its checksum made anew"
 _ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT {} FROM c"
 _DIMS = ((2**40,), (2**20, 2**20), (0,), (-1,), (1, 1, 1), (2**32, 2**32), (), (1,) * 100)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+SEALED = "its checksum made anew"  # said of a change that leaves no wrong one
 NUMBERS = (0, 1, -1, 127, 128, 255, 256, 65535, 2**31 - 1, -2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, -2**63, 2**64)
 WORDS = ("", "nan", "inf", "-1", "0", "1e999", "null", "[]", "{}", "..", "../../etc/passwd", "/etc/passwd", "C:\\x",
          "\0", "\ufeff", "\u202e", "é", "中文", "a" * 300, "0x41", "1_000", "9" * 400, "9" * 5000, "%s%n", "~", "*",
