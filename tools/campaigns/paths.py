@@ -208,7 +208,7 @@ class Place:
         files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
         for path in files:
             name = path.relative_to(place).as_posix() if path != place else output
-            if not name.startswith("tensorboard/"):
+            if "tensorboard/" not in name:
                 is_fixed = path.suffix in (".npy", ".shard", ".png") or re.fullmatch(
                     r"submission.json|(query|gallery)_\w+\.txt|label\.txt|names\.txt", path.name)
                 digests[name] = hashlib.sha256(path.read_bytes()).hexdigest() if is_fixed else ""
