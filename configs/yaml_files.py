@@ -14,6 +14,7 @@ from configs.rules import ConfigError, Str, format_raw
 
 BASE = "_BASE_"
 Settings = list[tuple[str, Any]]  # (dotted key, raw value), in the order of the text
+_MOST = 1 << 18  # bytes of a config
 
 
 class ConfigFile(NamedTuple):
@@ -63,7 +64,11 @@ def _read_text(path: Path) -> str:
     if path.exists() and not (path.is_file() or path.is_dir() or str(path).startswith("/dev/fd/")):
         raise ConfigError("a pipe, a device or a socket, not a file")  # whose reading may never end
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with open(path, "rb") as file:
+            data = file.read(_MOST + 1)
+        if len(data) > _MOST:  # it would be parsed for minutes
+            raise ConfigError(f"more than {_MOST >> 10} KiB, which no config is")
+        return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"no such file (looked for from {Path.cwd()})") from None
     except UnicodeDecodeError as error:

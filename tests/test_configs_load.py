@@ -422,3 +422,9 @@ def test_config_text_is_checked_like_a_file():
         load_cfg_text("SOLVER: {SED: 1}", "last.pth")
     with pytest.raises(ConfigError, match=r"last\.pth: expected a mapping"):
         load_cfg_text("nonsense", "last.pth")
+
+
+def test_a_file_that_is_no_config_for_its_length_is_refused_at_once(tmp_path):
+    (tmp_path / "a.yml").write_text("a:\n " * 200_000)
+    with pytest.raises(ValueError, match=r"a\.yml: cannot be read: more than 256 KiB, which no config is"):
+        load_cfg(tmp_path / "a.yml", [])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-_MOST_VALUES = 4_000_000  # of a file: a model of the largest has a thousandth of it
+_MOST_VALUES = 1_000_000  # of a file: the largest models have a hundredth of it
 _SHARED, _MOST_BYTES = 4, 1 << 28  # so often may a file's numbers be in it, and as many bytes more
 _PLAIN = re.compile(r"[<>|=]?([biufc]\d{1,2}|U\d{1,6})")
 
@@ -128,8 +128,8 @@ class _Walk:
     """Through a value, counting what it would be if nothing in it were shared."""
 
     def __init__(self) -> None:
-        self.values = self.size = 0
-        self.storages: dict[int, int] = {}  # address -> bytes
+        self.values = self.size = self.held = 0
+        self.storages: set[int] = set()  # their addresses
 
     def plain(self, value: Any) -> Any:
         self.values += 1
@@ -146,7 +146,7 @@ class _Walk:
             value = type(value)(self.plain(inner) for inner in value)
         elif isinstance(value, (str, bytes)):
             self.size += len(value)
-        if self.values > _MOST_VALUES or self.size > _SHARED * sum(self.storages.values()) + _MOST_BYTES:
+        if self.values > _MOST_VALUES or self.size > _SHARED * self.held + _MOST_BYTES:
             raise NotPlain("holds the same values and numbers again and again: more than memory holds, were they whole")
         return value
 
@@ -156,5 +156,7 @@ class _Walk:
             raise NotPlain(f"holds {kind} tensor, expected whole ones of plain numbers")
         self.size += value.numel() * value.element_size()
         storage = value.untyped_storage()
-        self.storages[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in self.storages:
+            self.storages.add(storage.data_ptr())
+            self.held += storage.nbytes()
         return value.resolve_conj().resolve_neg()
