@@ -3,6 +3,7 @@ import argparse
 import pickle
 import tarfile
 import types
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -312,6 +313,16 @@ def test_programs_are_refused_with_what_to_do_instead_and_it_works(tmp_path, mon
         archive.add("whole.pth")
     with pytest.raises(ValueError, match="tar archive"):
         read_checkpoint("old.pth")
+
+
+def test_a_file_that_unpacks_to_far_more_than_it_is_is_refused_unread(tmp_path):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "small.pth")
+    with zipfile.ZipFile(tmp_path / "small.pth") as source, zipfile.ZipFile(
+            tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name) + bytes(2**26 if name.endswith("data/0") else 0))
+    with pytest.raises(ValueError, match=r"bomb\.pth: promises 67,\d+,\d+ bytes in a file of \d+,\d+;"):
+        read_checkpoint(tmp_path / "bomb.pth")
 
 
 @pytest.mark.parametrize("content", ["module", "scalar", "later protocol"])

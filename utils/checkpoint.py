@@ -21,6 +21,7 @@ CHECKSUM = "checksum"
 FOLDER_WEIGHTS = "model.safetensors"  # of a model folder
 # How torch names what it does not read: GLOBAL a.b.C, class <class 'a.b.C'>, or a module of its blocklist.
 _REFUSED = re.compile(r"(?:GLOBAL |<(?:class|function) '?|module )([\w.]+)")
+_UNPACKED = 2**26  # bytes that a compressed checkpoint may have, however small its file is
 
 
 def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
@@ -167,7 +168,7 @@ def _archive_advice(path: Path) -> str:
         if not zipfile.is_zipfile(path):
             return ""
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            names, unpacked = archive.namelist(), sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):  # a damaged one may raise any of these
         return ""
     if any(name.endswith("/constants.pkl") for name in names):
@@ -176,6 +177,9 @@ def _archive_advice(path: Path) -> str:
     if not any(name.endswith("/data.pkl") for name in names):
         kind = "an exported program" if path.suffix == ".pt2" else "a zip archive without a checkpoint in it"
         return f"{kind}; expected what torch.save(model.state_dict(), FILE) writes"
+    if unpacked > max(_UNPACKED, 8 * path.stat().st_size):  # torch.save does not compress; numbers hardly shrink
+        return (f"promises {unpacked:,} bytes in a file of {path.stat().st_size:,}; expected what torch.save writes, "
+                "which is not compressed")
     return ""
 
 
