@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread():
     """Tiny tensors: a second thread would only wait, for long where the cores are busy."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_log():
+    """What a test opens by setup_logger is closed after it: the next would log into its streams, and at its level."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if getattr(handler, "_of_setup_logger", False):
+            root.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

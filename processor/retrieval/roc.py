@@ -15,7 +15,11 @@ _GRID_SHIFT = 8            # the histogram leaves out the last 8 of a float32's 
 
 
 def count_below(ascending: np.ndarray) -> np.ndarray:
-    """[len(_GRID)] int64: how many of the values are below each of _GRID."""
+    """[len(_GRID)] int64: how many of the values are below each of _GRID, which begins at 2**-10.
+
+    >>> count_below(np.float32([0.0, 0.5, 2.0]))[[0, -1]].tolist()
+    [1, 3]
+    """
     counts = np.zeros(len(_GRID), np.int64)
     if len(ascending):
         first, last = _GRID.searchsorted(ascending[[0, -1]], side="right")  # few of its distances lie in between
