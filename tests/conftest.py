@@ -47,11 +47,13 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _own_log():
-    """What a test opens by setup_logger is closed after it: the next would log into its streams, and at its level."""
-    root = logging.getLogger()
-    level = root.level
+    """A log that a test, or a fixture of a whole file, opens by setup_logger is closed after each test.
+
+    The next would log into its streams, and at its level.
+    """
     yield
-    root.setLevel(level)
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
     for handler in root.handlers[:]:
         if getattr(handler, "_of_setup_logger", False):
             root.removeHandler(handler)
