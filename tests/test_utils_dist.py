@@ -2,6 +2,7 @@
 import signal
 import time
 import weakref
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from processes import processes_by_hand, processes_under_torchrun
 from retrieval_oracle import people
 
+import utils.dist
 from processor.retrieval.distance import distance, distance_blocks
 from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_top_k
 from processor.retrieval.search import budget, encoding
@@ -183,6 +185,35 @@ def test_a_lost_process_ends_the_other_with_an_error_and_without_a_file(tmp_path
     assert f"LostWorker: process {1 - rank} of 2: process {rank} (127.0.0.1) is gone" in errors[1 - rank]
     assert seconds < 40
     assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
+class OneStore:
+    """A store of this process alone, in place of torch's."""
+
+    def __init__(self, *_, **__):
+        self.numbers, self.values = Counter(), {}
+
+    def set(self, key, value):
+        self.values[key] = value.encode()
+
+    def get(self, key):
+        return self.values.get(key, b"10.0.0.2")
+
+    def add(self, key, step):
+        self.numbers[key] += step
+        return self.numbers[key]
+
+
+def test_a_process_that_counted_just_before_its_end_is_named(monkeypatch):
+    monkeypatch.setattr(utils.dist.dist, "TCPStore", OneStore)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    pulse = Pulse(0, 2, silence=60.0)
+    try:
+        pulse._store.add(f"{pulse._key}/1", 1)  # read only after the loss was noticed
+        assert pulse.name_lost() == "process 1 (10.0.0.2)"
+    finally:
+        pulse.close()
 
 
 STOP = """
