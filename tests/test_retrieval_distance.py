@@ -148,6 +148,20 @@ def test_top_k_is_a_stable_sort_cut_off(k):
     assert np.array_equal(distances, np.take_along_axis(distmat, expected, 1))
 
 
+@pytest.mark.parametrize("order", ["any", "the nearest where one looks first", "the farthest there", "equal but few"])
+@pytest.mark.parametrize("k", [1, 40, 300])
+def test_the_nearest_of_long_rows_are_a_stable_sort_cut_off(order, k):
+    distances = np.random.default_rng(0).random((20, 16 * 500), np.float32).round(3)
+    if order == "equal but few":
+        distances[:, 100:] = 2
+    elif order != "any":
+        places = np.arange(distances.shape[1]).reshape(-1, 16).T.ravel()  # every sixteenth, then the others
+        distances[:, places] = np.sort(distances)[:, :: 1 if order.startswith("the nearest") else -1]
+    indices, nearest = top_k([(slice(0, 20), distances)], k, 20)
+    assert (indices == np.argsort(distances, axis=1, kind="stable")[:, :k]).all()
+    assert (nearest == np.take_along_axis(distances, indices, 1)).all()
+
+
 @pytest.mark.parametrize(("blocks", "k", "message"), [
     ([(slice(0, 2), np.zeros((2, 4)))], 1, "1 of 3 queries have no distances, the first is 2"),
     ([(slice(0, 3), np.zeros((3, 4))), (slice(1, 2), np.zeros((1, 4)))], 1, "query 1 came twice"),

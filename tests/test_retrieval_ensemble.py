@@ -21,8 +21,11 @@ def test_the_sum_is_the_weighted_sum_of_whole_matrices():
 
 def test_the_sources_are_not_modified():
     block = np.ones((2, 3), np.float32)
-    list(sum_blocks([[(slice(0, 2), block)], [(slice(0, 2), block)]], [2, 3]))
-    assert (block == 1).all()
+    for weights in ([2, 3], [1, 1]):
+        (_, total), = sum_blocks([[(slice(0, 2), block)], [(slice(0, 2), block)]], weights)
+        assert (block == 1).all()
+        assert (total == sum(weights)).all()
+    assert next(sum_blocks([[(slice(0, 2), block)]]))[1] is block  # of one source, nothing is copied
 
 
 @pytest.mark.parametrize(("second", "message"), [

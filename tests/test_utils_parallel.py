@@ -63,6 +63,35 @@ def test_a_mistake_of_a_piece_is_raised_and_the_threads_are_reset(threads):
     assert torch.get_num_threads() == before
 
 
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_two_that_go_side_by_side_reset_the_threads_whichever_ends_first(longer, two_threads):
+    runs = [in_threads(int, range(3 + (number == longer)), 2) for number in range(2)]
+    for _ in range(3):
+        assert [next(run) for run in runs]
+    assert [list(run) for run in runs] == ([[3], []] if longer == 0 else [[], [3]])
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_done_with_a_result_has_the_threads_that_a_piece_has_not(threads, two_threads):
+    cpu = torch.device("cpu")
+    for within in in_threads(lambda _: thread_count(cpu), range(4), threads):
+        assert (within, torch.get_num_threads(), thread_count(cpu)) == (1, 1, 2)
+        assert list(in_threads(lambda _: thread_count(cpu), range(2), threads)) == [1, 1]
+        assert thread_count(cpu) == 2
+    unfinished = in_threads(lambda _: thread_count(cpu), range(4), threads)
+    assert next(unfinished) == 1
+    unfinished.close()
+    assert (torch.get_num_threads(), thread_count(cpu)) == (2, 2)
+
+
 def test_a_cpu_has_as_many_threads_as_torch_and_a_gpu_one():
     assert thread_count(torch.device("cpu")) == min(torch.get_num_threads(), 16)
     assert thread_count(torch.device("cuda")) == 1

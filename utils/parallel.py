@@ -14,10 +14,12 @@ import functools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,10 +37,36 @@ _UNDER_WAY = 4  # batches of each process that are made or wait to be: as it tak
 
 
 # ------------------------------------------------------------------------------------------------------------- threads
+@dataclass
+class _Turn:
+    """Where a thread stands with its `in_threads`.
+
+    Attributes:
+        depth: how many it has begun and not ended, one in another or beside it.
+        threads: torch's number before the first of them.
+        between: it is at work on a result that one of them gave, while the next are made.
+    """
+
+    depth: int = 0
+    threads: int = 0
+    between: bool = False
+
+
+_turns = threading.local()
+
+
+def _turn() -> _Turn:
+    """This thread's."""
+    return _turns.__dict__.setdefault("turn", _Turn())
+
+
 def thread_count(device: torch.device) -> int:
-    """Pieces of work that are worth being done at a time on this device."""
+    """Pieces of work that are worth being done at a time on this device; a piece's own are one."""
     import torch
-    return min(torch.get_num_threads(), _MOST) if device.type == "cpu" else 1
+    if device.type != "cpu":
+        return 1
+    turn = _turn()
+    return min(turn.threads if turn.between else torch.get_num_threads(), _MOST)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
@@ -47,9 +75,10 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], thread
     At most `threads` results are made or waiting to be taken. An exception of a piece is raised where its result would
     come; the pieces under way end first.
     """
-    with _one_thread_each():
+    with _one_thread_each() as turn:
         if threads <= 1:
-            yield from map(function, items)
+            for item in items:
+                yield from _given(function(item), turn)
             return
         waiting = iter(items)
         with ThreadPoolExecutor(threads) as pool:
@@ -57,7 +86,14 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], thread
             while running:
                 result = running.popleft().result()
                 running.extend(pool.submit(function, item) for item in islice(waiting, 1))
-                yield result
+                yield from _given(result, turn)
+
+
+def _given(result: Result, turn: _Turn) -> Iterator[Result]:
+    """The result; what is done with it may have threads of its own."""
+    turn.between = True
+    yield result
+    turn.between = False
 
 
 @functools.cache
@@ -75,16 +111,24 @@ def _call_once() -> None:
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """torch gives the number to threads that begin after it was set."""
+def _one_thread_each() -> Iterator[_Turn]:
+    """torch gives the number to threads that begin after it was set; the last that ends restores it."""
     import torch
     _call_once()
-    before = torch.get_num_threads()
+    turn = _turn()
+    before = turn.between
+    if not turn.depth:
+        turn.threads = torch.get_num_threads()
+    turn.depth += 1
+    turn.between = False
     torch.set_num_threads(1)
     try:
-        yield
+        yield turn
     finally:
-        torch.set_num_threads(before)
+        turn.depth -= 1
+        turn.between = before and turn.depth > 0
+        if not turn.depth:
+            torch.set_num_threads(turn.threads)
 
 
 # ----------------------------------------------------------------------------------------------------------- processes

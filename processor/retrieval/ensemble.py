@@ -31,7 +31,7 @@ def sum_blocks(sources: Sequence[Iterable[Block]], weights: Sequence[float] | No
 def _sum_blocks(sources: list[Iterator[Block]], weights: list[float]) -> Iterator[Block]:
     others = list(enumerate(zip(sources, weights, strict=True)))[1:]
     for rows, block in sources[0]:
-        total = block * np.float32(weights[0])
+        total = block if weights == [1] else block * np.float32(weights[0])
         for index, (source, weight) in others:
             other_rows, block = next(source, (None, None))
             if other_rows != rows:

@@ -1,6 +1,7 @@
 """The nearest first: order by distance, equal distances by index, without a full sort."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -8,8 +9,11 @@ import torch
 from torch import Tensor
 
 from utils.dist import ALONE, Workers
+from utils.parallel import in_threads, thread_count
 
 NO_KEY = torch.iinfo(torch.int64).max  # behind all keys: an empty place in a list
+_OF_ROW = 16       # every so manieth distance of a row is looked at before all of them
+_PIECE = 8         # queries whose nearest a thread finds at a time
 Block = tuple[slice, np.ndarray]  # (rows of the query, float32 distances [len(rows), G])
 
 
@@ -101,8 +105,27 @@ def nearest_keys(distances: Tensor, k: int) -> Tensor:
     >>> split_keys(nearest_keys(torch.tensor([[0.5, 0.1, 0.5, 0.9]]), 2))[1]
     tensor([[1, 0]])
     """
-    row, image = (distances <= kth_smallest(distances, k)[:, None]).nonzero(as_tuple=True)
+    if distances.device.type == "cpu":
+        images = [_near_images(row, k) for row in distances.numpy()]
+        row = torch.arange(len(images)).repeat_interleave(torch.tensor([len(near) for near in images]))
+        image = torch.from_numpy(np.concatenate(images))
+    else:
+        row, image = (distances <= kth_smallest(distances, k)[:, None]).nonzero(as_tuple=True)
     return smallest_keys(row, rank_keys(distances[row, image], image), len(distances), k)
+
+
+def _near_images(row: np.ndarray, k: int) -> np.ndarray:
+    """Indices, ascending, of all that are as near as the k-th nearest of a row [G], and mostly of some more.
+
+    A part of the row tells a distance within which there are likely as many, in a tenth of a selection's time.
+    """
+    part = row[::_OF_ROW]
+    likely = k // _OF_ROW + 4 * math.isqrt(k // _OF_ROW + 1) + 4
+    if likely < len(part) // 2:
+        near = np.flatnonzero(row <= np.partition(part, likely - 1)[likely - 1])
+        if k <= len(near) <= 4 * _OF_ROW * likely:  # more are equally near ones, of which a selection leaves out most
+            return near
+    return np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
 
 
 def top_k(
@@ -130,8 +153,7 @@ def top_k(
     local = []
     for rows, block in blocks:
         row_numbers = range(*rows.indices(max(rows.stop, num_queries)))
-        keys = _keys_of_block(rows, np.asarray(block, dtype=np.float32), k).numpy()
-        local += zip(row_numbers, keys, strict=True)
+        local += zip(row_numbers, _keys_of_block(rows, np.asarray(block, dtype=np.float32), k), strict=True)
     keys_by_query: list[np.ndarray | None] = [None] * num_queries
     for row, keys in (pair for pairs in workers.gather_objects(local) for pair in pairs):
         if row >= num_queries or keys_by_query[row] is not None:
@@ -145,11 +167,14 @@ def top_k(
     return indices.numpy(), distances.numpy()
 
 
-def _keys_of_block(rows: slice, block: np.ndarray, k: int, rows_at_once: int = 64) -> Tensor:
-    """[len(rows), min(k, G)] sorted keys; a few rows at a time, because a selection takes a copy."""
-    if np.isnan(block).any():
-        raise ValueError(f"the distances of query {rows.start + int(np.isnan(block).any(1).argmax())} hold NaN")
-    return torch.cat([
-        nearest_keys(torch.from_numpy(np.array(block[start : start + rows_at_once])), min(k, block.shape[1]))
-        for start in range(0, len(block), rows_at_once)
-    ])
+def _keys_of_block(rows: slice, block: np.ndarray, k: int) -> np.ndarray:
+    """[len(rows), min(k, G)] sorted keys; a few rows at a time, each such piece in a thread."""
+    def keys_of(start: int) -> np.ndarray:
+        piece = block[start : start + _PIECE]
+        if len(unclear := np.flatnonzero(np.isnan(piece.min(axis=1)))):
+            raise ValueError(f"the distances of query {rows.start + start + unclear[0]} hold NaN")
+        piece = piece if piece.flags.writeable else piece.copy()  # torch warns of what it must not write to
+        return nearest_keys(torch.from_numpy(piece), min(k, block.shape[1])).numpy()
+
+    threads = thread_count(torch.device("cpu")) if len(block) > _PIECE else 1
+    return np.concatenate(list(in_threads(keys_of, range(0, len(block), _PIECE), threads)))
