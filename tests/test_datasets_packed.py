@@ -207,6 +207,40 @@ def test_a_stopped_packing_goes_on_after_its_last_whole_shard(files, tmp_path):
     assert len(shards) >= 2
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def _change_rows(change):
+    return lambda path: np.save(path, change(np.load(path)))
+
+
+@pytest.mark.parametrize(("name", "damage"), [
+    ("00001.shard", _cut), ("00001.npy", _cut), ("00001.npy", lambda path: np.save(path, np.zeros(2))),
+    ("00001.npy", _change_rows(lambda rows: rows[:0])), ("00001.npy", _change_rows(lambda rows: rows[:1])),
+    ("00001.npy", _change_rows(lambda rows: np.repeat(rows, 20))), ("00000.npy", lambda path: path.write_bytes(b"x")),
+])
+def test_what_is_damaged_of_a_stopped_packing_is_packed_again(files, tmp_path, name, damage, caplog):
+    keys, folder = sorted(keys_of(files), key=str.encode), tmp_path / "pack"
+    with pytest.raises(OSError, match="the disk is gone"):
+        pack(Watched(files, keys[12]), keys, folder, SIZE, 1, shard_bytes=1500)
+    damage(folder / name)
+    pack(files, keys, folder, SIZE, 1, shard_bytes=1500)
+    assert contents(folder) == contents(pack(files, keys, tmp_path / "whole", SIZE, 1, shard_bytes=1500).folder)
+    assert "packed again" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"images": "many"}, {"keys": 3}, {"size": "x"}, {"size": [1, None]}, {"size": {}}])
+def test_a_plan_that_is_none_is_refused_in_a_line(files, tmp_path, change):
+    keys, folder = sorted(keys_of(files), key=str.encode), tmp_path / "pack"
+    with pytest.raises(OSError, match="the disk is gone"):
+        pack(Watched(files, keys[9]), keys, folder, SIZE, 1, shard_bytes=3000)
+    plan = json.loads((folder / "begun.json").read_text())
+    (folder / "begun.json").write_text(json.dumps({**plan, **change}))
+    with pytest.raises(ValueError, match=r"holds other files .*name a new folder"):
+        pack(files, keys, folder, SIZE, 1, shard_bytes=3000)
+
+
 def test_a_finished_pack_is_left_as_it_is(files, tmp_path):
     folder = pack(files, keys_of(files), tmp_path / "pack").folder
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}

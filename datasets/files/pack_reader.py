@@ -154,9 +154,14 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / INDEX}: not an index of a packed set that this version reads (format {FORMAT})")
     if not ({"size", "shards", "sha256", "plan"} <= set(index) and isinstance(index["sha256"], dict)
             and isinstance(index["plan"], dict) and _are_counts(index["shards"])
-            and (index["size"] is None or (_are_counts(index["size"]) and len(index["size"]) == 2))):
+            and is_size(index["size"])):
         raise ValueError(f"{folder / INDEX} is not whole; remove the folder and pack the set again")
     return index
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value of JSON is (height, width) of decoded images, or None."""
+    return value is None or (_are_counts(value) and len(value) == 2)
 
 
 def _are_counts(values: Any) -> bool:

@@ -34,6 +34,7 @@ from datasets.files.pack_reader import (
     difference,
     encode_key,
     first_difference,
+    is_size,
     shard_name,
     stored_as,
 )
@@ -91,7 +92,7 @@ def pack(source: ImageSource, keys: Sequence[str], folder: str | os.PathLike, si
         for path in folder.glob(".*.tmp"):  # left by a packing that was killed
             path.unlink()
         if not _is_finished(folder, plan, force):
-            parts = _whole_shards(folder)
+            parts = _whole_shards(folder, len(names))
             _write_shards(folder, source, [decode_key(name) for name in names], size, threads or os.cpu_count() or 1,
                           shard_bytes, parts)
             _finish(folder, plan, names, parts)
@@ -122,9 +123,14 @@ def _plan_in(folder: Path) -> dict[str, Any] | None:
         if (folder / name).is_file():
             plan = read_json(folder / name)
             plan = plan.get("plan") if name == INDEX and isinstance(plan, dict) else plan
-            if isinstance(plan, dict) and {"format", "size", "images", "keys"} <= set(plan):
+            if _is_plan(plan):
                 return plan
     return None
+
+
+def _is_plan(plan: Any) -> bool:
+    return (isinstance(plan, dict) and {"format", "size", "images", "keys"} <= set(plan) and is_size(plan["size"])
+            and type(plan["images"]) is int and isinstance(plan["keys"], str))
 
 
 def _is_finished(folder: Path, plan: dict[str, Any], force: bool) -> bool:
@@ -152,16 +158,34 @@ def _describe(plan: dict[str, Any]) -> str:
     return f"{plan['images']:,} images {stored_as(plan['size'])} (digest of their names {plan['keys'][:8]})"
 
 
-def _whole_shards(folder: Path) -> list[np.ndarray]:
-    """The tables of the shards that an earlier packing finished, [n] _PART each."""
+def _whole_shards(folder: Path, images: int) -> list[np.ndarray]:
+    """The tables of the shards that an earlier packing of so many images finished, [n] _PART each.
+
+    A shard that does not fit its table, for one of them is damaged, and those behind it are packed again.
+    """
     parts: list[np.ndarray] = []
     while (table := _part_path(folder, len(parts))).is_file() and (folder / shard_name(len(parts))).is_file():
-        parts.append(read_array(table, "V", 1))
-        if parts[-1].dtype != _PART:
-            raise ValueError(f"{table}: damaged; pack the set again with --force")
+        part = _read_part(table, folder / shard_name(len(parts)), images - sum(map(len, parts)))
+        if part is None:
+            logger.warning("%s is damaged, or %s is: from there on, the set is packed again", table.name,
+                           shard_name(len(parts)))
+            break
+        parts.append(part)
     if parts:
         logger.info("%s: going on after %d shards, %d images", folder, len(parts), sum(map(len, parts)))
     return parts
+
+
+def _read_part(table: Path, shard: Path, most: int) -> np.ndarray | None:
+    """The table of a shard of `most` images at most; None: it is not that of this shard."""
+    try:
+        part = read_array(table, "V", 1)
+    except ValueError:
+        return None
+    if part.dtype != _PART or not 0 < len(part) <= most:
+        return None
+    length = len(HEADER) + int(part["length"].sum(dtype=np.uint64))
+    return part if shard.stat().st_size == length else None
 
 
 def _part_path(folder: Path, number: int) -> Path:
