@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 from set_files import IMAGES, JUNK, load_kind, write_image, write_set
@@ -238,12 +239,21 @@ def test_the_draw_of_a_vehicle_does_not_depend_on_the_others(tmp_path):
 @pytest.mark.parametrize(("line", "fault"), [
     ("0000009 5", "no such image: '0000009.jpg'"), ("0000001 x", "expected 'PATH PID'"),
     ("../0000001 5", "only name files inside"), ("0000001 5", "'0000001.jpg' is 5 here and 2 above"),
+    (f"0000001 {'9' * 19}", "expected 'PATH PID'"), (f"0000001 {'9' * 5000}", "expected 'PATH PID'"),
 ])
 def test_a_bad_line_of_vehicleid_is_named(line, fault, tmp_path):
     with open(write_set(tmp_path, "vehicleid") / "train_test_split/train_list.txt", "a") as out:
         out.write(line + "\n")
     with pytest.raises(ValueError, match=rf"train_list\.txt:5: .*{fault}"):
         load_kind("vehicleid", tmp_path, ("train",))
+
+
+@pytest.mark.parametrize("camera", ["9" * 10, "9" * 30])
+def test_a_camera_that_no_array_holds_is_no_camera(camera, tmp_path):
+    folder = write_set(tmp_path, "market1501")
+    shutil.copy(next((folder / "query").iterdir()), folder / "query" / f"0001_c{camera}s1_000451_03.jpg")
+    with pytest.raises(ValueError, match="not a name of this set"):
+        load_kind("market1501", tmp_path)
 
 
 # ------------------------------------------------------------------ own names

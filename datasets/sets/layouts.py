@@ -85,7 +85,7 @@ def _market_like(train: Counts, query: Counts, gallery: Counts, prefix: str = ""
             "gallery": Split(("bounding_box_test",), gallery, prefix=prefix)}
 
 
-_CAMERA = r"(?P<camid>0*[1-9]\d*)"  # from 1: 0 would mean that it is unknown
+_CAMERA = r"(?P<camid>0*[1-9]\d{0,8})"  # from 1: 0 would mean that it is unknown; a number that an array holds
 _HOMES = {
     "market1501": ("Market-1501-v15.09.15", "market1501", "Market-1501", "market"),
     "dukemtmc": ("DukeMTMC-reID", "dukemtmc", "duke"),

@@ -25,6 +25,8 @@ from utils.files import read_json
 
 __all__ = ["LAYOUTS", "Counts", "load_public", "public_folder"]
 
+_PID_DIGITS = 18  # of a list: what an array holds
+
 logger = logging.getLogger(__name__)
 
 
@@ -114,7 +116,7 @@ def _read_split(layout: Layout, split: str, home: Path, folder: str, problems: P
     for place, path, pid, text in _read_lists(layout, split, home, problems):
         match = layout.name.fullmatch(path.rpartition("/")[2])
         groups = match.groupdict() if match else {}
-        pid = groups.get("pid", pid if pid.isascii() and pid.isdigit() else "")
+        pid = groups.get("pid", pid if pid.isascii() and pid.isdigit() and len(pid) <= _PID_DIGITS else "")
         if match is None or not pid:
             problems.add(f"{place}: expected 'PATH PID' with a name of this set, got {quoted(text)}")
         elif fault := images.problem(path) if is_safe_path(path) else OUTSIDE:
