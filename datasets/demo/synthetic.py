@@ -102,8 +102,8 @@ def _already_there(target: Path, manifest: dict, force: bool) -> bool:
     if there == manifest:
         return True
     if not force:
-        raise FileExistsError(f"{target} holds another demo set (seed {there.get('seed')}, version "
-                              f"{there.get('version')}); choose another output folder, or --force to replace it")
+        raise FileExistsError(f"{target} holds another demo set (seed {there.get('seed')!s:.20}, version "
+                              f"{there.get('version')!s:.20}); choose another output folder, or --force to replace it")
     return False
 
 
