@@ -325,6 +325,19 @@ def test_people_of_one_frame_stay_apart_after_a_restart_and_after_a_persons_word
         assert identities_of(linked, [1, 2]) == [first, second]
 
 
+@pytest.mark.parametrize("data", [
+    '{"apart": "1, 2"}', '{"apart": {"a": 1}}', '{"apart": null}', '["apart"]', '{"x": {"apart": [1]}}',
+    '{"apart": [1.5, "x", -1, 99999999999999999999]}'])
+def test_what_another_program_keeps_under_the_same_name_is_left_alone(linked, data):
+    linked.add([1, 2], np.stack([towards(EAST), towards(EAST)]), {"data": [data, "{}"]})
+    GalleryLinker(linked, 0.7).link_all()
+    first, second = identities_of(linked, [1, 2])
+    assert first == second != UNKNOWN
+    GalleryLinker(linked, 0.7).add(Tracklet(3, towards(EAST)))  # all rows are read again
+    assert identities_of(linked, [1, 2, 3]) == [first] * 3
+    assert linked.fetch([1]).facts["data"].tolist() == [data]
+
+
 def test_what_other_writers_add_and_remove_is_seen_after_a_reload(linked):
     linker = GalleryLinker(linked, 0.8)
     feed(linker, [EAST])

@@ -33,8 +33,15 @@ class _Rows:
 
 
 def _apart(data: str) -> list[int]:
-    """The ids that a row's data names as other people's."""
-    return json.loads(data).get(APART, []) if f'"{APART}"' in data else []
+    """The ids that a row's data names as other people's; what other programs keep under this name is left alone."""
+    if f'"{APART}"' not in data:
+        return []
+    try:
+        held = json.loads(data)
+    except (ValueError, RecursionError):
+        return []
+    ids = held.get(APART) if isinstance(held, dict) else None
+    return [row for row in ids if type(row) is int and 0 <= row < 2**63] if isinstance(ids, list) else []
 
 
 class GalleryLinker:
