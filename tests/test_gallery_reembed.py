@@ -153,6 +153,9 @@ def test_what_was_begun_for_another_model_or_is_there_already_is_refused(source,
     (tmp_path / "new.part" / "of.json").write_text(json.dumps({"source": "elsewhere", "model": "new"}))
     with pytest.raises(ValueError, match="begun from elsewhere with model new; remove it to begin anew"):
         re_embed(source, tmp_path / "new", pictures_in(shots), DIM, "new")
+    (tmp_path / "new.part" / "of.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"of\.json: damaged, or of another program"):
+        re_embed(source, tmp_path / "new", pictures_in(shots), DIM, "new")
     (tmp_path / "new").mkdir()
     with pytest.raises(ValueError, match="is there already; name a folder"):
         re_embed(source, tmp_path / "new", pictures_in(shots), DIM, "new")

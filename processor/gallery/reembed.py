@@ -16,7 +16,7 @@ import numpy as np
 
 from processor.gallery.contract import FACTS, Batch, Gallery, count_rows
 from processor.gallery.folder import FolderGallery
-from utils.files import read_json, sync_folder, write_json
+from utils.files import read_object, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 BATCH = 256  # rows whose pictures are held at a time
@@ -130,7 +130,7 @@ def _claim(part: Path, source: Gallery, model: str) -> None:
     place = str(getattr(source, "url", None) or Path(source.folder).resolve())
     wanted, note = {"source": place, "model": model}, part / "of.json"
     if note.is_file():
-        if (held := read_json(note)) != wanted:
+        if (held := read_object(note)) != wanted:
             raise ValueError(f"{part}: begun from {held.get('source')} with model {held.get('model')}; remove it to "
                              "begin anew")
         return
