@@ -561,3 +561,25 @@ def test_a_later_versions_gallery_is_refused(gallery):
         db.execute("PRAGMA user_version=2")
     with pytest.raises(ValueError, match="a later version"):
         open_gallery(gallery.folder)
+
+
+def test_a_row_of_a_set_that_is_not_there_is_damage_and_no_row_that_is_missing(gallery):
+    add(gallery, range(4))
+    with gallery._db.writing() as db:
+        db.execute("DELETE FROM sets")
+    assert gallery.verify() == [f"gallery.sqlite: row {row} is of a set that is not there" for row in range(4)]
+    for read in (lambda: list(gallery.scan()), lambda: gallery.fetch([2])):
+        with pytest.raises(OSError, match=r"gallery\.sqlite: damaged: row \d is of a set that is not there"):
+            read()
+
+
+def test_a_long_name_of_a_set_is_in_memory_once_however_many_rows_it_has(gallery):
+    add(gallery, range(40))
+    with gallery._db.writing() as db:
+        db.execute('UPDATE sets SET name=CAST(zeroblob(5000000) AS TEXT) WHERE code=(SELECT "set" FROM rows)')
+    tracemalloc.start()
+    try:
+        assert sum(len(batch.ids) for batch in gallery.scan()) == 40
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    finally:
+        tracemalloc.stop()

@@ -351,6 +351,8 @@ class FolderGallery:
                 "SELECT id FROM rows LEFT JOIN segments ON slot = place >> 32 WHERE slot IS NULL "
                 "OR place & 0xffffffff >= count OR place IN (SELECT place FROM dead) "
                 "OR place IN (SELECT place FROM rows GROUP BY place HAVING COUNT(*) > 1)")]
+            faults += [f"{DATABASE}: row {row} is of a set that is not there" for row, in db.execute(
+                'SELECT id FROM rows WHERE "set" NOT IN (SELECT code FROM sets)')]
         if faults:
             return faults
         for live in self.live():
@@ -398,14 +400,21 @@ def _facts(db: sqlite3.Connection, ids: np.ndarray) -> tuple[np.ndarray, dict[st
 
     Raises:
         KeyError: an id is not there.
+        sqlite3.DatabaseError: a row is of a set that is not there.
     """
     rows = {row: values for row, *values in among(
-        db, "SELECT id, place, camera, time, identity, sets.name, rows.name, data FROM rows "
-            'JOIN sets ON code="set" WHERE id IN ({})', ids.tolist())}
+        db, 'SELECT id, place, camera, time, identity, "set", name, data FROM rows WHERE id IN ({})', ids.tolist())}
     try:
         columns = list(zip(*(rows[row] for row in ids.tolist()), strict=True)) or [()] * (1 + len(FACTS))
     except KeyError as error:
         raise KeyError(f"id {error.args[0]} is not in the gallery") from None
+    at = 1 + list(FACTS).index("set")
+    # Not joined: a name would be read once a row, however long it is.
+    sets = dict(among(db, "SELECT code, name FROM sets WHERE code IN ({})", set(columns[at])))
+    lost = [row for row, code in zip(ids.tolist(), columns[at], strict=True) if code not in sets]
+    if lost:
+        raise sqlite3.DatabaseError(f"damaged: row {lost[0]} is of a set that is not there")
+    columns[at] = tuple(sets[code] for code in columns[at])
     dtypes = (np.int64 if isinstance(default, int) else object for default in FACTS.values())
     return np.array(columns[0], np.int64), {name: np.array(column, dtype) for name, column, dtype in
                                             zip(FACTS, columns[1:], dtypes, strict=True)}
