@@ -41,7 +41,7 @@ from processor.inference import make_bank
 from processor.retrieval.metrics import RankResult, merge_results
 from processor.trained_model import TrainedModel, open_trained
 from utils.checkpoint import digest, read_checkpoint
-from utils.files import make_mapped_array, read_json, work_folder, write_json
+from utils.files import make_mapped_array, read_object, work_folder, write_json
 from utils.precision import make_precision
 
 logger = logging.getLogger(__name__)
@@ -224,6 +224,8 @@ class _Exporter:
 
     def export(self) -> list[str]:
         """Returns a line for each file that was not kept."""
+        kept = self.request.output / PROOFS
+        earlier = read_object(kept) if kept.is_file() else {}  # before hours of work
         dim, size = self.trained.info.dim, self.trained.info.size
         reference = TorchRuntime(self.trained.network(), make_precision(torch.device("cpu"), False))
         expected = self.pictures.rows(reference, dim, self.work / "expected.npy")
@@ -241,8 +243,7 @@ class _Exporter:
                 proofs[path.name] = asdict(proof)
                 for made in (path.with_suffix(".bin"), path) if form == "openvino" else (path,):
                     os.replace(made, self.request.output / made.name)
-        kept = self.request.output / PROOFS
-        write_json(kept, {**(read_json(kept) if kept.is_file() else {}), **proofs})
+        write_json(kept, {**earlier, **proofs})
         return faults
 
     def info(self, precision: str) -> ModelInfo:

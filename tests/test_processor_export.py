@@ -306,6 +306,15 @@ def test_a_file_that_loses_too_much_is_not_kept(checkpoint, tmp_path):
     assert "3 pictures of crops" in (tmp_path / "out" / "card.md").read_text()
 
 
+def test_a_damaged_record_of_proofs_is_named_before_anything_is_computed(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export_model(Request(checkpoint, out))
+    (out / "proof.json").write_text("[1]")
+    monkeypatch.setattr("processor.export_model.time_batches", lambda *_: pytest.fail("it was computed"))
+    with pytest.raises(ValueError, match=r"proof\.json: damaged, or of another program"):
+        export_model(Request(checkpoint, out, ("onnx",)))
+
+
 def test_without_the_packages_a_model_folder_is_written_and_a_file_says_what_to_install(checkpoint, tmp_path,
                                                                                         monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
