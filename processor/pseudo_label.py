@@ -7,8 +7,10 @@
 """
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from configs import flatten_cfg
-from datasets.bases import Sample
+from datasets.bases import Problems, Sample
 from datasets.make_dataloader import make_places, make_unlabelled_loader
 from datasets.naic import UNLABEL, data_root
 from datasets.sets.domains import PARTS
+from datasets.sets.list_files import quoted, read_lines
 from datasets.sets.unlabelled import Unlabelled, find_unlabelled
 from processor.evaluation.feature_bank import FeatureBank, read_bank
 from processor.evaluation.sources import warn_of_neighbours
@@ -28,11 +31,12 @@ from processor.pseudo.clusters import NOBODY, Labels, Rules, keep_numbers, label
 from processor.pseudo.report import describe, measure_labels, write_sheet
 from processor.retrieval.ensemble import concat_features
 from utils.dist import ALONE, Workers
-from utils.files import new_folder, read_file, read_json, sha256_of, write_json, write_text
+from utils.files import new_folder, read_json, sha256_of, write_json, write_text
 from utils.packages import weight_file
 
 REPORT, LIST = "report.json", UNLABEL.list_file
 WHAT = "pseudo-labelled set"
+ALL = "all"  # the domain of their features
 
 # Beginnings of the keys that features depend on beside the checkpoint, and of those that labels do beside features.
 _OF_FEATURES = ("MODEL.NAME", "MODEL.LAST_STRIDE", "MODEL.NECK", "MODEL.POOLING_METHOD", "MODEL.GEM_P",
@@ -171,31 +175,48 @@ def check_place(place: Path) -> None:
 
 
 def read_report(place: Path) -> dict | None:
-    """The report of a labelled set, None if there is none."""
+    """The report of a labelled set, None if there is none.
+
+    Raises:
+        ValueError: it is one, and damaged.
+    """
     try:
         report = read_json(place / REPORT)
     except (OSError, ValueError):
         return None
-    return report if isinstance(report, dict) and report.get("what") == WHAT else None
+    if not isinstance(report, dict) or report.get("what") != WHAT:
+        return None
+    try:  # it goes into the report of all rounds
+        json.dumps(report, ensure_ascii=False, allow_nan=False).encode()
+        is_whole = isinstance(report.get("made_of"), dict)
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{place / REPORT}: damaged; remove {place}, which is then made anew")
+    return report
 
 
 def _extract(cfg, unlabelled: Unlabelled, folder: Path, workers: Workers) -> FeatureBank:
     """The feature bank of all images; it is extracted unless there is one of this model and these images."""
     wanted = _feature_settings(cfg, unlabelled)
-    if all(workers.gather_objects(_is_bank_of(folder, wanted))):
+    bank = _read_bank_of(folder, wanted)
+    if all(workers.gather_objects(bank is not None)):
         logger.info("%s: the features are there already", folder)
     else:
         model = load_trained(cfg, Path(cfg.TEST.WEIGHT), device_of(cfg, workers))
         loader = make_unlabelled_loader(cfg, unlabelled, workers.rank, workers.size)
-        write_bank(cfg, model, {"all": loader}, folder, {"features_of": wanted}, workers)
-    return read_bank(folder)[0]["all"]
+        write_bank(cfg, model, {ALL: loader}, folder, {"features_of": wanted}, workers)
+        bank = read_bank(folder)[0][ALL]
+    return bank
 
 
-def _is_bank_of(folder: Path, wanted: dict) -> bool:
+def _read_bank_of(folder: Path, wanted: dict) -> FeatureBank | None:
+    """The bank of all images; None: there is none, half of one, a damaged one or another's."""
     try:
-        return read_bank(folder, check=False)[1].get("features_of") == wanted
-    except (ValueError, OSError):  # none, or half a bank
-        return False
+        banks, index = read_bank(folder)
+    except (ValueError, OSError):
+        return None
+    return banks.get(ALL) if index.get("features_of") == wanted else None
 
 
 def _join_branches(cfg, bank: FeatureBank) -> tuple[np.ndarray, bool]:
@@ -227,9 +248,14 @@ def _read_numbers(before: Path | None, names: list[str]) -> np.ndarray:
     """[N] the numbers of an earlier set."""
     number_of: dict[str, int] = {}
     if before is not None:
-        for line in read_file(before / LIST).decode("utf-8").splitlines():
+        problems = Problems()
+        for row, line in read_lines(before / LIST, LIST, problems):
             name, _, number = line.rpartition(":")
+            if not re.fullmatch(r"\d{1,9}", number, re.ASCII):
+                problems.add(f"{LIST}:{row}: expected NAME:NUMBER, got {quoted(line)}")
+                continue
             number_of[name] = int(number)
+        problems.raise_if_any(str(before / LIST), f"Remove {before}, which is then made anew.")
     return np.array([number_of.get(name, NOBODY) for name in names])
 
 

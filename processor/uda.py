@@ -63,7 +63,7 @@ def _rounds(cfg, labeller, unlabelled: Unlabelled, out: Path, weight: Path, work
         folder = out / f"round_{number}"
         labeller = change_cfg(labeller, {"TEST.WEIGHT": str(weight)})
         logger.info("round %d of %d: %s labels", number, cfg.UDA.ROUNDS, weight)
-        report = _label(labeller, unlabelled, folder, out / f"round_{number - 1}" if number > 1 else None, workers)
+        report = label_round(labeller, unlabelled, folder, out / f"round_{number - 1}" if number > 1 else None, workers)
         logger.info("round %d of %d: training on the union", number, cfg.UDA.ROUNDS)
         labelled_by, weight = weight, do_train(round_cfg(cfg, folder, weight), "auto", workers)
         figures = {key: value for key, value in report.items() if key not in ("what", "made_of")}
@@ -106,7 +106,8 @@ def _check_evaluations(cfg) -> None:
             choose_evaluations(make_dataloader(cfg, train=False))
 
 
-def _label(cfg, unlabelled: Unlabelled, folder: Path, last: Path | None, workers: Workers) -> dict:
+def label_round(cfg, unlabelled: Unlabelled, folder: Path, last: Path | None,
+                workers: Workers = ALONE) -> dict:
     """The report of a round's labelled set, which is made if it is not there.
 
     Raises:

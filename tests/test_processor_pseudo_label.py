@@ -17,6 +17,7 @@ from model.make_model import make_model
 from processor import pseudo_label as module
 from processor.prepare import pack_set
 from processor.pseudo_label import file_names, pseudo_label, rules_of, unlabelled_images
+from processor.uda import label_round
 from utils.checkpoint import save_checkpoint
 from utils.files import read_json
 from utils.seed import seed_everything
@@ -174,6 +175,40 @@ def test_nothing_that_is_not_ours_is_replaced(cfg_of, tmp_path):
     labelled(cfg_of(*NEAREST), tmp_path)
     place, report = labelled(cfg_of("UDA.THRESHOLD", 0.26), tmp_path)  # ours
     assert len(list((place / "images").iterdir())) == report["labelled"]
+
+
+@pytest.mark.parametrize("change", [
+    '"made_of": [1]', '"made_of": null', '"distance": NaN', '"distance": "\\ud800"', '"threshold": 1e999',
+])
+def test_a_damaged_report_of_an_earlier_round_is_named(cfg_of, tmp_path, change):
+    cfg, place = cfg_of(*NEAREST), tmp_path / "unlabel"
+    labelled(cfg, tmp_path)
+    text = (place / "report.json").read_text()
+    (place / "report.json").write_text(text.rstrip().removesuffix("}") + f", {change}}}")
+    with pytest.raises(ValueError, match=r"report\.json: damaged; remove .*unlabel"):
+        label_round(cfg, unlabelled_images(cfg), tmp_path, None)
+    with pytest.raises(ValueError, match=r"report\.json: damaged; remove .*unlabel"):
+        labelled(cfg, tmp_path)
+
+
+@pytest.mark.parametrize("line", [b"a.png", b"a.png:x", b"a.png:-3", b"a.png:99999999999999999999", b"a.png:\xff"])
+def test_a_damaged_list_of_an_earlier_round_is_named_with_its_line(cfg_of, tmp_path, line):
+    cfg = cfg_of(*NEAREST)
+    place, _ = labelled(cfg, tmp_path)
+    (place / "label.txt").write_bytes(b"b.png:1\n" + line + b"\n")
+    with pytest.raises(ValueError, match=r"label\.txt.*2: "):
+        labelled(cfg, tmp_path, "again", before=place)
+
+
+def test_damaged_features_are_extracted_anew(cfg_of, tmp_path):
+    cfg = cfg_of(*NEAREST)
+    place, report = labelled(cfg, tmp_path)
+    before, bank = read_list(place), next((tmp_path / "features").glob("*.global.npy"))
+    data = bytearray(bank.read_bytes())
+    data[-7] ^= 64
+    bank.write_bytes(data)
+    assert labelled(cfg, tmp_path)[1] == report
+    assert (read_list(place), bank.read_bytes() != bytes(data)) == (before, True)
 
 
 def test_a_failure_leaves_the_earlier_set(cfg_of, tmp_path, monkeypatch):
