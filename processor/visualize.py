@@ -26,7 +26,7 @@ from processor.visual.maps import describe_branches, draw_map, location_features
 from processor.visual.page import PageData, Shown, list_places, write_page
 from processor.visual.pictures import Place, RunPictures, SmallCopies
 from processor.visual.scatter import scatter, worst_identities
-from utils.files import new_folder, read_json, remove_leftovers, sha256_of
+from utils.files import as_damage, new_folder, read_object, remove_leftovers, sha256_of
 from utils.packages import weight_file
 from utils.progress import progress
 
@@ -136,13 +136,25 @@ def _find_models(run: Path) -> tuple[list[Path], list[float] | None, str]:
     """The tested models of a run, their weights, and how they are combined."""
     if (run / "features").is_dir():
         return [run], None, "sum"
-    about = next((read_json(run / name) for name in (ENSEMBLE, "metrics.json") if (run / name).is_file()), {})
-    models = [run / name for name in about.get("models", ())]
+    path = next((run / name for name in (ENSEMBLE, "metrics.json") if (run / name).is_file()), None)
+    about = {"models": []} if path is None else {"models": [], **read_object(path)}
+    if about["models"] and not _tells_models(about):
+        raise ValueError(f"{path}: damaged, or of another program: it does not tell models, weights and mode of an "
+                         "ensemble; run tools/ensemble.py again")
+    models = [run / name for name in about["models"]]
     lacking = [model for model in models if not (model / "features").is_dir()]
     if not models or lacking:
         raise ValueError(f"{lacking[0] if lacking else run} holds no feature bank (no features/); run tools/test.py, "
                          "tools/ensemble.py or run.sh again")
     return models, about["weights"], about["mode"]
+
+
+def _tells_models(about: dict) -> bool:
+    """Whether models, weights and mode of a JSON object are those of an ensemble."""
+    models, weights = about["models"], about.get("weights")
+    return (isinstance(models, list) and all(isinstance(name, str) and "\0" not in name for name in models)
+            and isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights)
+            and about.get("mode") in ("sum", "concat"))
 
 
 def _open_run(folder: Path, data: Path | None, compute: Compute) -> _Run:
@@ -306,7 +318,9 @@ def _find_weight(run: _Run) -> Path:
     Raises:
         ValueError: it is not found.
     """
-    folder, weight = run.models[0], Path(run.cfg.TEST.WEIGHT or run.index.get("weight", "latest.pth"))
+    folder = run.models[0]
+    with as_damage(folder / "features" / "index.json"):
+        weight = Path(run.cfg.TEST.WEIGHT or run.index.get("weight", "latest.pth"))
     places = [weight, folder / weight.name, folder.parent / weight.parent.name / weight.name, folder / "latest.pth"]
     path = next((path for path in places if os.path.isfile(weight_file(path))), None)
     if path is None:

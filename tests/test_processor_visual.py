@@ -98,6 +98,18 @@ def cards(page: Path) -> dict:
     return {query[0]: record for query, record in zip(index["queries"], records, strict=True)}
 
 
+@pytest.mark.parametrize("content", [
+    [1], {"models": 3}, {"models": ["a", 5], "weights": [1, 2], "mode": "sum"}, {"models": ["a", "b"], "mode": "sum"},
+    {"models": ["a", "b"], "weights": ["x", 1], "mode": "sum"}, {"models": ["a", "b"], "weights": [1, 2]},
+    {"models": ["a\0"], "weights": [1], "mode": "sum"}, {"models": ["a", "b"], "weights": [1, 2], "mode": "other"},
+])
+def test_a_damaged_record_of_an_ensemble_is_named(runs, tmp_path, content):
+    run = Path(shutil.copytree(runs, tmp_path / "all"))
+    (run / "ensemble.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"ensemble\.json: damaged, or of another program"):
+        make_rank_page(run, PageOptions(top=5, limit=0))
+
+
 # ---------------------------------------------------------------------------------------------------- lists
 @pytest.mark.parametrize("name", [".", "a"])
 def test_lists_are_the_submission_and_aps_those_of_the_test(runs, tmp_path, name):
