@@ -19,6 +19,7 @@ from utils.checkpoint import read_checkpoint
 # learned words; the first number begins a text, the last ends it.
 BEFORE, BEHIND = (49406, 320, 1125, 539, 320), (2533, 269, 49407)
 LEARNED = 4
+_DEEPEST = 48  # blocks of a text encoder; those that were published have 12 to 32
 _TEXT_NAMES = ("transformer.", "positional_embedding", "ln_final.", "text_projection")
 
 
@@ -71,22 +72,45 @@ def read_prompts(path: str | Path, num_class: int) -> Prompts:
     """
     state = unwrap_state_dict(read_checkpoint(path), path)
     if "prompt_learner.token_prefix" in state:
-        before = state["prompt_learner.token_prefix"][0]
-        behind = state["prompt_learner.token_suffix"][0, : len(BEHIND)]
+        before, behind = (_words(state, f"prompt_learner.{name}", 3, path)[0]
+                          for name in ("token_prefix", "token_suffix"))
+        behind = behind[: len(BEHIND)]
         text = {key.removeprefix("text_encoder."): value for key, value in state.items()
                 if key.startswith("text_encoder.")}
     elif "token_embedding.weight" in state:
-        before, behind = (state["token_embedding.weight"][list(ids)] for ids in (BEFORE, BEHIND))
+        words = _words(state, "token_embedding.weight", 2, path)
+        if len(words) <= max(*BEFORE, *BEHIND):
+            raise ValueError(f"{path}: its vocabulary has {len(words)} words, and CLIP's has more; name CLIP's weights")
+        before, behind = (words[list(ids)] for ids in (BEFORE, BEHIND))
         text = {key: value for key, value in state.items() if key.startswith(_TEXT_NAMES)}
     else:
         raise ValueError(f"{path}: has no text encoder (neither token_embedding.weight nor prompt_learner.*), and "
                          "prompts are learned through one; name CLIP's weights, or train the image encoder without "
                          "MODEL.PROMPTS")
-    width, feat_dim = text["text_projection"].shape if "text_projection" in text else (before.shape[1], 1)
     depth = len({key.split(".")[2] for key in text if key.startswith("transformer.resblocks.")})
-    encoder = TextEncoder(len(text.get("positional_embedding", ())), width, depth, feat_dim)
+    if depth > _DEEPEST:
+        raise ValueError(f"{path}: its text encoder has {depth} blocks; CLIP's have {_DEEPEST} at most")
+    projection, places = (_words(text, name, 2, path) for name in ("text_projection", "positional_embedding"))
+    shape = len(places), before.shape[-1], depth, projection.shape[1]
+    with torch.device("meta"):
+        numbers = sum(value.numel() for value in TextEncoder(*shape).state_dict().values())
+    if numbers > sum(value.numel() for value in text.values()):  # memory is taken for what the file holds alone
+        raise ValueError(f"{path}: has no whole text encoder ({depth} blocks of width {shape[1]} have {numbers:,} "
+                         "numbers); name CLIP's weights")
+    encoder = TextEncoder(*shape)
     load_weights(encoder, text, path, skip=())
+    if behind.shape[-1] != before.shape[-1] or len(before) + LEARNED + len(behind) > len(places):
+        raise ValueError(f"{path}: its words do not fit its text encoder; name CLIP's weights")
     return Prompts(encoder, before.float(), behind.float(), num_class)
+
+
+def _words(state: Mapping[str, Tensor], name: str, ndim: int, path: str | Path) -> Tensor:
+    """A table of numbers among a file's weights, none of whose sides is 0."""
+    table = state.get(name)
+    if not isinstance(table, Tensor) or table.ndim != ndim or not table.numel() or not table.is_floating_point():
+        raise ValueError(f"{path}: has no whole text encoder ({name} is missing or of another shape); name CLIP's "
+                         "weights")
+    return table
 
 
 def order_texts(learned: Mapping, pid_names: Sequence[str], path: str | Path) -> Tensor:
@@ -95,11 +119,13 @@ def order_texts(learned: Mapping, pid_names: Sequence[str], path: str | Path) ->
     Raises:
         ValueError: it is no such file, or an identity has no text in it.
     """
-    if not {"text_feats", "pid_names"} <= set(learned):
+    feats, names = learned.get("text_feats"), learned.get("pid_names")
+    if not (isinstance(feats, Tensor) and feats.ndim == 2 and feats.is_floating_point() and isinstance(names, list)
+            and len(names) == len(feats) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"MODEL.PROMPTS={path}: is no file of tools/learn_prompts.py")
-    rows = {name: row for row, name in enumerate(learned["pid_names"])}
+    rows = {name: row for row, name in enumerate(names)}
     missing = [name for name in pid_names if name not in rows]
     if missing:
         raise ValueError(f"MODEL.PROMPTS={path}: {len(missing)} identities have no text in it, {missing[0]} among "
                          "them; run tools/learn_prompts.py with the sets that are trained on")
-    return learned["text_feats"][[rows[name] for name in pid_names]].float()
+    return feats[[rows[name] for name in pid_names]].float()

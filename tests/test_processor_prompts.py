@@ -7,7 +7,7 @@ from torch import nn
 from configs import load_cfg
 from loss.prompt_loss import TextLoss, contrastive
 from model.backbones import Backbone
-from model.prompts import BEFORE, BEHIND, LEARNED, TextEncoder, read_prompts
+from model.prompts import BEFORE, BEHIND, LEARNED, TextEncoder, order_texts, read_prompts
 from processor.prompts import learn_prompts
 from processor.training.build import build
 from processor.training.step import forward_backward
@@ -76,6 +76,33 @@ def test_a_file_without_a_text_encoder_is_refused_with_the_reason(tmp_path):
     torch.save({"visual.proj": torch.zeros(2)}, tmp_path / "image.pth")
     with pytest.raises(ValueError, match=r"image\.pth: has no text encoder .*learned through one; name CLIP's weights"):
         read_prompts(tmp_path / "image.pth", 3)
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"token_embedding.weight": torch.zeros(9, WIDTH)}, "its vocabulary has 9 words"),
+    ({"token_embedding.weight": torch.zeros(WORDS)}, r"token_embedding\.weight is missing or of another shape"),
+    ({"token_embedding.weight": torch.zeros(WORDS, 4)}, "does not fit the model"),
+    ({"ln_final.bias": torch.zeros(WIDTH, 2)}, "does not fit the model"),
+    ({"text_projection": torch.zeros(3)}, "text_projection is missing or of another shape"),
+    ({"text_projection": torch.zeros(200_000, 1), "token_embedding.weight": torch.zeros(1, 1).expand(WORDS, 200_000)},
+     "no whole text encoder .* of width 200000"),
+    ({"positional_embedding": torch.zeros(4, WIDTH)}, "its words do not fit its text encoder"),
+    ({f"transformer.resblocks.{number}.x": torch.zeros(1) for number in range(60)}, "has 60 blocks"),
+])
+def test_a_text_encoder_that_is_none_is_refused_and_takes_no_memory(clip_state, tmp_path, monkeypatch, change, reason):
+    monkeypatch.setattr("model.prompts.read_checkpoint", lambda _: {**clip_state, **change})
+    with pytest.raises(ValueError, match=reason):
+        read_prompts(tmp_path / "clip.pth", 3)
+
+
+@pytest.mark.parametrize("change", [{"text_feats": torch.zeros(1, 4)}, {"text_feats": torch.zeros(3)},
+                                    {"text_feats": [1]}, {"pid_names": 3}, {"pid_names": [[1], "b", "c"]},
+                                    {"text_feats": torch.zeros(3, 4, dtype=torch.int64)}])
+def test_texts_that_are_none_are_refused(change):
+    learned = {"text_feats": torch.eye(3, 4), "pid_names": ["a", "b", "c"]}
+    assert torch.equal(order_texts(learned, ["c", "a"], "x"), torch.eye(3, 4)[[2, 0]])
+    with pytest.raises(ValueError, match="is no file of tools/learn_prompts"):
+        order_texts({**learned, **change}, ["a"], "x")
 
 
 def test_the_contrastive_loss_is_the_formulas():
