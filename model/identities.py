@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from utils.checkpoint import identity_names
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +29,7 @@ def transfer_identities(
     Returns:
         The number of identities that the checkpoint knows.
     """
-    old_rows = {name: row for row, name in enumerate(checkpoint.get("pid_names") or ())}
+    old_rows = {name: row for row, name in enumerate(identity_names(checkpoint, path))}
     if not old_rows:
         logger.warning("%s names no identities: classifiers and class centres start anew", path)
         return 0
@@ -35,8 +37,9 @@ def transfer_identities(
     new, old = (torch.tensor(rows, dtype=torch.long) for rows in (zip(*pairs, strict=True) if pairs else ((), ())))
     tables = []
     for part, module in modules.items():
-        state = {**checkpoint.get(part, {}), **(checkpoint.get("ema", {}) if part == "model" else {})}
-        source = {key.removeprefix("module."): value for key, value in state.items()}
+        saved = [checkpoint.get(name) for name in ((part, "ema") if part == "model" else (part,))]
+        state = {key: value for some in saved if isinstance(some, Mapping) for key, value in some.items()}
+        source = {str(key).removeprefix("module."): value for key, value in state.items()}
         for key, target in module.state_dict().items():
             is_table = "classifier" in key or key.endswith("centers")
             if is_table and _fits(target, source.get(key), len(pid_names), len(old_rows)):
@@ -51,6 +54,6 @@ def transfer_identities(
     return len(pairs)
 
 
-def _fits(here: Tensor, there: Tensor | None, num_here: int, num_there: int) -> bool:
-    return there is not None and (here.shape, there.shape) == (
+def _fits(here: Tensor, there: object, num_here: int, num_there: int) -> bool:
+    return isinstance(there, Tensor) and (here.shape, there.shape) == (
         (num_here, *there.shape[1:]), (num_there, *here.shape[1:]))

@@ -25,7 +25,7 @@ from processor.export.model_folder import (
     read_weights,
     with_model_id,
 )
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import identity_names, read_checkpoint
 
 # The keys that say what the network is. All others are of training, of data, or of how it is run.
 ARCHITECTURE = (
@@ -73,7 +73,7 @@ def open_trained(file: str | Path, heads: bool = False) -> TrainedModel:
         return TrainedModel(model.eval(), info)
     checkpoint = read_checkpoint(path)
     cfg = _cfg_inside(checkpoint, path)
-    pid_names = tuple(checkpoint.get("pid_names") or ()) if heads else ()
+    pid_names = identity_names(checkpoint, path) if heads else ()
     model = make_model(cfg, num_class=len(pid_names) or 1, pretrained=False)
     # A model may have been trained with a branch that a test leaves out.
     load_weights(model, checkpoint, path, skip=() if pid_names else MODEL_HEADS,
@@ -127,9 +127,10 @@ def describe_model(cfg, model: ReIDModel, trained_on: dict[str, Any]) -> ModelIn
 
 
 def _origin(cfg, checkpoint: dict, path: Path) -> dict[str, Any]:
-    return {"sets": cfg.DATASETS.NAMES, "identities": len(checkpoint.get("pid_names", ())),
-            "epoch": checkpoint.get("epoch"), "checkpoint": path.name,
-            "commit": checkpoint.get("versions", {}).get("commit", "unknown")}
+    versions, epoch = checkpoint.get("versions"), checkpoint.get("epoch")
+    return {"sets": cfg.DATASETS.NAMES, "identities": len(identity_names(checkpoint, path)),
+            "epoch": epoch if isinstance(epoch, int) else None, "checkpoint": path.name,
+            "commit": str(versions.get("commit", "unknown")) if isinstance(versions, dict) else "unknown"}
 
 
 def _build(info: ModelInfo) -> ReIDModel:

@@ -30,6 +30,12 @@ def tables(modules):
     return {key: value for key, value in state.items() if key.startswith(MODEL_HEADS) or key.endswith("centers")}
 
 
+@pytest.mark.parametrize("names", [3, "abcd", [1, "b"], [["a"]]])
+def test_names_that_are_none_are_refused(names):
+    with pytest.raises(ValueError, match=r"old\.pth: damaged, or of another program: pid_names is no list of names"):
+        transfer_identities(build(OLD, 1), {**checkpoint(OLD), "pid_names": names}, OLD, "old.pth")
+
+
 @pytest.mark.parametrize("new", [["d", "a", "c", "b"], ["e", "c", "a", "b", "d", "f"], ["c"], OLD])
 def test_rows_follow_the_name_and_unknown_identities_start_anew(new, caplog):
     old = checkpoint(OLD)

@@ -375,6 +375,41 @@ def test_a_name_with_a_colon_and_slashes_is_that_of_files_in_one_folder(tmp_path
     assert checkpoint_folder(cfg).of_epoch(3) == tmp_path / "timm_hub_net.tag_3.pth"
 
 
+def older(path, change):
+    """A checkpoint of before there was a checksum, changed."""
+    data = read_checkpoint(path)
+    del data[CHECKSUM]
+    change(data)
+    torch.save(data, path)
+
+
+@pytest.mark.parametrize("field", ["epoch", "batches", "config", "data_digest", "model"])
+@pytest.mark.parametrize("value", [None, [1], -1, 10**30])
+def test_fields_that_no_training_writes_are_passed_over(tiny_data, folder, field, value, caplog):
+    older(folder / LATEST, lambda data: data.update({field: value}))
+    path, _ = checkpoint_folder(cfg_of(tiny_data, folder)).find("auto")
+    assert path != folder / LATEST
+    assert f"{LATEST}: damaged, or of another program: {field} is not what a training writes" in caplog.text
+
+
+def first_state(data):
+    return next(iter(data["optimizers"][0]["state"].values()))
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: data.pop("criterion"), lambda data: data.update(optimizers=[]), lambda data: data.update(scheduler=3),
+    lambda data: data["model"].update({"classifier.weight": torch.zeros(2)}), lambda data: data.update(meters=[1]),
+    lambda data: data["optimizers"][0]["param_groups"].pop(), lambda data: data.update(skipped=torch.zeros(5)),
+    lambda data: data["optimizers"][0]["param_groups"][0].update(lr="x"), lambda data: data.update(best=5),
+    lambda data: data["optimizers"][0].update(state=4), lambda data: data.update(teacher=[1]),
+    lambda data: first_state(data).update({name: torch.zeros(7) for name in first_state(data)}),
+])
+def test_a_state_that_does_not_fit_is_refused_with_the_files_name(tiny_data, folder, change):
+    older(folder / LATEST, change)
+    with pytest.raises(ValueError, match=rf"{LATEST}: damaged, or of another program: "):
+        do_train(cfg_of(tiny_data, folder), resume="auto")
+
+
 # ------------------------------------------------------------------ going on
 def test_a_checkpoint_of_the_format_before_this_one_is_gone_on_from(tiny_data, tmp_path):
     changes = ("SOLVER.OPTIMIZER_NAME", "Adam", "SOLVER.EMA_DECAY", 0, "SOLVER.EVAL_PERIOD", 0)

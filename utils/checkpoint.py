@@ -143,6 +143,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return data
 
 
+def identity_names(checkpoint: Mapping[str, Any], path: object) -> tuple[str, ...]:
+    """The identities that a checkpoint of a training names, in class order; () if it names none.
+
+    Raises:
+        ValueError: what stands in their place is no list of names.
+    """
+    names = checkpoint.get("pid_names") or ()
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: damaged, or of another program: pid_names is no list of names")
+    return tuple(names)
+
+
 def _fault(path: Path, error: Exception) -> str:
     """What is wrong with a file that torch does not read, and what to do; torch's own advice is to run its code."""
     with open(path, "rb") as source:

@@ -40,6 +40,11 @@ _TUNABLE_KEYS = ("SOLVER.", "INPUT.", "DATASETS.", "DATALOADER.NUM_INSTANCE")
 _BOUND_KEYS = ("TEST.PCB_GLOBAL_FEAT_ENSEMBLE",)  # begins like a free one, but decides what the model has
 
 
+# What is read of a checkpoint before its state is put into a run; the earliest ones have no batches.
+_FIELDS: dict[str, type] = {"config": str, "epoch": int, "batches": int, "data_digest": str, "model": dict}
+_MOST_STEPS = 10**9
+
+
 def shapes_weights(key: str) -> bool:
     """Whether a key of the config must be as it was for a run to go on from a checkpoint."""
     return key in _BOUND_KEYS or not key.startswith(_FREE_KEYS)
@@ -134,7 +139,7 @@ class CheckpointFolder:
     def newest_good(self) -> Path | None:
         """The newest checkpoint of this run whose last step was not skipped; None if there is none."""
         return next((path for path, checkpoint in self._read_newest_first()
-                     if not (self._changes(path, checkpoint) or int(checkpoint.get("skipped", [0])[0]))), None)
+                     if not (self._changes(path, checkpoint) or _is_skipped(checkpoint))), None)
 
     def restore_latest(self, newest: Path) -> None:
         """Make latest.pth of the newest checkpoint, if it is damaged or a run has ended between the two."""
@@ -171,6 +176,12 @@ class CheckpointFolder:
                                        and not (may_differ and key.startswith(_SCHEDULE_KEYS))})
 
 
+def _is_skipped(checkpoint: dict) -> bool:
+    """Whether the last step before a checkpoint was skipped, or it cannot be told."""
+    skipped = checkpoint.get("skipped", torch.zeros(1))
+    return not isinstance(skipped, torch.Tensor) or not skipped.numel() or bool(skipped.reshape(-1)[0])
+
+
 def _same_lr(then: dict[str, Any], now: dict[str, Any], epochs: int) -> bool:
     """Whether two configs have the same schedule in the first epochs."""
     if all(then.get(key) == value for key, value in now.items() if key.startswith(_SCHEDULE_KEYS)):
@@ -199,4 +210,9 @@ def _read_state(path: Path) -> dict:
     checkpoint = read_checkpoint(path)
     if "config" not in checkpoint or "optimizers" not in checkpoint:
         raise ValueError(f"{path}: holds weights only; start from it with MODEL.PRETRAIN_CHOICE self instead")
+    whole = {"batches": 0, **checkpoint}
+    bad = [name for name, kind in _FIELDS.items() if not isinstance(whole.get(name), kind)]
+    bad += [name for name in ("epoch", "batches") if name not in bad and not 0 <= whole[name] < _MOST_STEPS]
+    if bad:
+        raise ValueError(f"{path}: damaged, or of another program: {bad[0]} is not what a training writes")
     return checkpoint

@@ -15,6 +15,9 @@ from utils.versions import commit, versions
 
 logger = logging.getLogger(__name__)
 
+# What torch and our own parts raise for a state that is not theirs.
+_MISFITS = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError, ValueError)
+
 
 def state_of(run: Training, epochs: int, batches: int) -> dict:
     """All that is needed to test the model, or to go on after `epochs` whole epochs and `batches` of the next."""
@@ -74,15 +77,38 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
         raise ValueError(f"{path} was trained on other training lists than those there are now; train in another "
                          f"OUTPUT_DIR{describe_finetuning(path)}, or anew with --force, which moves this one aside")
     then, now = checkpoint.get("teacher"), run.teacher
+    if then is not None and not (isinstance(then, dict) and isinstance(then.get("digest"), str) and "file" in then):
+        raise ValueError(f"{path}: damaged, or of another program: teacher is not what a training writes")
     if (then and then["digest"]) != (now and now.digest):
         raise ValueError(f"{path} learned from {_teacher(then and then['file'], then and then['digest'])}, and "
                          f"SOLVER.DISTILL_FROM is {_teacher(now and now.path, now and now.digest)}; name that one, "
                          f"train in another OUTPUT_DIR{describe_finetuning(path)}, or anew with --force, which moves "
                          "this one aside")
+    try:
+        _take(run, checkpoint)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except _MISFITS as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: damaged, or of another program: its state does not fit this training "
+                         f"({type(error).__name__}: {reason}); remove it, and the checkpoint before it is gone on from"
+                         ) from error
+    epochs, batches = checkpoint["epoch"], checkpoint.get("batches", 0)
+    if epochs or batches:  # these steps came before any of the schedule, though in another process; torch would warn
+        run.optimizers[0]._opt_called = True
+    logger.info("going on from %s after epoch %d%s", path, epochs, f" and {batches} batches" if batches else "")
+    return epochs, batches
+
+
+def _take(run: Training, checkpoint: dict) -> None:
+    """Put the state of all parts of a run into them."""
     run.model.load_state_dict(checkpoint["model"])
     run.criterion.load_state_dict(checkpoint["criterion"])
     for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
-        optimizer.load_state_dict({**state, "param_groups": _stepped_as_here(state["param_groups"], optimizer)})
+        groups = _stepped_as_here(state["param_groups"], optimizer)
+        _check_groups(groups, optimizer)
+        optimizer.load_state_dict({**state, "param_groups": groups})
+        _check_moments(optimizer)
     run.scheduler.load_state_dict(checkpoint["scheduler"])
     run.precision.load_state_dict(checkpoint["scaler"])
     if run.average is not None:
@@ -91,11 +117,6 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
         run.meter.load_state_dict(_meter_of(run, checkpoint), run.precision.device)
         run.skipped.copy_(checkpoint["skipped"])
         run.best = dict(checkpoint["best"])
-    epochs, batches = checkpoint["epoch"], checkpoint.get("batches", 0)
-    if epochs or batches:  # these steps came before any of the schedule, though in another process; torch would warn
-        run.optimizers[0]._opt_called = True
-    logger.info("going on from %s after epoch %d%s", path, epochs, f" and {batches} batches" if batches else "")
-    return epochs, batches
 
 
 def _meter_of(run: Training, checkpoint: dict) -> dict:
@@ -115,3 +136,22 @@ def _stepped_as_here(groups: list[dict], optimizer: Optimizer) -> list[dict]:
     ways = [{key: group[key] for key in ("fused", "foreach", "capturable") if key in group}
             for group in optimizer.param_groups]
     return [{**group, **way} for group, way in zip(groups, ways, strict=True)]
+
+
+def _check_groups(groups: list[dict], optimizer: Optimizer) -> None:
+    """Raise ValueError if a saved group has something else where this optimiser has a number.
+
+    Torch takes whatever stands there, and the first step fails.
+    """
+    for group, here in zip(groups, optimizer.param_groups, strict=True):
+        for key, value in here.items():
+            if isinstance(value, (int, float)) and not isinstance(group.get(key, value), (int, float)):
+                raise ValueError(f"{key} of an optimiser is a {type(group[key]).__name__}")
+
+
+def _check_moments(optimizer: Optimizer) -> None:
+    """Raise ValueError if what an optimiser keeps of a weight has neither the weight's shape nor one number."""
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.shape != weight.shape and value.numel() != 1:
+                raise ValueError(f"{name} of a weight {list(weight.shape)} is {list(value.shape)}")
