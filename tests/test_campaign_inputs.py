@@ -64,7 +64,7 @@ def test_a_short_run_over_what_takes_no_model_finds_nothing(tmp_path):
     done = run_tool("campaign", "inputs", "--quick", "--seconds", 150, "--output", tmp_path, seconds=190)
     report = read_json(tmp_path / "inputs" / "findings.json")
     assert (done.returncode, report["findings"]) == (0, []), done.stderr
-    assert sum(report["tried"].values()) == len(report["tried"]) == 13
+    assert sum(report["tried"].values()) == len(report["tried"]) == 19
 
 
 def test_tracebacks_deaths_hangs_and_memory_are_noticed_and_the_next_case_goes_on(tmp_path):

@@ -49,7 +49,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", type=int, metavar="CASE", help="repeat this case of one campaign")
     parser.add_argument("--quick", action="store_true", help="the cheapest cases only, as the tests do")
     parser.add_argument("--chores", nargs="+", default=(), metavar="CHORE",
-                        help="of kill and disk: these commands only, by their names in tools/campaigns/chores.py")
+                        help="of kill and disk: these commands only, by their names in tools/campaigns/chores.py; of "
+                             "inputs: the kinds with one of these in their names")
     parser.add_argument("--output", type=Path, default=Path("output/campaign"), metavar="DIR",
                         help="for the work and the findings; a campaign's folder in it must not be there "
                              "(default: %(default)s)")
@@ -60,8 +61,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"no campaign {', '.join(sorted(unknown))}; there are {', '.join(CAMPAIGNS)}")
     if args.only is not None and len(args.names) != 1:
         parser.error("--only needs the name of one campaign")
-    if args.chores and not set(args.names or CAMPAIGNS) <= {"kill", "disk"}:
-        parser.error("--chores is for kill and disk")
+    if args.chores and not set(args.names or CAMPAIGNS) <= {"kill", "disk", "inputs"}:
+        parser.error("--chores is for kill, disk and inputs")
     return args
 
 

@@ -33,7 +33,7 @@ def run_campaign(campaign: Campaign) -> None:
     """
     import torch
 
-    from tools.campaigns.inputs import kinds, specimens
+    from tools.campaigns.inputs import further, kinds, specimens, unfinished
     from tools.campaigns.inputs.trial import try_cases
     _import_all(campaign.quick)
     torch.set_num_threads(1)  # of the children: this process never computes, because threads do not survive a fork
@@ -41,10 +41,19 @@ def run_campaign(campaign: Campaign) -> None:
     base, scratch = campaign.folder / "specimens", campaign.folder / "work"
     base.mkdir()
     scratch.mkdir()
-    made, = try_cases([lambda _: specimens.make_specimens(base, campaign.quick)], scratch, seconds=0)
+
+    def make(_: Callable[[], None]) -> None:
+        for some in (specimens.make_specimens, unfinished.make_unfinished, further.make_further):
+            some(base, campaign.quick)
+
+    made, = try_cases([make], scratch, seconds=0)
     if made.fault or made.error:
         raise RuntimeError(f"no specimens: {made.fault} {made.detail} {made.error}")
-    chosen = [kind for kind in kinds.KINDS if kind.quick or not campaign.quick]
+    chosen = [kind for kind in kinds.KINDS if (kind.quick or not campaign.quick) and (
+        not campaign.chores or any(word in kind.what for word in campaign.chores))]
+    if not chosen:
+        raise ValueError(f"no kind has {' or '.join(campaign.chores)} in its name; they are "
+                         f"{'; '.join(kind.what for kind in kinds.KINDS)}")
     trials, at_once = [Trials(campaign, kind, base, scratch) for kind in chosen], 1 if campaign.quick else _AT_ONCE
     # What is read fast is tried more often, spread over the round.
     order = trials if campaign.quick else [trial for _, _, trial in sorted(
@@ -211,7 +220,7 @@ def _import_all(quick: bool) -> None:
     import processor
 
     for module in pkgutil.walk_packages(processor.__path__, "processor."):
-        if "service" not in module.name:
+        if "service.app" not in module.name:  # which has a requirement of its own
             importlib.import_module(module.name)
     from model.pretrained import BACKBONES, describe_nearest
     from tools.campaigns.inputs.bombs import crc_of_zeros
@@ -219,7 +228,8 @@ def _import_all(quick: bool) -> None:
     describe_nearest({}, BACKBONES)  # keeps the shapes of them all
     for mib in (3, 100, 300, 3000):
         crc_of_zeros(mib)
-    for name in ("safetensors.torch", "sklearn.linear_model", "onnx", "onnxruntime", "openvino", "PIL.GifImagePlugin"):
+    for name in ("safetensors.torch", "sklearn.linear_model", "onnx", "onnxruntime", "openvino", "PIL.GifImagePlugin",
+                 "processor.gallery.service.app"):
         try:
             importlib.import_module(name)
         except ImportError:

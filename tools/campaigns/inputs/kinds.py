@@ -2,9 +2,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -36,47 +35,11 @@ from processor.trained_model import open_trained
 from processor.training.build import checkpoint_folder
 from processor.training.curves import draw_curves
 from processor.training.metrics_log import MetricsLog
+from tools.campaigns.inputs import further, unfinished
+from tools.campaigns.inputs.kind import OUT, Kind, together
 from tools.campaigns.inputs.specimens import DIM, FPR, GRID, options, rows_file, stages
-from tools.campaigns.inputs.trial import begin_step
 
 PIXELS = 1 << 24  # of an upload
-OUT = "out"  # a folder for what a reader writes, below the copy
-
-
-class Kind(NamedTuple):
-    """A kind of input.
-
-    Attributes:
-        what: in the words of the table.
-        folder: below the specimens; each case gets a copy.
-        files: patterns of what is damaged in it, one file a case.
-        read: called with the copy and the damaged file, below the folder of specimens: what commands make of it.
-        checked: patterns of files with a check: what is read of a damaged one must be refused, or be the same.
-        quick: it is among what takes no model.
-        turns: how often it comes in a round; what takes little time comes more often.
-    """
-
-    what: str
-    folder: str
-    files: tuple[str, ...]
-    read: Callable[[Path, Path, Path], Any]
-    checked: tuple[str, ...] = ()
-    quick: bool = True
-    turns: int = 1
-
-
-def _all(*steps: Callable[[], Any]) -> list[Any]:
-    """What each step gives, a command's work; what one refuses does not keep the others from being tried."""
-    results, refused = [], None
-    for step in steps:
-        begin_step()
-        try:
-            results.append(step())
-        except (ValueError, OSError) as error:
-            refused = refused or error
-    if refused:
-        raise refused
-    return results
 
 
 def _read_naic(copy: Path, file: Path, base: Path) -> list[Any]:
@@ -87,7 +50,7 @@ def _read_naic(copy: Path, file: Path, base: Path) -> list[Any]:
         data, _, _ = make_sets(load_cfg(None, [*words, *more])).load()
         return repr(data.train)
 
-    return _all(lambda: load([]), lambda: load(split), lambda: examine(
+    return together(lambda: load([]), lambda: load(split), lambda: examine(
         copy, copy / OUT, DoctorOptions(lists_only=True, derived_dir=copy / "derived")).findings.counts)
 
 
@@ -102,13 +65,13 @@ def _read_csv(copy: Path, file: Path, base: Path) -> list[Any]:
         examine(sets, copy / OUT, DoctorOptions(lists_only=True))
         return repr(sets.load()[0].train)
 
-    return _all(load, lambda: find_pictures(copy / "list.csv").names, lambda: find_pictures(copy / "list.txt").names,
-                lambda: read_tracks(copy / "tracks.txt"))
+    return together(load, lambda: find_pictures(copy / "list.csv").names,
+                    lambda: find_pictures(copy / "list.txt").names, lambda: read_tracks(copy / "tracks.txt"))
 
 
 def _read_picture(copy: Path, file: Path, base: Path) -> list[Any]:
     data = file.read_bytes()
-    return _all(lambda: inspect_image(data)[1], lambda: decode(data, (16, 8), file.name),
+    return together(lambda: inspect_image(data)[1], lambda: decode(data, (16, 8), file.name),
                 lambda: decode_picture(data, PIXELS), lambda: read_picture(str(file), (32, 16)))
 
 
@@ -135,7 +98,7 @@ def _read_answer(copy: Path, file: Path, base: Path) -> Any:
 def _read_gallery(copy: Path, file: Path, base: Path) -> list[Any]:
     with open_gallery(copy) as gallery:
         ledger, query = gallery.ledger, np.eye(1, DIM, dtype=np.float32)
-        return _all(gallery.verify, gallery.info, lambda: gallery.candidates(query, 3, Where(cameras=[1])).ids,
+        return together(gallery.verify, gallery.info, lambda: gallery.candidates(query, 3, Where(cameras=[1])).ids,
                     lambda: gallery.candidates(np.concatenate([query, -query]), 5).ids,
                     lambda: [batch.vectors for batch in gallery.scan()], lambda: gallery.count(Where(sets=["s"])),
                     ledger.names, lambda: ledger.thumbnail(1), ledger.history, lambda: ledger.undo(),
@@ -145,7 +108,7 @@ def _read_gallery(copy: Path, file: Path, base: Path) -> list[Any]:
 
 def _read_stages(copy: Path, file: Path, base: Path) -> list[Any]:
     made = stages(copy)
-    return _all(*(lambda stage=stage: assess(stage, copy) for stage in made), lambda: table(summarise(
+    return together(*(lambda stage=stage: assess(stage, copy) for stage in made), lambda: table(summarise(
         copy, "recipe", "data", made[:1], {"test_a": 1.0})))
 
 
@@ -158,7 +121,7 @@ def _read_partial(copy: Path, file: Path, base: Path) -> Any:
 
 def _read_run(copy: Path, file: Path, base: Path) -> list[Any]:
     answer = copy / OUT / "submission.json"
-    return _all(lambda: ensemble([copy], None, answer), lambda: ensemble([copy], None, answer, saved_distmats=True),
+    return together(lambda: ensemble([copy], None, answer), lambda: ensemble([copy], None, answer, saved_distmats=True),
                 lambda: repr(compare_runs(copy, base / "run").differences))
 
 
@@ -168,7 +131,7 @@ def _read_tuning(copy: Path, file: Path, base: Path) -> Any:
 
 def _read_training(copy: Path, file: Path, base: Path) -> list[Any]:
     found = checkpoint_folder(load_cfg(None, [*options(base), "OUTPUT_DIR", str(copy)]))
-    return _all(lambda: found.find("auto")[1], lambda: feature_weights(open_trained(copy / "latest.pth").model))
+    return together(lambda: found.find("auto")[1], lambda: feature_weights(open_trained(copy / "latest.pth").model))
 
 
 def _read_log(copy: Path, file: Path, base: Path) -> None:
@@ -180,12 +143,12 @@ def _read_model(copy: Path, file: Path, base: Path) -> list[Any]:
     def embed() -> Any:
         embedder = Embedder.load(copy, "cpu", "float32", threads=1)
         feats = embedder.embed([base / "pictures" / "rgb.png"])
-        return feats, _all(lambda: embedder.threshold(FPR), lambda: embedder.probability(feats, feats))
+        return feats, together(lambda: embedder.threshold(FPR), lambda: embedder.probability(feats, feats))
 
     def calibrated() -> None:
         calibrate(base / "run", copy, [FPR])
 
-    return _all(embed, lambda: write_card(copy), lambda: read_info(copy).size, calibrated)[0]
+    return together(embed, lambda: write_card(copy), lambda: read_info(copy).size, calibrated)[0]
 
 
 def _read_exported(copy: Path, file: Path, base: Path) -> Any:
@@ -199,7 +162,7 @@ def _read_published(copy: Path, file: Path, base: Path) -> Any:
 
 
 def _read_embedded(copy: Path, file: Path, base: Path) -> list[Any]:
-    return _all(lambda: [(rows.ids, rows.facts) for rows in read_rows(copy, None, Told())], lambda: model_of(copy),
+    return together(lambda: [(rows.ids, rows.facts) for rows in read_rows(copy, None, Told())], lambda: model_of(copy),
                 lambda: embed_pictures(Embedder.load(base / "model", "cpu", "float32", threads=1),
                                        base / "csv" / "list.csv", EmbedRequest(copy)))
 
@@ -232,6 +195,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("published weights: .pth, .pth of before 2020, .safetensors", "published", ("*",), _read_published,
          quick=False),
     Kind("rows of tools/embed.py", "embedded", ("*",), _read_embedded, quick=False),
+    *unfinished.KINDS, *further.KINDS,
 )
 
 
