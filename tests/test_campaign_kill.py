@@ -122,6 +122,23 @@ def test_each_kind_of_change_is_failed_once_before_any_is_failed_twice(planted):
     assert plan.trial(disk.SMALL, 3) == plan.trial(disk.SMALL, 3)
 
 
+@watching
+def test_every_single_change_is_failed_once_in_order_and_a_careless_one_is_found(planted, tmp_path, monkeypatch):
+    household, chore = planted("a full disk is no matter")
+    script = household.base.parent.parent / "tool.py"
+    script.write_text(WRITES_TWICE + "try: open(sys.argv[1] + '/c', 'xb')\nexcept OSError: pass\n")
+    for module, name, value in ((disk, "Household", lambda folder: household), (disk, "named", lambda *_: [chore])):
+        monkeypatch.setattr(module, name, value)
+    campaign = Campaign("disk", tmp_path, seed=1, every=True)
+    disk.run_campaign(campaign)
+    assert campaign.tried == {"planted: full": 2, "planted: ENOSPC": 2, "planted: EIO": 1}
+    assert campaign.notes == ["planted: 5 changes of files, 5 of them have failed once each"]
+    tried = [(finding.fault, finding.tried) for finding in campaign.findings]
+    assert [fault for fault, _ in tried] == ["traceback"] * 3 + ["taken for whole"] * 2
+    assert [re.sub(r".* \d+ ", "", what) for _, what in tried] == ["create a", "write a", "create b", "write b",
+                                                                   "create c"]
+
+
 def test_commands_can_be_chosen_and_an_unknown_one_is_told():
     assert [chore.name for chore in named(["pack", "doctor", "test"], ("test", "pack"))] == ["pack", "test"]
     with pytest.raises(ValueError, match="--chores packs: not of this campaign, which has pack; doctor"):

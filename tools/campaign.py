@@ -51,6 +51,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--chores", nargs="+", default=(), metavar="CHORE",
                         help="of kill and disk: these commands only, by their names in tools/campaigns/chores.py; of "
                              "inputs: the kinds with one of these in their names")
+    parser.add_argument("--every", action="store_true",
+                        help="of disk: each change of a file fails once, in order, instead of drawn ones")
     parser.add_argument("--output", type=Path, default=Path("output/campaign"), metavar="DIR",
                         help="for the work and the findings; a campaign's folder in it must not be there "
                              "(default: %(default)s)")
@@ -63,6 +65,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--only needs the name of one campaign")
     if args.chores and not set(args.names or CAMPAIGNS) <= {"kill", "disk", "inputs"}:
         parser.error("--chores is for kill, disk and inputs")
+    if args.every and args.names != ["disk"]:
+        parser.error("--every is for disk")
     return args
 
 
@@ -76,7 +80,7 @@ def main() -> None:
             raise ValueError(f"{folder} is not empty: remove it, or name another --output")
         folder.mkdir(parents=True, exist_ok=True)
         campaign = Campaign(name, folder, args.seed, args.seconds, args.only, args.quick,
-                            tuple(args.chores))
+                            tuple(args.chores), args.every)
         try:
             import_module(CAMPAIGNS[name].module).run_campaign(campaign)
         finally:  # what was found until an interruption is found

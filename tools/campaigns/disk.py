@@ -1,18 +1,21 @@
 """Disks that fail: writes of each command once with ENOSPC, once with EIO, once cut short, and disks that are full.
 
-After it a command must have ended with one clear line, or be as good as undisturbed; and the same command, called again
-with room, must leave what an undisturbed one leaves.
+Which changes of files fail is drawn, of each kind of change one first; with campaign.every each single one fails once,
+in order. After it a command must have ended with one clear line, or be as good as undisturbed; and the same command,
+called again with room, must leave what an undisturbed one leaves.
 """
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -53,6 +56,7 @@ FAULTS: dict[str, Callable[[Change], bool]] = {
     "full": lambda change: bool(_NEEDS_ROOM.fullmatch(change.call)),
 }
 SMALL = "small file system"  # of which a share of what the chore leaves has room
+_FAILING = ("ENOSPC", "EIO", "full")  # which the command is told of; of a half write it may make a whole one
 
 
 class Trial(NamedTuple):
@@ -62,6 +66,7 @@ class Trial(NamedTuple):
     kind: str
     at: int
     what: str  # the change, in words
+    kind_of_change: str = ""
 
 
 class _Plan:
@@ -75,7 +80,8 @@ class _Plan:
         with Watcher(household.at) as watcher:
             self.content = undisturbed(household, chore, watcher)
         self._size = sum(path.stat().st_size for path in household.at.rglob("*") if path.is_file())
-        self._trials = {kind: list(self._trials_of(kind, watcher.changes, household.at)) for kind in FAULTS}
+        self._changes, self._at = watcher.changes, household.at
+        self._trials = {kind: list(self._trials_of(kind)) for kind in FAULTS}
 
     def trial(self, kind: str, index: int) -> Trial | None:
         """The trial of a kind and a number; None if it has not so many."""
@@ -84,17 +90,31 @@ class _Plan:
             return Trial(self._chore, SMALL, room, "")
         return self._trials[kind][index] if index < len(self._trials[kind]) else None
 
-    def _trials_of(self, kind: str, changes: list[Change], at: Path) -> Iterator[Trial]:
+    def every(self, seed: int) -> Iterator[Trial]:
+        """A trial of each change, in order; the kinds that fail it take turns, and the seed says which begins."""
+        for change in self._changes:
+            kinds = [kind for kind in _FAILING if FAULTS[kind](change)]
+            yield self._trial(kinds[(change.number + seed) % len(kinds)], change)
+
+    def _trials_of(self, kind: str) -> Iterator[Trial]:
         random = Random(f"{self._seed} {kind}")
-        groups: dict[tuple[str, str], list[Change]] = {}
-        for change in changes:
+        groups: dict[str, list[Change]] = {}
+        for change in self._changes:
             if FAULTS[kind](change):
-                groups.setdefault((change.call, _BY_CHANCE.sub("", change.path)), []).append(change)
+                groups.setdefault(kind_of(change), []).append(change)
         while groups:
             for key in random.sample(list(groups), len(groups)):
-                change = groups[key].pop(random.randrange(len(groups[key])))
-                yield Trial(self._chore, kind, change.number, f"{change.call} {os.path.relpath(change.path, at)}")
+                yield self._trial(kind, groups[key].pop(random.randrange(len(groups[key]))))
             groups = {key: left for key, left in groups.items() if left}
+
+    def _trial(self, kind: str, change: Change) -> Trial:
+        what = f"{change.call} {os.path.relpath(change.path, self._at)}"
+        return Trial(self._chore, kind, change.number, what, kind_of(change))
+
+
+def kind_of(change: Change) -> str:
+    """What is the same of a change when its command is done again, and of others to files of its kind."""
+    return f"{change.call} {_BY_CHANCE.sub('', change.path)}"
 
 
 def run_campaign(campaign: Campaign) -> None:
@@ -102,6 +122,8 @@ def run_campaign(campaign: Campaign) -> None:
     chores = named([name for name in CHORES if name not in _LEFT_OUT and (not campaign.quick or name in QUICK)],
                    campaign.chores)
     household = Household(campaign.folder)
+    if campaign.every:
+        return _fail_every_change(campaign, household, chores)
     reasons = {"writes cannot be failed one by one": can_watch(), "no small file system": _why_no_mount(household.at)}
     for what, why_not in reasons.items():
         if why_not:
@@ -127,6 +149,26 @@ def run_campaign(campaign: Campaign) -> None:
                     time.monotonic() - start)
 
 
+def _fail_every_change(campaign: Campaign, household: Household, chores: Sequence[Chore]) -> None:
+    """Fail each change of each command once, one command after the other, as long as there is time."""
+    if why_not := can_watch():
+        raise ValueError(f"--every: writes cannot be failed one by one: {why_not}")
+    plans = {chore.name: _Plan(household, chore, campaign.seed) for chore in chores}
+    trials = {name: list(plan.every(campaign.seed)) for name, plan in plans.items()}
+    failed = Counter[str]()
+    in_order = list(itertools.chain.from_iterable(trials.values()))
+    for number, _ in campaign.cases(len(in_order)):
+        trial = in_order[number]
+        name, faults = trial.chore.name, Faults(trial.kind, trial.at)
+        fault = _try(household, trial, plans[name].content, lambda room: None, faults)
+        campaign.count(f"{name}: {trial.kind}")
+        failed[name] += faults.first is not None and kind_of(faults.first) == trial.kind_of_change
+        if fault:
+            campaign.found(fault[0], number, f"{name}: {trial.kind} at {trial.at} {trial.what}", fault[1])
+    for name, those in trials.items():
+        campaign.note(f"{name}: {len(those)} changes of files, {failed[name]} of them have failed once each")
+
+
 def _try_alone(campaign: Campaign, household: Household, trial: Trial, whole: Content) -> tuple[str, str] | None:
     campaign.count(f"{trial.chore.name}: {trial.kind}")
     is_small = trial.kind == SMALL
@@ -134,21 +176,23 @@ def _try_alone(campaign: Campaign, household: Household, trial: Trial, whole: Co
         return _try(household, trial, whole, resize)
 
 
-def _try(household: Household, trial: Trial, whole: Content,
-         resize: Callable[[int | None], object]) -> tuple[str, str] | None:
+def _try(household: Household, trial: Trial, whole: Content, resize: Callable[[int | None], object],
+         faults: Faults | None = None) -> tuple[str, str] | None:
     """(kind, detail) of what must not be; None if all is well.
 
-    resize: gives a small file system so many bytes above what lies there, or all room for None.
+    Args:
+        resize: gives a small file system so many bytes above what lies there, or all room for None.
+        faults: the trial's, for one who wants to know what they have befallen.
     """
     household.restore(trial.chore)
     if trial.kind == SMALL:
         resize(trial.at)
         done, has_befallen = household.finish(trial.chore), True
     else:
-        faults = Faults(trial.kind, trial.at)
+        faults = faults or Faults(trial.kind, trial.at)
         with Watcher(household.at, faults.decide) as watcher:
             done = household.finish(trial.chore, watcher)
-        has_befallen = faults.has_begun
+        has_befallen = faults.first is not None
     fault = fault_of_chore(done)
     if fault:
         return fault
@@ -175,16 +219,19 @@ def _tells(line: str) -> bool:
 
 
 class Faults:
-    """What befalls a command: decide(Change) for a Watcher."""
+    """What befalls a command: decide(Change) for a Watcher.
+
+    first: the change that it has befallen first, None until then.
+    """
 
     def __init__(self, kind: str, at: int):
-        self.kind, self.at, self.has_begun = kind, at, False
+        self.kind, self.at, self.first = kind, at, None
 
     def decide(self, change: Change) -> Answer:
         can_befall = FAULTS[self.kind](change)
-        if not can_befall or change.number < self.at or (self.has_begun and self.kind != "full"):
+        if not can_befall or change.number < self.at or (self.first and self.kind != "full"):
             return MADE
-        is_first, self.has_begun = not self.has_begun, True
+        is_first, self.first = self.first is None, self.first or change
         if self.kind == "short" or (self.kind == "full" and is_first and change.can_be_cut):
             return Answer(is_cut=True)
         return Answer(error=errno.EIO if self.kind == "EIO" else errno.ENOSPC)

@@ -46,6 +46,7 @@ class Campaign:
         only: try this case alone; None: all of them.
         quick: a short run over the cheapest cases, for the tests.
         chores: of the campaigns of many commands these alone; empty: all.
+        every: of the campaign of disks: fail each change of a file once, in order, instead of drawn ones.
         tried: {what: how often}, in the words of the table of docs/reliability.md.
     """
 
@@ -56,6 +57,7 @@ class Campaign:
     only: int | None = None
     quick: bool = False
     chores: tuple[str, ...] = ()
+    every: bool = False
     tried: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
