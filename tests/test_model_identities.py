@@ -30,7 +30,7 @@ def tables(modules):
     return {key: value for key, value in state.items() if key.startswith(MODEL_HEADS) or key.endswith("centers")}
 
 
-@pytest.mark.parametrize("names", [3, "abcd", [1, "b"], [["a"]]])
+@pytest.mark.parametrize("names", [3, "abcd", [1, "b"], [["a"]], torch.zeros(4)])
 def test_names_that_are_none_are_refused(names):
     with pytest.raises(ValueError, match=r"old\.pth: damaged, or of another program: pid_names is no list of names"):
         transfer_identities(build(OLD, 1), {**checkpoint(OLD), "pid_names": names}, OLD, "old.pth")

@@ -149,7 +149,9 @@ def identity_names(checkpoint: Mapping[str, Any], path: object) -> tuple[str, ..
     Raises:
         ValueError: what stands in their place is no list of names.
     """
-    names = checkpoint.get("pid_names") or ()
+    names = checkpoint.get("pid_names")
+    if names is None:
+        return ()
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: damaged, or of another program: pid_names is no list of names")
     return tuple(names)
