@@ -1,5 +1,7 @@
 """Rows of the boxes of tracks, cut out of frames or a video."""
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,7 @@ from processor.embed_files import Boxes, Request, embed_boxes_of
 from processor.embedder import Embedder
 from processor.embedding.tracks import FrameFolder, TrackCrops, Video, read_tracks
 from tools import embed
+from tools.campaigns.inputs.bombs import zlib_zeros
 from utils.checkpoint import save_checkpoint
 from utils.logger import run_tool
 
@@ -149,6 +152,26 @@ def write_video(path, count=5):
         writer.write(np.full((64, 80, 3), 40 * (number + 1), np.uint8))
     writer.release()
     return path
+
+
+def test_a_video_of_frames_that_no_camera_has_is_refused_before_they_are_taken_out(tmp_path):
+    """PNG frames of zeros: 600 kB that would become gigabytes."""
+    side = 8000
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MPNG"), 10, (80, 64))
+    writer.write(np.zeros((64, 80, 3), np.uint8))
+    writer.release()
+    data = (tmp_path / "a.avi").read_bytes()
+    start, end = data.index(b"\x89PNG"), data.index(b"IEND") + 8
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    zeros = b"IDAT" + zlib_zeros((3 * side + 1) * side // 2**20 + 1)
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(piece) - 4) + piece + struct.pack(">I", zlib.crc32(piece))
+        for piece in (header, zeros, b"IEND"))
+    large = data[:start - 4] + struct.pack("<I", len(bomb)) + bomb + data[end:]
+    (tmp_path / "b.avi").write_bytes(large)
+    assert Video(tmp_path / "a.avi").read(1).shape == (64, 80, 3)
+    with pytest.raises(ValueError, match=r"b\.avi: frames of 8000 x 8000 pixels; more than 50,000,000 are not decoded"):
+        Video(tmp_path / "b.avi")
 
 
 def test_a_video_is_read_once_and_in_order(embedder, tmp_path):

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from datasets.bases import Problems
-from datasets.files.images import BadImage, FolderSource, decode, list_images
+from datasets.files.images import MAX_PIXELS, BadImage, FolderSource, decode, list_images
 from datasets.sets.list_files import quoted, read_lines
 from processor.embedding.pictures import crop_boxes
 
@@ -132,13 +132,17 @@ class Video:
     """Frames of a video file, which is read once from its beginning.
 
     Raises:
-        ValueError: OpenCV cannot open it.
+        ValueError: OpenCV cannot open it, or its frames are larger than a picture that is decoded.
     """
 
     def __init__(self, path: Path):
         self.path, self.capture, self.position = path, cv2.VideoCapture(str(path)), 0
         if not self.capture.isOpened():
             raise ValueError(f"{path}: not a video that OpenCV opens")
+        width, height = (int(self.capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > MAX_PIXELS:
+            self.capture.release()
+            raise ValueError(f"{path}: frames of {width} x {height} pixels; more than {MAX_PIXELS:,} are not decoded")
 
     def read(self, frame: int) -> np.ndarray:
         while self.position < frame and self.capture.grab():
