@@ -8,6 +8,7 @@ import sqlite3
 import zipfile
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import safetensors.torch
@@ -92,6 +93,15 @@ def test_damage_is_a_function_of_the_draw_and_changes_the_file(tmp_path, data):
     assert not (tmp_path / "canary").exists()
 
 
+def avi_of(folder):
+    """A video of two frames, a JPEG each."""
+    writer = cv2.VideoWriter(str(folder / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
+    for value in (50, 90):
+        writer.write(np.full((32, 32, 3), value, np.uint8))
+    writer.release()
+    return (folder / "a.avi").read_bytes()
+
+
 def specimens_of(folder):
     """{kind of file: (a small one, the changes that its kind has)}."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8))
@@ -112,6 +122,7 @@ def specimens_of(folder):
         db.execute("INSERT INTO rows VALUES (1, 'a'), (2, 'b')")
         db.commit()
     made["SQLite"] = (folder / "a.sqlite").read_bytes()
+    made["AVI"] = avi_of(folder)
     made["YAML"] = b"MODEL:\n  NAME: x\nSOLVER:\n  STEPS: [1, 2]\n"
     made["CSV"] = b"path,pid,camid\na.png,1,2\nb.png,3,4\n"
     made["JSON"] = b'{"a": [1, {"b": "x"}], "c": null}'

@@ -113,7 +113,8 @@ def _make_videos(base: Path) -> None:
     folder = base / "videos"
     folder.mkdir()
     picture = cv2.imread(str(base / "pictures" / "rgb.png"))
-    for name, codec in (("a.avi", "MJPG"), ("b.mp4", "mp4v"), ("c.mkv", "mp4v"), ("d.avi", "XVID")):
+    for name, codec in (("a.avi", "MJPG"), ("b.mp4", "mp4v"), ("c.mkv", "mp4v"), ("d.avi", "XVID"),
+                        ("e.avi", "MPNG")):
         writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter_fourcc(*codec), 5, picture.shape[1::-1])
         if not writer.isOpened():
             raise RuntimeError(f"OpenCV writes no {name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from tools.campaigns.inputs import arrays, pictures, raw, stores, texts
+from tools.campaigns.inputs import arrays, pictures, raw, stores, texts, videos
 from tools.campaigns.inputs.values import Change, Means
 
 
@@ -46,6 +46,7 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], tuple[Change, ...]], ...] = (
     (pictures.is_png, (pictures.change_png,) * 4),
     (pictures.is_jpeg, (*[pictures.change_jpeg] * 2, pictures.change_segments, *[pictures.change_scan] * 2)),
     (pictures.is_rarer, (pictures.change_rarer,) * 4),
+    (videos.is_avi, (*[videos.change_frame] * 3, videos.change_header)),
     (stores.is_sqlite, (stores.change_sqlite,) * 4),
     (stores.is_onnx, (stores.change_onnx,) * 2),
     (stores.is_openvino, (stores.change_openvino,) * 2),
