@@ -20,6 +20,7 @@ from processor.embedder import Embedder
 from processor.export.model_folder import read_info
 from processor.export.networks import OnePassNet, with_half_backbone
 from processor.export.onnx_file import quantise, write_onnx
+from processor.export.onnx_references import check_alone
 from processor.export.openvino_file import write_openvino
 from processor.export.proof import Proof, compare_rows, find_fault
 from processor.export.runtimes import OnnxRuntime, OpenVinoRuntime
@@ -94,9 +95,9 @@ def test_an_onnx_file_of_a_class_token_has_torchs_rows(name, tmp_path):
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name != "convnext_atto" else [])
                                   for name in TIMMS])
 def test_an_onnx_file_of_a_network_of_timm_has_torchs_rows(name, tmp_path):
-    pytest.importorskip("timm")
-    with torch.device("meta"):
-        pooling = "token" if build_backbone(f"timm:{name}").has_token else "avg"
+    if not pytest.importorskip("timm").is_model(name):
+        pytest.skip("this timm does not have it")
+    pooling = "token" if build_backbone(f"timm:{name}").has_token else "avg"
     model = trained(f"timm:{name}", ["TEST.FLIP_FEATS", "off", "MODEL.POOLING_METHOD", pooling, "INPUT.SIZE_TRAIN",
                                      list(SIZE)])
     write_onnx(model.network(OnePassNet), model.info, tmp_path / "model.onnx")
@@ -222,8 +223,39 @@ def test_weights_outside_of_the_folder_are_not_read(tmp_path):
     (tmp_path / "in").mkdir()
     for location in ("../secret", str(tmp_path / "secret")):
         write_other(tmp_path / "in" / "model.onnx", location)
-        with pytest.raises(ValueError, match="not an ONNX file that onnxruntime reads"):
+        with pytest.raises(ValueError, match="has weights in other files, which are not read"):
             OnnxRuntime(tmp_path / "in" / "model.onnx")
+
+
+@pytest.mark.parametrize("place", ["a constant", "a branch", "a branch of a function", "sparse"])
+def test_weights_in_another_file_are_found_wherever_a_tensor_can_be(tmp_path, place):
+    make, numbers = onnx.helper.make_node, onnx.TensorProto(name="w", data_type=1, dims=[4])
+    written = {"a constant": make("Constant", [], ["y"], value=numbers)}
+    branch = onnx.helper.make_graph([written["a constant"]], "inner", [], [])
+    written["a branch"] = make("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+    sparse = onnx.SparseTensorProto(values=numbers, dims=[9])
+    written["sparse"] = make("Constant", [], ["y"], sparse_value=sparse)
+    function = onnx.helper.make_function("own", "f", ["x"], ["y"], [written["a branch"]], [])
+    model = onnx.helper.make_model(onnx.helper.make_graph(
+        [written[place]] if place in written else [], "g", [], []), functions=[] if place in written else [function])
+    (tmp_path / "alone.onnx").write_bytes(model.SerializeToString())
+    check_alone(tmp_path / "alone.onnx")
+    for tensor in tensors_of(model):
+        tensor.external_data.add(key="location", value="elsewhere")
+    (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"other.onnx: has weights in other files"):
+        check_alone(tmp_path / "other.onnx")
+
+
+def tensors_of(message):
+    """Every tensor within a message."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for _, value in message.ListFields():
+        for inner in [value] if hasattr(value, "ListFields") or isinstance(value, int) else value:
+            if hasattr(inner, "ListFields"):
+                yield from tensors_of(inner)
 
 
 # ------------------------------------------------------------------ the proof

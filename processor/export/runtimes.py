@@ -12,6 +12,7 @@ import torch
 
 from model.embedding import EmbeddingNet
 from processor.export.model_folder import ModelInfo, info_from_json
+from processor.export.onnx_references import check_alone
 from processor.export.packages import load_package
 from processor.export.seal import check_seal
 from utils.precision import Precision
@@ -85,6 +86,7 @@ class OnnxRuntime:
         if kind == "cuda" and not usable:
             raise ValueError(f"{path}: device=cuda, but this onnxruntime has no CUDA (pip install onnxruntime-gpu)")
         check_seal(Path(path))
+        check_alone(Path(path))
         self.path = path
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, [*usable, "CPUExecutionProvider"])
