@@ -149,6 +149,8 @@ def test_a_distilled_deits_second_token_is_left_out_with_its_position(tmp_path):
 
 def test_any_network_of_timm_is_imported_by_its_name_with_its_own_pixels(tmp_path):
     timm = pytest.importorskip("timm")
+    if not timm.is_model("test_vit"):
+        pytest.skip("this timm has no network that is small enough")
     torch.manual_seed(0)
     net = timm.create_model("test_vit", pretrained=False, img_size=(64, 32))
     torch.save(net.state_dict(), tmp_path / "file.pth")

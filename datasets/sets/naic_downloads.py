@@ -20,7 +20,8 @@ def describe_downloads(root: Path) -> str:
 
 def describe_names(root: Path) -> str:
     """What the download in a folder, which is there, has to be called, after a semicolon each; "" = there is none."""
-    return "".join(f"; {hint}" for hint in _hints([*sorted(root.glob("[!.]*/")), root]))
+    folders = sorted(path for path in root.glob("[!.]*") if path.is_dir())
+    return "".join(f"; {hint}" for hint in _hints([*folders, root]))
 
 
 def _hints(folders: list[Path]) -> Iterator[str]:

@@ -102,7 +102,7 @@ def _read_identity(folder: Path, split: str, pid: str, problems: Problems, other
 def _folders(folder: Path, problems: Problems, others: list[str]) -> list[str]:
     """Sorted names of the folders in a folder; hidden ones are passed over, files go to `others`."""
     if not folder.is_dir():
-        there = [printable(path.name) for path in folder.parent.glob("[!.]*/")]
+        there = [printable(path.name) for path in folder.parent.glob("[!.]*") if path.is_dir()]
         raise NotADirectoryError(f"no folder {folder}: a tree has a folder for each identity, or train/, query/ and "
                                  "gallery/ with such folders; DATASETS.NAMES tree:FOLDER names it, below "
                                  f"DATASETS.ROOT_DIR, and tree alone is that folder itself (folders there: "

@@ -144,8 +144,12 @@ def identify_timm(state: Mapping[str, Tensor], patterns: Iterable[str]) -> str |
 
 @functools.cache
 def _shapes_of(name: str) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return _shapes(import_timm().create_model(name, pretrained=False, num_classes=0).state_dict())
+    create = functools.partial(import_timm().create_model, name, pretrained=False, num_classes=0)
+    try:
+        with torch.device("meta"):
+            return _shapes(create().state_dict())
+    except (NotImplementedError, RuntimeError):  # timm before 1.0 computes with numbers while it builds some networks
+        return _shapes(create().state_dict())
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

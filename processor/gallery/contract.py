@@ -183,9 +183,9 @@ def check_rows(ids: Sequence[int], vectors: np.ndarray, facts: Mapping[str, Sequ
     ids = np.asarray(ids)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise ValueError(f"ids: expected a list of whole numbers, got {ids.dtype} of shape {ids.shape}")
-    if len(bad := np.flatnonzero((ids < 0) | (ids > 2**63 - 1))):
-        raise ValueError(f"ids: {ids[bad[0]]} is not in 0 .. 2**63 - 1")
-    ids = ids.astype(np.int64)
+    given, ids = ids, ids.astype(np.int64)  # an unsigned number that is too large becomes a negative one
+    if len(bad := np.flatnonzero(ids < 0)):
+        raise ValueError(f"ids: {given[bad[0]]} is not in 0 .. 2**63 - 1")
     if len(np.unique(ids)) < len(ids):
         values, counts = np.unique(ids, return_counts=True)
         raise ValueError(f"ids: {values[counts > 1][0]} comes twice")
@@ -229,9 +229,12 @@ def _check_fact(name: str, values: Sequence, count: int) -> np.ndarray:
     if values.shape != (count,):
         raise ValueError(f"facts: {name} has shape {list(values.shape)}, expected [{count}]")
     if isinstance(FACTS[name], int):
-        if count and (values.dtype.kind not in "iu" or values.max() > 2**63 - 1):
+        kind, numbers = values.dtype.kind, values
+        if kind in "iu" or not count:
+            numbers = values.astype(np.int64)  # an unsigned number that is too large becomes a negative one
+        if count and (kind not in "iu" or (kind == "u" and numbers.min() < 0)):
             raise ValueError(f"facts: {name} is {values.dtype}, expected int64")
-        return values.astype(np.int64)
+        return numbers
     values = values.astype(object)
     for row, value in enumerate(values):
         # A name of bytes that are not UTF-8 has surrogates, which no engine can store.

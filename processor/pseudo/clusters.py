@@ -172,6 +172,7 @@ def _nearest_of_identity(graph: csr_matrix, identities: np.ndarray) -> np.ndarra
     """[N] distance to the nearest image of the same identity (without one, of any); 1 beyond the graph."""
     row = np.repeat(np.arange(len(identities)), np.diff(graph.indptr))
     asked = (identities[row] == identities[graph.indices]) | (identities[row] == NOBODY)
+    asked &= row != graph.indices  # some versions of DBSCAN put a diagonal of zeros into the graph that they are given
     nearest = np.ones(len(identities), np.float32)
     np.minimum.at(nearest, row[asked], graph.data[asked])
     return nearest
