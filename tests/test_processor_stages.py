@@ -66,7 +66,7 @@ class Actor:
 
     def train(self, cfg):
         out = Path(cfg.OUTPUT_DIR)
-        state = {"epoch": cfg.SOLVER.MAX_EPOCHS, "optimizers": [], "model": {"w": torch.rand(3)},
+        state = {"epoch": cfg.SOLVER.MAX_EPOCHS, "optimizers": [], "data_digest": "", "model": {"w": torch.rand(3)},
                  "config": dump_cfg(cfg)}
         save_checkpoint(out / "latest.pth", state)
         if self.stops:
