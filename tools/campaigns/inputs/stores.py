@@ -1,9 +1,13 @@
 """Damage to records and programs that leaves them sound: SQLite by SQL, ONNX and OpenVINO with their checksums."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import sqlite3
+import tempfile
+from pathlib import Path
 from random import Random
 
 from processor.export.seal import DIGITS, EMPTY, SEALS
@@ -16,10 +20,21 @@ _DIMS = ((2**40,), (2**20, 2**20), (0,), (-1,), (1, 1, 1), (2**32, 2**32), (), (
 
 def change_sqlite(data: bytes, draw: Random, means: Means) -> tuple[bytes, str]:
     """A row, a table or the schema changed by SQL, so that the file is sound and what it says is not."""
-    import sqlite3
+    with tempfile.TemporaryDirectory() as folder:  # Python 3.10 cannot take a database from memory
+        file = Path(folder, "database")
+        file.write_bytes(data[:18] + b"\1\1" + data[20:])  # without a log, which would be another file
+        with contextlib.closing(sqlite3.connect(file)) as db:
+            done = _change_rows(db, draw, means)
+        changed = file.read_bytes()
+    return changed[:18] + data[18:20] + changed[20:], f"SQLite: {done}"
 
-    db = sqlite3.connect(":memory:")
-    db.deserialize(data[:18] + b"\1\1" + data[20:])  # without a log, which memory has not
+
+def _change_rows(db: sqlite3.Connection, draw: Random, means: Means) -> str:
+    """Make a change and say which.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
     tables = [name for name, in db.execute("SELECT name FROM sqlite_master WHERE type='table'") if "sqlite" not in name]
     table = draw.choice(sorted(tables))
     columns = [row[1] for row in db.execute(f'PRAGMA table_info("{table}")')]
@@ -51,9 +66,7 @@ def change_sqlite(data: bytes, draw: Random, means: Means) -> tuple[bytes, str]:
         db.commit()
     except (sqlite3.Error, OverflowError) as error:
         raise ValueError from error
-    changed = db.serialize()
-    db.close()
-    return changed[:18] + data[18:20] + changed[20:], f"SQLite: {'; '.join(statements)} {str(values)[:40]}"
+    return f"{'; '.join(statements)} {str(values)[:40]}"
 
 
 def _value(draw: Random, means: Means) -> str | float | int | bytes | None:
