@@ -203,6 +203,12 @@ def test_what_is_too_much_is_refused_with_a_reason(folder):
             assert b" 408 " in slow.recv(4096).splitlines()[0]
 
 
+def test_what_is_no_json_is_refused_with_the_reason_alone(folder):
+    with serving(folder, make_vision()) as (client, _):
+        status, answer = client.ask("POST", "/v1/search", b"{", {"Content-Type": "application/json"})
+        assert (status, answer["error"][:13]) == (422, "Invalid JSON:")
+
+
 def test_more_requests_than_may_wait_are_asked_to_come_back(folder):
     calm = threading.Event()
     vision = make_vision(embed=lambda pictures: (calm.wait(10), make_vision().embed(pictures))[1])

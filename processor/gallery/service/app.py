@@ -97,7 +97,8 @@ def _answer_error(status: int) -> Callable:
             code, reason = error.status_code, str(error.detail)
         elif isinstance(error, (RequestValidationError, ValidationError)):
             first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            place = ".".join(map(str, first["loc"]))  # of what is no JSON at all there is none
+            reason = f"{place}: {first['msg']}" if place else first["msg"]
         elif isinstance(error, OSError):
             reason = str(error)
         return JSONResponse({"error": reason}, code, headers={"Retry-After": "1"} if code == 503 else None)
