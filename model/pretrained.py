@@ -189,12 +189,20 @@ def identify(state: Mapping[str, Tensor], names: Iterable[str] = BACKBONES,
 
 def describe_nearest(state: Mapping[str, Tensor], names: Iterable[str], flexible: Iterable[str] = ()) -> str:
     """Which of these backbones has most of these weights, as `identify` takes them, and what is different."""
+    names = list(names)
+    built = [name for name in names if _shapes(name)]
+    absent = [name for name in names if name not in built]
+    missing = [f"a package is missing (python -m pip install -r requirements.txt), so that it was not compared with "
+               f"{list_first(absent)}"] if absent else []
+    if not built:
+        return missing[0]
     shapes = _shapes_in(state, flexible)
-    name = max(names, key=lambda name: len(shapes.items() & _shapes(name).items()))
+    name = max(built, key=lambda name: len(shapes.items() & _shapes(name).items()))
     there = _fixed(_shapes(name), flexible)
     rest = {"missing": there.keys() - shapes.keys(), "unexpected": shapes.keys() - there.keys(),
             "misshapen": {key for key in there.keys() & shapes.keys() if there[key] != shapes[key]}}
-    return "; ".join([f"the nearest is {name}", *_describe({kind: sorted(keys) for kind, keys in rest.items()})])
+    return "; ".join([f"the nearest is {name}", *_describe({kind: sorted(keys) for kind, keys in rest.items()}),
+                      *missing])
 
 
 def _shapes_in(state: Mapping[str, Tensor], flexible: Iterable[str] = ()) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ from conftest import load_golden_fill
 from test_model_networks import tokens
 
 from configs import load_cfg
+from model import pretrained
 from model.backbones import build_backbone
 from model.pretrained import unwrap_state_dict
 from model.published import convert, recognise
@@ -342,3 +343,22 @@ def test_a_checkpoint_of_ours_is_sent_to_the_export(tmp_path):
 def test_a_wrong_layout_name_lists_them(imported):
     with pytest.raises(ValueError, match=r"no such layout; there are .*fastreid_bot"):
         import_weights(imported / "file.pth", imported / "other", "fast-reid")
+
+
+def test_backbones_whose_package_is_missing_are_named_as_not_compared(monkeypatch):
+    def build(name, *args, **options):
+        if name != "resnet18":
+            raise ImportError("no timm")
+        return build_backbone(name, *args, **options)
+
+    monkeypatch.setattr(pretrained, "build_backbone", build)
+    pretrained._shapes.cache_clear()
+    try:
+        state = {"conv1.weight": torch.empty(64, 3, 7, 7), "other": torch.empty(1)}
+        some, none = (pretrained.describe_nearest(state, names) for names in (["resnet18", "vit_tiny"], ["vit_tiny"]))
+    finally:
+        pretrained._shapes.cache_clear()
+    assert some.startswith("the nearest is resnet18; ")
+    assert none == ("a package is missing (python -m pip install -r requirements.txt), so that it was not compared "
+                    "with vit_tiny")
+    assert some.endswith(none)

@@ -201,7 +201,8 @@ def _import_for_tools():
     import tools.campaigns  # noqa: F401  by the scripts of tests/
 
     for module in pkgutil.walk_packages(processor.__path__, "processor."):
-        importlib.import_module(module.name)
+        with contextlib.suppress(ImportError):  # of packages that are not installed, as those of a service
+            importlib.import_module(module.name)
     draw_no_curves(setattr)
     torch.set_num_threads(1)
 
