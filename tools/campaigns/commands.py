@@ -60,7 +60,8 @@ def run_command(words: Sequence[str], *, seconds: float = 600, env: Mapping[str,
     start = time.monotonic()
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen([*wrapper, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                                   cwd=cwd, env={**os.environ, **(env or {})}, start_new_session=True)
+                                   cwd=cwd, env={**os.environ, **(env or {})}, start_new_session=True,
+                                   preexec_fn=hear_signals)
         thread = None
         if disturb is not None:
             thread = threading.Thread(target=disturb, args=(process,), daemon=True)
@@ -78,6 +79,15 @@ def run_command(words: Sequence[str], *, seconds: float = 600, env: Mapping[str,
         output = out.read().decode("utf-8", "replace")
         after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest child so far: an upper bound
     return Ended(tuple(words), process.returncode, output, time.monotonic() - start, is_hung, after * 1024)
+
+
+def hear_signals() -> None:
+    """Let this process be ended by what a campaign in the background (`nohup`, `&`) ignores; to be called in a child.
+
+    What is ignored stays so in a new program, which is right for a tool and makes a campaign's cases others.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def kill_group(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tools.campaigns.commands import ROOT, Ended, fault_of, kill_group, run_command, tool
+from tools.campaigns.commands import ROOT, Ended, fault_of, hear_signals, kill_group, run_command, tool
 from tools.campaigns.materials import Materials
 from tools.campaigns.paths import TRIALS, Place
 from tools.campaigns.record import Campaign
@@ -161,7 +161,7 @@ def run_in_terminal(words: Sequence[str], env: dict[str, str], cwd: Path,
     """
     master, slave = pty.openpty()
     process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, cwd=cwd, env={**os.environ, **env},
-                               start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+                               start_new_session=True, preexec_fn=_take_terminal)
     os.close(slave)
     os.set_blocking(master, False)
     output, deadline = b"", time.monotonic() + _SECONDS
@@ -181,6 +181,11 @@ def run_in_terminal(words: Sequence[str], env: dict[str, str], cwd: Path,
         time.sleep(0.05)
     kill_group(process)
     return process.wait(), output.decode("utf-8", "replace"), is_left
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    hear_signals()
 
 
 def _has_iteration(log: Path, start: int = 0) -> bool:
