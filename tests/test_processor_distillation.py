@@ -43,6 +43,7 @@ def teacher(tiny_data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder_of(teacher, tmp_path_factory):
     """The teacher's model folder, and its .onnx beside."""
+    pytest.importorskip("onnx")
     folder = tmp_path_factory.mktemp("exported")
     trained = open_trained(teacher)
     write_model_folder(folder, trained.info, feature_weights(trained.model))

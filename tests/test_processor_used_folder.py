@@ -17,7 +17,8 @@ from utils.process import RunLock
 def cfg(tiny_data, tmp_path):
     """The config of a training whose folder has a checkpoint after two epochs."""
     cfg = load_cfg(None, tiny_options(tiny_data, tmp_path / "model"))
-    save_checkpoint(tmp_path / "model" / "latest.pth", {"epoch": 2, "optimizers": [], "config": dump_cfg(cfg)})
+    save_checkpoint(tmp_path / "model" / "latest.pth", {"epoch": 2, "optimizers": [], "config": dump_cfg(cfg),
+                                                        "data_digest": "", "model": {}})
     (tmp_path / "model" / "metrics.jsonl").write_text("{}\n")
     return cfg
 
