@@ -178,10 +178,11 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tiny_data, tmp_path,
     assert (stopped["epoch"], stopped["batches"]) == (epoch - 1, batches)  # the step at work was finished
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_process_ends_the_other_with_one_line(tiny_data, tmp_path, lost):
+@pytest.mark.parametrize(("lost", "at"), [(0, ("train_step", 1, 3)), (1, ("train_step", 1, 3)), (0, ("build",)),
+                                          (1, ("build",))])
+def test_a_killed_process_ends_the_other_with_one_line(tiny_data, tmp_path, lost, at):
     words = quick_options(tiny_data, tmp_path, "SOLVER.EVAL_PERIOD", 0)
-    codes, errors = train_together(2, words, "kill", ("train_step", 1, 3), lost)
+    codes, errors = train_together(2, words, "kill", at, lost)
     assert (codes[lost], codes[1 - lost]) == (-9, 2), errors
     line = errors[1 - lost].splitlines()[-1]
     assert line.startswith(f"error: process {1 - lost} of 2: process {lost} (127.0.0.1) is gone, so this one stops")

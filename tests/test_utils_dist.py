@@ -1,4 +1,5 @@
 """Processes that share the work: the same bits as alone, and no silence when one is lost."""
+import datetime
 import signal
 import time
 import weakref
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import processes_by_hand, processes_under_torchrun
+from processes import free_port, processes_by_hand, processes_under_torchrun
 from retrieval_oracle import people
 
 import utils.dist
@@ -17,6 +18,7 @@ from processor.retrieval.reranking import ReRanker, re_ranked_blocks, re_ranked_
 from processor.retrieval.search import budget, encoding
 from processor.retrieval.search.top_k import top_k
 from utils.dist import ALONE, Pulse, Workers, worker_group
+from utils.process import LostWorker
 
 ROOT = Path(__file__).parent.parent
 INPUT = {"num_query": 600, "num_gallery": 300, "dim": 16, "identities": 60, "noise": 1.0}  # 3 blocks of queries
@@ -214,6 +216,29 @@ def test_a_process_that_counted_just_before_its_end_is_named(monkeypatch):
         assert pulse.name_lost() == "process 1 (10.0.0.2)"
     finally:
         pulse.close()
+
+
+DIE_EARLY = """
+import time, utils.dist
+if os.environ["RANK"] == "0":
+    utils.dist._own_address = lambda *_: (time.sleep(1), os.kill(os.getpid(), signal.SIGKILL))
+with worker_group():
+    pass
+"""
+
+
+def test_a_process_that_dies_before_all_are_together_ends_the_other_with_an_error(tmp_path):
+    codes, errors, _ = by_hand(tmp_path, 2, DIE_EARLY)
+    assert codes == [-signal.SIGKILL, 1]
+    assert "LostWorker: process 1 of 2: the processes did not come together" in errors[1]
+
+
+def test_a_process_that_never_comes_is_not_waited_for_without_end(monkeypatch):
+    monkeypatch.setattr(utils.dist, "_JOINING", datetime.timedelta(seconds=1))
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(LostWorker, match="process 0 of 2: the processes did not come together"), worker_group():
+        pass
 
 
 STOP = """

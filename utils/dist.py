@@ -22,6 +22,7 @@ from utils.process import LostWorker, Stopped
 # Others may wait while a process does something long, such as extracting features; a lost one is noticed at once.
 _LOST = ("peer", "connect", "closed", "reset", "timed out", "timeout", "aborted", "remote process")
 _TIMEOUT = datetime.timedelta(hours=12)
+_JOINING = datetime.timedelta(minutes=30)  # in which all processes have to come; torchrun begins them at once
 SILENCE = 600.0  # seconds after which a process that gives no sign of life is given up
 
 
@@ -280,15 +281,13 @@ def worker_group(silence: float = SILENCE) -> Iterator[Workers]:
 
     CPU tensors travel through gloo, CUDA tensors through NCCL; each process takes the CUDA device of its local rank.
     A model that is wrapped for the group is to be closed within (`Training.close`), so that the group ends here.
+    Raises:
+        LostWorker: another process has not come, or died before all were together.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
-    pulse = Pulse(dist.get_rank(), dist.get_world_size(), silence)
+    pulse = _join(silence)
     workers = Workers(pulse.rank, pulse.size, pulse)  # it must outlive the group, see `exchange`
     failed = True
     try:
@@ -300,6 +299,26 @@ def worker_group(silence: float = SILENCE) -> Iterator[Workers]:
     finally:
         pulse.close(failed)
         dist.destroy_process_group()
+
+
+def _join(silence: float) -> Pulse:
+    """Come together with the other processes."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=_JOINING))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.PrefixStore("group", store),
+                                rank=rank, world_size=size, timeout=_TIMEOUT)
+        store.set_timeout(_TIMEOUT)  # NCCL asks it at the first exchange, for which another may be late
+        return Pulse(rank, size, silence)
+    except RuntimeError as error:  # torch's, of a process that has not come, or of a store that is not there any more
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        reason = str(error).strip().splitlines()[0]
+        raise LostWorker(f"process {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: the processes did not come "
+                         "together, so this one stops, too; nothing was written. Look for the first error above, then "
+                         f"start again ({reason})") from error
 
 
 class Replicas(nn.DataParallel):

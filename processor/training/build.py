@@ -92,8 +92,9 @@ class Training:
         self.close()
         if self.workers.size > 1:
             on_cuda = self.precision.device.type == "cuda"
-            self.net = DistributedDataParallel(self.model, device_ids=self.devices if on_cuda else None,
-                                               gradient_as_bucket_view=True)
+            with self.workers.exchange():  # the wrapper compares the parameters of all processes
+                self.net = DistributedDataParallel(self.model, device_ids=self.devices if on_cuda else None,
+                                                   gradient_as_bucket_view=True)
         elif len(self.devices) > 1:
             self.net = Replicas(self.model, self.devices, self.precision.autocast)
         else:
