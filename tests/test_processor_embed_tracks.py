@@ -2,6 +2,7 @@
 import struct
 import sys
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -227,7 +228,8 @@ def test_the_command_embeds_boxes_and_refuses_what_does_not_fit(model, tmp_path,
             (["--frames", tracks], "not a video"), (["--boxes", tmp_path / "no.txt"], "no.txt"),
             (["--min-conf", "2"], "holds no box of a conf of 2"), (["--tracklets", "--raw"], "ask for raw rows"),
             (["--batch-size", "0"], "at least 1"), (["--images", "x"], "not allowed with"),
-            (["--model", tmp_path / "other.onnx"], "other.onnx: not an ONNX file"),
+            (["--model", tmp_path / "other.onnx"], "other.onnx: not an ONNX file" if find_spec("onnxruntime") else
+             "onnxruntime is not installed"),
             (["--model", tmp_path / "bare.pth"], "without the config"),
             (["--model", tmp_path / "no.pth"], "no.pth: no such checkpoint file")):
         with pytest.raises(SystemExit) as end:

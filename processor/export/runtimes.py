@@ -76,8 +76,6 @@ class OnnxRuntime:
     """
 
     def __init__(self, path: str | Path, device: str = "auto", threads: int = 0):
-        check_seal(Path(path))
-        check_alone(Path(path))
         onnxruntime = load_package("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -87,6 +85,8 @@ class OnnxRuntime:
         usable = [("CUDAExecutionProvider", {"device_id": int(number or 0)})] * (has_cuda and kind != "cpu")
         if kind == "cuda" and not usable:
             raise ValueError(f"{path}: device=cuda, but this onnxruntime has no CUDA (pip install onnxruntime-gpu)")
+        check_seal(Path(path))
+        check_alone(Path(path))
         self.path = path
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, [*usable, "CPUExecutionProvider"])
