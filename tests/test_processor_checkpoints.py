@@ -410,6 +410,18 @@ def test_a_state_that_does_not_fit_is_refused_with_the_files_name(tiny_data, fol
         do_train(cfg_of(tiny_data, folder), resume="auto")
 
 
+@pytest.mark.parametrize("text", ["CUDA out of memory. Tried to allocate 20.00 MiB", "CUDA error: device-side assert",
+                                  "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"])
+def test_a_want_of_memory_or_a_device_at_fault_is_not_blamed_on_the_checkpoint(tiny_data, folder, text, monkeypatch):
+    def fail(*_):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(state, "_take", fail)
+    with pytest.raises(RuntimeError) as error:
+        do_train(cfg_of(tiny_data, folder), resume="auto")
+    assert str(error.value) == text
+
+
 # ------------------------------------------------------------------ going on
 def test_a_checkpoint_of_the_format_before_this_one_is_gone_on_from(tiny_data, tmp_path):
     changes = ("SOLVER.OPTIMIZER_NAME", "Adam", "SOLVER.EMA_DECAY", 0, "SOLVER.EVAL_PERIOD", 0)

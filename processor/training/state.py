@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # What torch and our own parts raise for a state that is not theirs.
 _MISFITS = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError, ValueError)
+# What torch says where not the state is at fault, but the memory or the device.
+_OF_THE_MACHINE = re.compile("out of memory|allocate memory|CUDA|HIP|NCCL")
 
 
 def state_of(run: Training, epochs: int, batches: int) -> dict:
@@ -86,9 +89,9 @@ def restore(run: Training, path: Path, checkpoint: dict) -> tuple[int, int]:
                          "this one aside")
     try:
         _take(run, checkpoint)
-    except torch.cuda.OutOfMemoryError:
-        raise
     except _MISFITS as error:
+        if _OF_THE_MACHINE.search(str(error)):  # to remove a sound checkpoint would be the wrong advice
+            raise
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path}: damaged, or of another program: its state does not fit this training "
                          f"({type(error).__name__}: {reason}); remove it, and the checkpoint before it is gone on from"
